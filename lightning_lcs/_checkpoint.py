@@ -1,0 +1,111 @@
+"""The subspace in a Lightning checkpoint: plain data and tensors beside the user's own ``state_dict``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lcs import _endpoints
+from lightning_lcs.modes import mode_to_dict
+
+if TYPE_CHECKING:
+    from lightning_lcs.model import SubspaceModel
+
+CHECKPOINT_KEY = "lightning_lcs"
+VERSION = 1
+
+
+def state_of(model: SubspaceModel) -> dict[str, Any]:
+    """See :meth:`SubspaceModel.subspace_state`."""
+    return {
+        "version": VERSION,
+        "mode": mode_to_dict(model.mode),
+        "subspace": model.subspace,
+        "line_parameters": model.line_parameters,
+        "targets": [part.prefix.rstrip(".") for part in model.parts],
+        "shapes": _shapes(model),
+        "endpoint_0": {
+            part.prefix + name: value.detach().clone() for part in model.parts for name, value in part.endpoints.items()
+        },
+        "statistics": [
+            {"alpha": alpha, "tensors": {name: value.clone() for name, value in tensors.items()}}
+            for alpha, tensors in model.statistics.items()
+        ],
+    }
+
+
+def load_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
+    """See :meth:`SubspaceModel.load_subspace_state`."""
+    check_version(state)
+    mine = state_of(model)
+    for key in ("mode", "subspace", "line_parameters"):
+        if mine[key] != state[key] and not (key == "line_parameters" and model.subspace == "point"):
+            raise ValueError(
+                f"the checkpoint holds {key}={state[key]!r}, and this model was built with {key}={mine[key]!r}; build "
+                "it as it was trained"
+            )
+    if mine["shapes"] != dict(state["shapes"]):
+        raise ValueError(f"the checkpoint is of another architecture: {_difference(mine['shapes'], state['shapes'])}")
+    with torch.no_grad():
+        for part in model.parts:
+            for name, endpoint in part.endpoints.items():
+                endpoint.copy_(state["endpoint_0"][part.prefix + name])
+    model.statistics = {float(level["alpha"]): dict(level["tensors"]) for level in state["statistics"]}
+
+
+def open_checkpoint(cls: type[SubspaceModel], checkpoint: str | os.PathLike[str], module: nn.Module) -> SubspaceModel:
+    """See :meth:`SubspaceModel.from_checkpoint`."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping) or CHECKPOINT_KEY not in content:
+        raise ValueError(f"{os.fspath(checkpoint)} holds no compressible subspace: it was not trained with LCSCallback")
+    state, weights = content[CHECKPOINT_KEY], content["state_dict"]
+    check_version(state)
+    targets = list(state["targets"])
+    prefix = f"{targets[0]}." if targets[0] else ""
+    if len(targets) == 1 and set(module.state_dict()) != set(weights):
+        # Not the LightningModule, so its network: the weights lie under the name of the target.
+        weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+        parts: nn.Module | dict[str, nn.Module] = module
+    elif len(targets) == 1:
+        parts = module.get_submodule(targets[0])
+    else:
+        parts = {name: module.get_submodule(name) for name in targets}
+    mine: dict[str, Tensor] = module.state_dict()
+    shapes = {name: list(value.shape) for name, value in mine.items()}
+    theirs = {name: list(value.shape) for name, value in weights.items()}
+    if shapes != theirs:
+        raise ValueError(f"{os.fspath(checkpoint)} is of another architecture: {_difference(shapes, theirs)}")
+    module.load_state_dict(weights)
+    model = cls(parts, mode=state["mode"], subspace=state["subspace"], line_parameters=state["line_parameters"])
+    load_state(model, state)
+    return model.eval()
+
+
+def check_version(state: Mapping[str, Any]) -> None:
+    """Refuse what another version wrote.
+
+    Raises:
+        ValueError: with the two versions.
+    """
+    if state.get("version") != VERSION:
+        raise ValueError(
+            f"the subspace was written in format {state.get('version')!r}, and this lightning-lcs reads {VERSION}; "
+            "install the version that wrote it"
+        )
+
+
+def _shapes(model: SubspaceModel) -> dict[str, list[int]]:
+    return {
+        part.prefix + name: list(parameter.shape)
+        for part in model.parts
+        for name, parameter in _endpoints.user_parameters(part.network.module)
+    }
+
+
+def _difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    name = next(name for name in (*mine, *theirs) if mine.get(name) != theirs.get(name))
+    return f"{name} has shape {mine.get(name)} here and {theirs.get(name)} in the checkpoint"

@@ -1,0 +1,92 @@
+"""The second endpoint of a line, kept beside the parameters that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_lcs.channels.network import ENDPOINT_NAME
+from lightning_lcs.functional.subspace import redraw
+
+LINE_PARAMETERS = ("norm", "all")
+ENDPOINT_STARTS = ("copy", "independent")
+
+
+class Endpoint(nn.Module):
+    """Endpoint 0 of the parameters of one module, as a child of that module under the same names.
+
+    There every way to build an optimizer finds it in its partner's group: ``parameters()`` of any ancestor, groups by
+    name, by submodule, by number of dimensions. It saves and loads nothing, so that every ``state_dict`` stays the
+    user's own.
+    """
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        pass
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer: by torch's classes, else by its name."""
+    known = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    return isinstance(module, known) or "Norm" in type(module).__name__
+
+
+def attach(module: nn.Module, which: str, start: str, seed: int) -> dict[str, nn.Parameter]:
+    """Give the parameters on the line their second endpoint.
+
+    Args:
+        module: the network; its modules get children named ``lcs_endpoint_0``.
+        which: "norm" (scale and shift of the normalisation layers) or "all".
+        start: "copy", or "independent" (see :func:`lightning_lcs.functional.subspace.redraw`).
+        seed: of the independent draws.
+
+    Returns:
+        Qualified name of each parameter on the line -> its endpoint 0. Tied parameters share one.
+
+    Raises:
+        ValueError: an unknown option, or no parameter is on the line.
+    """
+    if which not in LINE_PARAMETERS:
+        raise ValueError(f"line_parameters={which!r} is not known; choose one of {', '.join(map(repr, LINE_PARAMETERS))}")
+    if start not in ENDPOINT_STARTS:
+        raise ValueError(f"endpoint_start={start!r} is not known; choose one of {', '.join(map(repr, ENDPOINT_STARTS))}")
+    generator = torch.Generator().manual_seed(seed)
+    endpoints: dict[str, nn.Parameter] = {}
+    partners: dict[int, nn.Parameter] = {}
+    for path, child in list(module.named_modules()):
+        if isinstance(child, Endpoint) or (which == "norm" and not is_norm(child)):
+            continue
+        for leaf, parameter in list(child._parameters.items()):
+            if parameter is None or not parameter.is_floating_point():
+                continue
+            if id(parameter) not in partners:
+                values = redraw(parameter, generator) if start == "independent" else parameter.detach().clone()
+                partners[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+            if ENDPOINT_NAME not in child._modules:
+                child.add_module(ENDPOINT_NAME, Endpoint())
+            child.get_submodule(ENDPOINT_NAME).register_parameter(leaf, partners[id(parameter)])
+            endpoints[f"{path}.{leaf}" if path else leaf] = partners[id(parameter)]
+    if not endpoints:
+        raise ValueError(
+            "line_parameters='norm' finds no normalisation layer with scale and shift in this network; use "
+            "line_parameters='all' or subspace='point'"
+        )
+    return endpoints
+
+
+def detach(module: nn.Module) -> None:
+    """Take every second endpoint away again."""
+    for child in list(module.modules()):
+        child._modules.pop(ENDPOINT_NAME, None)
+
+
+def user_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The network's own parameters by qualified name, each once, without second endpoints."""
+    for name, parameter in module.named_parameters():
+        if ENDPOINT_NAME not in name.split("."):
+            yield name, parameter

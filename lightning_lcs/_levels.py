@@ -1,0 +1,180 @@
+"""The tensors with which a network runs at a level: for use, for training, for collecting statistics."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lcs.channels.network import training_flags
+from lightning_lcs.channels.plan import PlanAtWidth, Selection, add_selected, select
+from lightning_lcs.channels.program import Program
+from lightning_lcs.functional.subspace import interpolate
+
+if TYPE_CHECKING:
+    from lightning_lcs.model import Part, SubspaceModel
+
+
+def level_tensors(
+    part: Part,
+    program: Program,
+    at: PlanAtWidth,
+    alpha: float,
+    statistics: Mapping[str, Tensor],
+    complete: bool = False,
+) -> list[Tensor | None]:
+    """The program's parameters and buffers at a level, differentiable where gradients are recorded.
+
+    Args:
+        part: the network with its endpoints.
+        program: the traced forward.
+        at: the width.
+        alpha: position on the line.
+        statistics: running statistics of this level, which replace the cut ones.
+        complete: give tensors for the statistics that the program would only update, too; else they are ``None``.
+    """
+    tensors: list[Tensor | None] = []
+    for name in program.names:
+        if name in program.batch_statistics and not complete:
+            tensors.append(None)
+            continue
+        value = statistics.get(name)
+        if value is None:
+            value = _at_level(part, name, at.of(name), alpha)
+        else:
+            value = value.to(part.network.tensor(name).device)
+        if name in program.updated:
+            value = value.detach().clone()
+        tensors.append(value.contiguous())
+    return tensors
+
+
+def _at_level(part: Part, name: str, selection: Selection, alpha: float) -> Tensor:
+    value = select(part.network.tensor(name), selection)
+    if name in part.endpoints:
+        value = interpolate(select(part.endpoints[name], selection), value, alpha)
+    return value
+
+
+@dataclasses.dataclass
+class _Leaf:
+    tensor: Tensor
+    selection: Selection
+    sources: list[tuple[nn.Parameter, float]]
+
+
+class TrainingLevel:
+    """One level of a training step.
+
+    The level's tensors are leaves of their own; their gradients are added to the parameters' afterwards. That is
+    cheaper than back-propagating through every slice, which would build a full-sized gradient per tensor and level.
+    """
+
+    def __init__(self, alpha: float, width: float) -> None:
+        self.alpha = alpha
+        self.width = width
+        self._leaves: dict[tuple[int, str], _Leaf] = {}
+        self._at: dict[int, PlanAtWidth] = {}
+
+    def run(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a part at the level; calls within one step share their leaves."""
+        program = part.network.program(args, kwargs)
+        at = self._at.setdefault(id(part), part.network.plan.selection(self.width))
+        tensors = [self._tensor(part, program, at, name) for name in program.names]
+        return program.run(tensors, [at.size(dim) for dim in program.sizes], args, kwargs)
+
+    def _tensor(self, part: Part, program: Program, at: PlanAtWidth, name: str) -> Tensor | None:
+        if name in program.batch_statistics:
+            return None
+        key = (id(part), name)
+        if key not in self._leaves:
+            current, selection = part.network.tensor(name), at.of(name)
+            with torch.no_grad():
+                value = _at_level(part, name, selection, self.alpha).detach()
+                value = value.clone() if name in program.updated else value.contiguous()
+            sources: list[tuple[nn.Parameter, float]] = []
+            if isinstance(current, nn.Parameter):
+                if name in part.endpoints:
+                    sources = [(part.endpoints[name], 1.0 - self.alpha), (current, self.alpha)]
+                else:
+                    sources = [(current, 1.0)]
+                sources = [(p, share) for p, share in sources if p.requires_grad and share > 0.0]
+            self._leaves[key] = _Leaf(value.requires_grad_(bool(sources)), selection, sources)
+        return self._leaves[key].tensor
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Add the leaves' gradients to ``.grad`` of the parameters that they came from."""
+        for leaf in self._leaves.values():
+            if leaf.tensor.grad is None:
+                continue
+            for parameter, share in leaf.sources:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                add_selected(parameter.grad, leaf.selection, leaf.tensor.grad, share)
+        self._leaves.clear()
+
+
+class Collector:
+    """Cumulative averages of batch-norm statistics at one level.
+
+    Every batch counts the same, whatever the momentum: each starts from zeroed statistics, whose update by the batch's
+    mean and unbiased variance is divided by the momentum again.
+    """
+
+    def __init__(self, model: SubspaceModel, alpha: float) -> None:
+        self._model = model
+        self._alpha = alpha
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._cached: dict[int, tuple[list[Tensor | None], list[int]]] = {}
+
+    @contextlib.contextmanager
+    def flags(self) -> Iterator[None]:
+        """Evaluation, with the batch norms in training."""
+        with contextlib.ExitStack() as stack:
+            for part in self._model.parts:
+                stack.enter_context(training_flags(part.network.module, False))
+                for child in part.network.module.modules():
+                    if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                        child.training = True
+            yield
+
+    @torch.no_grad()
+    def run(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a batch and take its statistics."""
+        program = part.network.program(args, kwargs)
+        at = part.network.plan.selection(self._model.mode.width(self._alpha))
+        scratch = {
+            name: torch.zeros(at.shape(name), dtype=torch.float32, device=part.network.tensor(name).device)
+            for pair in program.statistics.items()
+            for name in (pair[0], pair[1][0])
+        }
+        if id(program) not in self._cached:
+            tensors = level_tensors(part, program, at, self._alpha, {})
+            self._cached[id(program)] = tensors, [at.size(dim) for dim in program.sizes]
+        tensors, sizes = self._cached[id(program)]
+        tensors = [scratch.get(name, value) for name, value in zip(program.names, tensors, strict=True)]
+        result = program.run(tensors, sizes, args, kwargs)
+        for mean, (variance, momentum) in program.statistics.items():
+            for name in (mean, variance):
+                self._add(part.prefix + name, scratch[name] / momentum)
+        return result
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def averages(self) -> dict[str, Tensor]:
+        """Running means and variances by qualified name.
+
+        Raises:
+            RuntimeError: no batch was seen.
+        """
+        if not self._counts:
+            raise RuntimeError("no batch ran through the network: there is nothing to take batch-norm statistics from")
+        return {name: total / self._counts[name] for name, total in self._sums.items()}

@@ -1,0 +1,144 @@
+"""All traced forms of one network, and the one channel plan that they share."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from lightning_lcs.channels.plan import ChannelPlan
+from lightning_lcs.channels.program import Program
+from lightning_lcs.channels.propagate import propagate
+from lightning_lcs.channels.trace import TraceError, trace
+
+ENDPOINT_NAME = "lcs_endpoint_0"
+
+
+@contextlib.contextmanager
+def training_flags(module: nn.Module, mode: bool) -> Iterator[None]:
+    """Put a network into training or evaluation; on exit every submodule has its own flag back."""
+    flags = [(child, child.training) for child in module.modules()]
+    try:
+        for child, _ in flags:
+            child.training = mode
+        yield
+    finally:
+        for child, flag in flags:
+            child.training = flag
+
+
+class TracedNetwork:
+    """A network and the programs traced from it: one per state of its training flags and shape of its input.
+
+    Args:
+        module: the network; not changed.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.plan = ChannelPlan()
+        self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._programs: dict[Any, Program] = {}
+        self._children: list[nn.Module] = []
+        self._owners: dict[str, tuple[nn.Module, str]] = {}
+
+    def program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        """The program for this call and the current training flags, traced when it is needed for the first time.
+
+        Raises:
+            TraceError: the network can't be traced, or its forms disagree about which channels shrink together.
+        """
+        if not self._children:
+            self._children = [m for name, m in self.module.named_modules() if ENDPOINT_NAME not in name]
+        key = (tuple([child.training for child in self._children]), _call_key(args, kwargs))
+        program = self._programs.get(key)
+        if program is None:
+            if self.example is None:
+                self.example = _sample(args, kwargs)
+                # The forms for training and evaluation settle the plan together, before either is used.
+                self.in_mode(False)
+                self.in_mode(True)
+            program = self._programs.get(key) or self._trace(key, args, kwargs)
+        return program
+
+    def in_mode(self, training: bool) -> Program:
+        """The program for the shapes seen first, wholly in training or in evaluation.
+
+        Raises:
+            RuntimeError: the network was never called below alpha = 1, so that its input is not known.
+        """
+        if self.example is None:
+            raise RuntimeError(
+                "the network's input is not known yet: give SubspaceModel(..., example_inputs=...), or call it once "
+                "below alpha = 1"
+            )
+        with training_flags(self.module, training):
+            return self.program(*self.example)
+
+    def forget(self) -> None:
+        """Drop every trace (the network itself has changed)."""
+        self._programs.clear()
+        self._children.clear()
+        self._owners.clear()
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter or buffer of this qualified name, as it is now (``.to()`` replaces buffers)."""
+        if name not in self._owners:
+            path, _, leaf = name.rpartition(".")
+            self._owners[name] = (self.module.get_submodule(path), leaf)
+        owner, leaf = self._owners[name]
+        value = owner._parameters.get(leaf)
+        value = owner._buffers.get(leaf) if value is None else value
+        if value is None:
+            raise RuntimeError(f"{name} is gone from the network since it was traced")
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Traces hold tensors without data and code; they are made again when needed.
+        return {**self.__dict__, "_programs": {}, "_children": [], "_owners": {}}
+
+    def _trace(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        traced = trace(self.module, args, kwargs)
+        plan = ChannelPlan(copy.deepcopy(self.plan.structure), dict(self.plan.tensors))
+        sizes = propagate(traced, plan.structure, plan.tensors)
+        if len(self._programs) >= 2:
+            changed = [name for name in self.plan.tensors if _shape(plan, name) != _shape(self.plan, name)]
+            if changed:
+                raise TraceError(
+                    f"another form of {type(self.module).__name__} (other training flags or input shape) would slice "
+                    f"{changed[0]} differently from the form traced first"
+                )
+        self.plan = plan
+        self._programs[key] = Program(traced, sizes)
+        return self._programs[key]
+
+
+def _shape(plan: ChannelPlan, name: str) -> list[int]:
+    return plan.selection(0.4).shape(name)
+
+
+def _call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        return args[0].shape[1:]
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    return spec, tuple((leaf.shape[1:], leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+
+
+def _sample(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with at most two samples, to trace other forms of the network with later."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    batch = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
+    with torch.inference_mode(False):
+        small = [
+            leaf.detach()[:2].clone()
+            if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
+            else (leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
+            for leaf in leaves
+        ]
+    args, kwargs = pytree.tree_unflatten(small, spec)
+    return args, kwargs

@@ -1,0 +1,131 @@
+"""The channel plan: which entries of every parameter and buffer a width keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lightning_lcs.channels.dims import Dim, Structure
+from lightning_lcs.channels.rules import Dims
+
+# What is kept of one dimension: nothing is cut, a prefix of this length, or these indices.
+Kept = None | int | list[int]
+Selection = tuple[Kept, ...]
+
+
+@dataclasses.dataclass
+class ChannelPlan:
+    """How the tensors of one network shrink together.
+
+    Attributes:
+        structure: the atoms of all dimensions.
+        tensors: dimensions of parameters and buffers, by qualified name.
+    """
+
+    structure: Structure = dataclasses.field(default_factory=Structure)
+    tensors: dict[str, Dims] = dataclasses.field(default_factory=dict)
+
+    def selection(self, width: float) -> PlanAtWidth:
+        """What a width keeps."""
+        return PlanAtWidth(self, width)
+
+    def sliced(self) -> dict[str, bool]:
+        """For every tensor, whether any of its dimensions shrinks."""
+        return {name: any(self.structure.free(dim) for dim in dims) for name, dims in self.tensors.items()}
+
+    def whole(self) -> dict[str, list[tuple[int, str]]]:
+        """Dimensions kept whole although they are not inputs or outputs: tensor -> (dimension, what froze it)."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        for name, dims in self.tensors.items():
+            for axis, dim in enumerate(dims):
+                for term in self.structure.resolve(dim):
+                    reasons = [self.structure.frozen[atom] for atom in term if atom in self.structure.frozen]
+                    if len(reasons) == len(term) and reasons and reasons[-1] not in _EXPECTED:
+                        found.setdefault(name, []).append((axis, reasons[-1]))
+        return found
+
+    def report(self, width: float = 0.5) -> str:
+        """Per model: the share of parameters left at ``width``, and every dimension kept whole with what froze it."""
+        at = self.selection(width)
+        full = sum(prod(self.structure.size(dim) for dim in dims) for dims in self.tensors.values())
+        kept = sum(prod(at.shape(name)) for name in self.tensors)
+        sliced = sum(self.sliced().values())
+        lines = [
+            f"{sliced} of {len(self.tensors)} tensors are sliced; at width {width:g} they hold "
+            f"{kept:,} of {full:,} numbers ({kept / max(full, 1):.1%})"
+        ]
+        for name, dims in self.whole().items():
+            lines.extend(f"  kept whole: {name}, dimension {axis} ({why})" for axis, why in dict.fromkeys(dims))
+        return "\n".join(lines)
+
+
+_EXPECTED = {"input of the network", "output of the network", "spatial", "groups", "groups of a convolution"}
+
+
+class PlanAtWidth:
+    """What one width keeps; computed once per dimension."""
+
+    def __init__(self, plan: ChannelPlan, width: float) -> None:
+        self.plan = plan
+        self.width = width
+        self._kept: dict[Dim, Kept] = {}
+
+    def kept(self, dim: Dim) -> Kept:
+        """What is kept of a dimension."""
+        structure = self.plan.structure
+        dim = structure.resolve(dim)
+        if dim not in self._kept:
+            if not structure.free(dim):
+                self._kept[dim] = None
+            elif len(dim) == len(dim[0]) == 1:
+                self._kept[dim] = structure.kept_size(dim, self.width)
+            else:
+                indices = structure.kept_indices(dim, self.width)
+                prefix = indices[-1] == len(indices) - 1
+                self._kept[dim] = len(indices) if prefix else indices
+        return self._kept[dim]
+
+    def of(self, name: str) -> Selection:
+        """What is kept of each dimension of a parameter or buffer; a tensor unknown to the plan is kept whole."""
+        return tuple(self.kept(dim) for dim in self.plan.tensors.get(name, ()))
+
+    def size(self, dim: Dim) -> int:
+        """Size of a dimension at this width."""
+        return self.plan.structure.kept_size(dim, self.width)
+
+    def shape(self, name: str) -> list[int]:
+        """Shape of a parameter or buffer at this width."""
+        return [self.size(dim) for dim in self.plan.tensors[name]]
+
+
+def select(tensor: Tensor, selection: Selection) -> Tensor:
+    """The entries that are kept: a view where all cuts are prefixes, else a copy; differentiable."""
+    for axis, kept in enumerate(selection):
+        if isinstance(kept, int):
+            tensor = tensor.narrow(axis, 0, kept)
+        elif kept is not None:
+            tensor = tensor.index_select(axis, torch.tensor(kept, device=tensor.device))
+    return tensor
+
+
+def add_selected(full: Tensor, selection: Selection, part: Tensor, scale: float = 1.0) -> None:
+    """``full[selection] += scale * part``, in place: the transpose of :func:`select`."""
+    indexed: list[tuple[int, Sequence[int]]] = []
+    for axis, kept in enumerate(selection):
+        if isinstance(kept, int):
+            full = full.narrow(axis, 0, kept)
+        elif kept is not None:
+            indexed.append((axis, kept))
+    for axis, kept in indexed[1:]:
+        shape = list(part.shape)
+        shape[axis] = full.shape[axis]
+        part = part.new_zeros(shape).index_copy_(axis, torch.tensor(kept, device=part.device), part)
+    if indexed:
+        axis, kept = indexed[0]
+        full.index_add_(axis, torch.tensor(kept, device=full.device), part, alpha=scale)
+    else:
+        full.add_(part, alpha=scale)

@@ -1,0 +1,210 @@
+"""A traced graph as a function of tensors and sizes, or as a network of its own."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from lightning_lcs.channels.dims import Dim
+from lightning_lcs.channels.plan import PlanAtWidth
+from lightning_lcs.channels.propagate import SizeArgument, is_batch_statistic, running_statistics
+from lightning_lcs.channels.trace import Trace
+
+
+class Program:
+    """One traced forward with its tensors and its level-dependent sizes as inputs.
+
+    The generated code of an ``fx.GraphModule`` runs as fast as the network's own Python code (measured on resnet18 at
+    batch 1: 0.75 to 0.97 of it), and changing the level compiles nothing.
+
+    Attributes:
+        names: qualified names of the parameters and buffers, in the order in which ``run`` takes them.
+        sizes: the dimensions whose sizes ``run`` takes after the tensors.
+        batch_statistics: running statistics that the graph only updates: ``None`` may stand for them.
+        updated: buffers that the graph changes in place otherwise: they need a copy.
+        statistics: running mean -> (running variance, momentum), of every batch norm.
+    """
+
+    def __init__(self, trace: Trace, size_arguments: Sequence[SizeArgument]) -> None:
+        self.trace = trace
+        self.size_arguments = tuple(size_arguments)
+        structure_sizes = dict.fromkeys(dim for _, _, dim in size_arguments)
+        self.sizes: tuple[Dim, ...] = tuple(structure_sizes)
+        self.statistics = running_statistics(trace)
+        placeholders = {node.name: node for node in trace.graph.nodes if node.op == "placeholder"}
+        state = [name for name in placeholders if name in trace.state]
+        self.names = tuple(trace.state[name] for name in state)
+        self.batch_statistics = frozenset(trace.state[n] for n in state if is_batch_statistic(placeholders[n]))
+        self.updated = frozenset(trace.state[n] for n in state if _is_updated(placeholders[n])) - self.batch_statistics
+        self._constants = [name for name in placeholders if name in trace.constants]
+        self._forward = self._compile(state)
+
+    def _compile(self, state: list[str]) -> Callable[..., Any]:
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        originals = {node.name: node for node in self.trace.graph.nodes if node.op == "placeholder"}
+        for name in state + self._constants:
+            mapping[originals[name]] = graph.placeholder(name)
+        size_nodes = {dim: graph.placeholder(f"size_{i}") for i, dim in enumerate(self.sizes)}
+        for name in self.trace.inputs:
+            mapping[originals[name]] = graph.placeholder(name)
+        resized: dict[fx.Node, dict[tuple[int, ...], fx.Node | int]] = {}
+        for node, path, dim in self.size_arguments:
+            resized.setdefault(node, {})[path] = size_nodes[dim]
+        _copy_body(self.trace.graph, graph, mapping, resized, None)
+        return fx.GraphModule(nn.Module(), graph, class_name="Program").forward
+
+    def run(self, tensors: Sequence[Tensor | None], sizes: Sequence[int], args: Any, kwargs: Any) -> Any:
+        """The network's result with these tensors and sizes."""
+        leaves = args if len(args) == 1 and isinstance(args[0], Tensor) and not kwargs else None
+        leaves = pytree.tree_leaves((args, kwargs)) if leaves is None else leaves
+        # Constants of the code live where the input lives.
+        device = next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
+        constants = [self.trace.constants[name].to(device) for name in self._constants]
+        results = self._forward(*tensors, *constants, *sizes, *leaves)
+        if self.trace.out_spec.is_leaf():
+            return results[0]
+        return pytree.tree_unflatten(list(results), self.trace.out_spec)
+
+    def example_inputs(self, batch: int, device: str = "meta") -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Empty arguments of the traced shape with ``batch`` samples."""
+        leaves = []
+        for name in self.trace.inputs:
+            value = next(node for node in self.trace.graph.nodes if node.name == name).meta["val"]
+            if isinstance(value, Tensor):
+                shape = [size if isinstance(size, int) else batch for size in value.shape]
+                leaves.append(torch.empty(shape, dtype=value.dtype, device=device))
+            else:
+                leaves.append(value)
+        args, kwargs = pytree.tree_unflatten(leaves, self.trace.in_spec)
+        return args, kwargs
+
+
+def _is_updated(node: fx.Node) -> bool:
+    """Whether an in-place op writes to a placeholder (batch norm in training included)."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if schema is None:
+            continue
+        for argument, value in zip(schema.arguments, user.args, strict=False):
+            if value is node and argument.alias_info is not None and argument.alias_info.is_write:
+                return True
+    return is_batch_statistic(node)
+
+
+def _copy_body(
+    source: fx.Graph,
+    target: fx.Graph,
+    mapping: dict[fx.Node, fx.Node],
+    resized: Mapping[fx.Node, Mapping[tuple[int, ...], Any]],
+    out_spec: pytree.TreeSpec | None,
+) -> None:
+    """Copy calls and the output, with the sizes in ``resized`` put into place."""
+    for node in source.nodes:
+        if node.op == "call_function":
+            copy = target.node_copy(node, lambda n: mapping[n])
+            copy.meta.clear()
+            for path, size in resized.get(node, {}).items():
+                copy.args = _replaced(copy.args, path, size)
+            mapping[node] = copy
+        elif node.op == "output":
+            results = [mapping[r] if isinstance(r, fx.Node) else r for r in node.args[0]]
+            target.output(tuple(results) if out_spec is None else pytree.tree_unflatten(results, out_spec))
+
+
+def _replaced(args: Any, path: tuple[int, ...], value: Any) -> Any:
+    position, *rest = path
+    items = list(args)
+    items[position] = _replaced(items[position], tuple(rest), value) if rest else value
+    return tuple(items) if isinstance(args, tuple) else items
+
+
+class MaterializedModel(fx.GraphModule):
+    """A network of one level, with its own small parameters and buffers, for one of training and evaluation.
+
+    Its ``state_dict`` has the names of the network that it was cut from. It can be pickled, copied, exported and
+    compiled.
+
+    Raises:
+        RuntimeError: ``train()`` on one made for evaluation, or ``eval()`` on one made for training: dropout and batch
+            norm are part of the graph.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, for_training: bool) -> None:
+        super().__init__(root, graph, class_name="MaterializedModel")
+        self.meta["for_training"] = for_training
+        super().train(for_training)
+
+    def train(self, mode: bool = True) -> MaterializedModel:
+        """Accepts only the mode that the network was made for."""
+        if mode != self.meta["for_training"]:
+            made, asked = ("evaluation", True) if mode else ("training", False)
+            raise RuntimeError(
+                f"this network was materialized for {made}; materialize(alpha, train={asked}) makes the other one"
+            )
+        return self
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (*super().__reduce__(), self.meta["for_training"])
+
+
+def _rebuild(function: Callable[..., fx.GraphModule], arguments: Any, for_training: bool) -> MaterializedModel:
+    module = function(*arguments)
+    return MaterializedModel(module, module.graph, for_training)
+
+
+def materialize(
+    program: Program, at: PlanAtWidth, tensors: Mapping[str, Tensor], trainable: Mapping[str, bool], for_training: bool
+) -> MaterializedModel:
+    """A network of its own out of a traced graph.
+
+    Args:
+        program: the traced forward.
+        at: the width.
+        tensors: every parameter and buffer that the graph reads, at that width, by qualified name.
+        trainable: for the parameters among them, whether they require gradients.
+        for_training: which of training and evaluation the graph was traced in.
+
+    Raises:
+        NotImplementedError: the network takes nested inputs.
+    """
+    trace = program.trace
+    args_spec, kwargs_spec = trace.in_spec.children() if hasattr(trace.in_spec, "children") else ((), ())
+    if not all(child.is_leaf() for spec in (args_spec, kwargs_spec) for child in spec.children()):
+        raise NotImplementedError("materialize() takes networks whose arguments are tensors, not nested structures")
+    root, graph = nn.Module(), fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    for node in trace.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if node.name in trace.inputs:
+            mapping[node] = graph.placeholder(node.name)
+            continue
+        name = trace.state.get(node.name, node.name)
+        value = tensors[name] if node.name in trace.state else trace.constants[node.name]
+        _register(root, name, value, trainable.get(name))
+    for node in trace.graph.nodes:
+        if node.op == "placeholder" and node.name not in trace.inputs:
+            mapping[node] = graph.get_attr(trace.state.get(node.name, node.name))
+    resized: dict[fx.Node, dict[tuple[int, ...], int]] = {}
+    for node, path, dim in program.size_arguments:
+        resized.setdefault(node, {})[path] = at.size(dim)
+    _copy_body(trace.graph, graph, mapping, resized, trace.out_spec)
+    return MaterializedModel(root, graph, for_training)
+
+
+def _register(root: nn.Module, name: str, value: Tensor, trainable: bool | None) -> None:
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = operator.getitem(root._modules, part)  # type: ignore[assignment]
+    if trainable is None:
+        root.register_buffer(leaf, value)
+    else:
+        root.register_parameter(leaf, nn.Parameter(value, requires_grad=trainable))

@@ -1,0 +1,13 @@
+"""What each ATen op says about channel dimensions.
+
+A rule takes a :class:`Call` and returns the dimensions of the op's output; on the way it unifies what must agree and
+notes which of the op's integer arguments are sizes that shrink with a level. An op without a rule freezes what it
+touches, so that a missing rule costs compression, never correctness.
+"""
+
+from lightning_lcs.channels.rules import layers, pointwise, reductions, shapes
+from lightning_lcs.channels.rules.call import Call, Dims, Rule
+
+RULES: dict[str, Rule] = {**pointwise.RULES, **layers.RULES, **reductions.RULES, **shapes.RULES}
+
+__all__ = ["RULES", "Call", "Dims"]

@@ -1,0 +1,173 @@
+"""A network as a graph of ATen ops, in one training state and for one shape of input (batch size left open)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.export import Dim, ShapesCollection
+from torch.export.graph_signature import InputKind
+
+# Any batch size serves, but not 1 (export bakes it in), nor one that a channel count is likely to share.
+TRACE_BATCH = 11
+
+_NOTES = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range")
+
+
+class TraceError(RuntimeError):
+    """A network that ``torch.export`` can't trace."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A traced forward.
+
+    Attributes:
+        graph: placeholders (parameters, buffers, constants, then the user's inputs), ATen calls, one output.
+        state: placeholder name -> qualified name of the parameter or buffer that it stands for.
+        constants: placeholder name -> tensor lifted out of the code.
+        inputs: placeholder names of the user's tensors, in flattened order.
+        in_spec: structure of ``(args, kwargs)``.
+        out_spec: structure of what the forward returns.
+    """
+
+    graph: fx.Graph
+    state: dict[str, str]
+    constants: dict[str, Tensor]
+    inputs: tuple[str, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+
+
+@contextlib.contextmanager
+def _neutral(module: nn.Module) -> Iterator[None]:
+    """Trace the class's own forward, in full precision, and leave no trace of the tracing.
+
+    Autocast would be baked in as casts; tensors made in inference mode can't be traced; random numbers drawn while
+    tracing must not move the user's generator.
+    """
+    patched = module.__dict__.pop("forward", None)
+    exporter = logging.getLogger("torch.export")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
+    finally:
+        exporter.setLevel(level)
+        if patched is not None:
+            module.__dict__["forward"] = patched
+
+
+def _samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
+    """The call's arguments with `TRACE_BATCH` samples, and the tensors among them that carry the batch."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0]
+    if not tensors:
+        raise TraceError("the network was called without a tensor: there is no batch dimension to keep open")
+    batch = tensors[0].shape[0]
+    rows = torch.arange(TRACE_BATCH, device=tensors[0].device) % batch
+    carried: list[Tensor] = []
+
+    def repeat(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf.ndim == 0 or leaf.shape[0] != batch:
+            return leaf.detach().clone()
+        carried.append(leaf.detach()[rows.to(leaf.device)].clone())
+        return carried[-1]
+
+    repeated_args, repeated_kwargs = pytree.tree_unflatten([repeat(leaf) for leaf in leaves], spec)
+    return repeated_args, repeated_kwargs, carried
+
+
+def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    """Trace ``module(*args, **kwargs)`` in the training state that the module and its children are in.
+
+    The batch dimension (dimension 0 of the first tensor, and of every tensor of the same length) stays open; all other
+    sizes are those of the call: another resolution is another trace.
+
+    Raises:
+        TraceError: ``torch.export`` fails, or bakes the batch size in.
+    """
+    with _neutral(module):
+        args, kwargs, carried = _samples(args, kwargs)
+        shapes = ShapesCollection()
+        for tensor in carried:
+            shapes[tensor] = {0: Dim.AUTO}
+        try:
+            program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
+        except Exception as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise TraceError(
+                f"{type(module).__name__} can't be traced by torch.export ({type(error).__name__}: {first}). Structured "
+                "compression needs a traceable forward; move code that depends on tensor values out of the network, "
+                "or name a smaller part of it with target="
+            ) from error
+    signature = program.graph_signature
+    state, constants, inputs = {}, {}, []
+    for spec in signature.input_specs:
+        name = spec.arg.name
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            state[name] = str(spec.target)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            constants[name] = program.constants[str(spec.target)]
+        elif spec.kind is InputKind.USER_INPUT:
+            inputs.append(name)
+        else:
+            raise TraceError(f"{type(module).__name__} holds an input of an unsupported kind: {spec.kind}")
+    graph = program.graph
+    _check_batch(module, graph, inputs, carried)
+    _normalise(graph)
+    return Trace(graph, state, constants, tuple(inputs), program.call_spec.in_spec, program.call_spec.out_spec)
+
+
+def _check_batch(module: nn.Module, graph: fx.Graph, inputs: list[str], carried: list[Tensor]) -> None:
+    open_batch = 0
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.name in inputs:
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.ndim and isinstance(value.shape[0], torch.SymInt):
+                open_batch += 1
+    if open_batch < len(carried):
+        raise TraceError(
+            f"{type(module).__name__} fixes the batch size in its forward, so that its trace would serve that size "
+            "only; use the shape of the input instead of a stored batch size"
+        )
+
+
+def _normalise(graph: fx.Graph) -> None:
+    """Drop checks of what was traced; write every cut of a dimension with the sizes of its parts spelled out."""
+    split_with_sizes = torch.ops.aten.split_with_sizes.default
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        name = getattr(node.target, "__name__", "")
+        if not node.users and any(note in name for note in _NOTES):
+            graph.erase_node(node)
+        elif name in ("chunk.default", "split.Tensor"):
+            dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+            sizes = [part.shape[dim] for part in node.meta["val"]]
+            if all(isinstance(size, int) for size in sizes):
+                node.target, node.args, node.kwargs = split_with_sizes, (node.args[0], sizes, dim), {}
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or not _is_pure(node))
+    for node in reversed(list(graph.nodes)):
+        if node.op == "placeholder" and not node.users and node.name.startswith(("p_", "b_", "c_")):
+            graph.erase_node(node)
+
+
+def _is_pure(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or not schema.is_mutable

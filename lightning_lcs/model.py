@@ -1,0 +1,339 @@
+"""SubspaceModel: a network, its second endpoint, and the level at which it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lcs import _checkpoint, _endpoints
+from lightning_lcs._levels import Collector, TrainingLevel, level_tensors
+from lightning_lcs.channels.network import TracedNetwork
+from lightning_lcs.channels.plan import ChannelPlan
+from lightning_lcs.channels.program import MaterializedModel, Program, materialize
+from lightning_lcs.efficiency import Efficiency, count_macs, count_params
+from lightning_lcs.functional.subspace import endpoint_cosine
+from lightning_lcs.modes import Mode, check_alpha, check_subspace, parse_mode
+
+
+@dataclasses.dataclass
+class Part:
+    """One separately called network of a subspace model.
+
+    Attributes:
+        prefix: what its tensor names start with; empty for the only part.
+        network: the network and its traces.
+        endpoints: endpoint 0 by the network's own parameter names.
+        calls: how often it has run, for the check that a training step calls it.
+    """
+
+    prefix: str
+    network: TracedNetwork
+    endpoints: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
+    calls: int = 0
+
+
+class SubspaceModel(nn.Module):
+    """A network that runs at any level of compression.
+
+    At alpha = 1 the network's own forward runs, untouched; below, its traced graph runs with sliced tensors, at the
+    speed of the small network. On a line the network's own parameters are endpoint 1.
+
+    Args:
+        module: the network; or several that are called separately, by name.
+        example_inputs: a tensor or a tuple of arguments; without it the first call below alpha = 1 serves.
+        mode: "structured", or a mode object with options.
+        subspace: "line" or "point".
+        line_parameters: which parameters lie on the line: "norm" (scale and shift of normalisation layers, as in
+            arXiv 2110.04252) or "all".
+        endpoint_start: how endpoint 0 starts: "copy", or "independent" (each weight of two or more dimensions redrawn
+            with its own mean and deviation).
+        seed: of the independent draws.
+
+    Raises:
+        ValueError: an unknown option.
+        TraceError: with ``example_inputs``, a network that can't be traced.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module | Mapping[str, nn.Module],
+        example_inputs: Any = None,
+        *,
+        mode: str | Mode | Mapping[str, Any] = "structured",
+        subspace: str = "line",
+        line_parameters: str = "norm",
+        endpoint_start: str = "copy",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.mode = parse_mode(mode)
+        self.subspace = check_subspace(subspace)
+        modules = dict(module) if isinstance(module, Mapping) else {"": module}
+        if not modules:
+            raise ValueError("module is empty: give at least one network")
+        self.module = module if isinstance(module, nn.Module) else nn.ModuleList(modules.values())
+        self.line_parameters = line_parameters
+        self.parts: list[Part] = []
+        for name, child in modules.items():
+            part = Part(f"{name}." if name else "", TracedNetwork(child))
+            if subspace == "line":
+                part.endpoints = _endpoints.attach(child, line_parameters, endpoint_start, seed)
+            self.parts.append(part)
+        self.statistics: dict[float, dict[str, Tensor]] = {}
+        self._alpha = 1.0
+        self._training_level: TrainingLevel | None = None
+        self._collector: Collector | None = None
+        self._prepared: dict[int, tuple[Any, list[Tensor | None], list[int]]] = {}
+        self._warned = False
+        if example_inputs is not None:
+            args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+            self._only_part("example_inputs").network.program(args, {})
+
+    # -- levels -----------------------------------------------------------------------------------------------------
+
+    @property
+    def alpha(self) -> float:
+        """The level asked for, in [0, 1]."""
+        return self._alpha
+
+    def set_alpha(self, alpha: float) -> None:
+        """Choose the level at which the network runs from now on.
+
+        Args:
+            alpha: in [0, 1]; 1 is the full network.
+
+        Raises:
+            ValueError: ``alpha`` is outside [0, 1] or NaN; the level stays what it was.
+        """
+        self._alpha = check_alpha(alpha)
+        self._prepared.clear()
+
+    @contextlib.contextmanager
+    def at_alpha(self, alpha: float) -> Iterator[SubspaceModel]:
+        """Run at ``alpha`` inside the block; the level before comes back on any exit."""
+        before = self._alpha
+        self.set_alpha(alpha)
+        try:
+            yield self
+        finally:
+            self.set_alpha(before)
+
+    def nearest_level(self, alpha: float) -> float:
+        """The level that runs when ``alpha`` is asked for.
+
+        With stored batch-norm statistics it is the nearest stored one (or 1, whose statistics are the network's own);
+        without any it is ``alpha`` itself.
+        """
+        alpha = check_alpha(alpha)
+        if not self.statistics:
+            return alpha
+        return min((*self.statistics, 1.0), key=lambda level: (abs(level - alpha), -level))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own arguments and results, at the level set."""
+        part = self._only_part("forward()")
+        return self.run(part, part.network.module, args, kwargs)
+
+    def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one part at the level set; ``full`` is called at alpha = 1."""
+        part.calls += 1
+        if self._collector is not None:
+            return self._collector.run(part, args, kwargs)
+        if self._training_level is not None:
+            level = self._training_level
+            return full(*args, **kwargs) if level.alpha == 1.0 else level.run(part, args, kwargs)
+        alpha = self.nearest_level(self._alpha)
+        if alpha == 1.0:
+            return full(*args, **kwargs)
+        program = part.network.program(args, kwargs)
+        tensors, sizes = self._prepare(part, program, alpha)
+        return program.run(tensors, sizes, args, kwargs)
+
+    def _prepare(self, part: Part, program: Program, alpha: float) -> tuple[list[Tensor | None], list[int]]:
+        """The level's tensors, made anew only when a weight, the level or the need for gradients has changed."""
+        current = [part.network.tensor(name) for name in program.names]
+        endpoints = list(part.endpoints.values())
+        # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
+        key = (alpha, torch.is_grad_enabled(), torch.is_inference_mode_enabled()) + tuple(
+            [(tensor._version, tensor.data_ptr()) for tensor in current + endpoints]
+        )
+        cached = self._prepared.get(id(program))
+        if cached is not None and cached[0] == key and not program.updated:
+            return cached[1], cached[2]
+        at = part.network.plan.selection(self.mode.width(alpha))
+        statistics = self._statistics(part, program, alpha)
+        tensors = level_tensors(part, program, at, alpha, statistics)
+        sizes = [at.size(dim) for dim in program.sizes]
+        self._prepared[id(program)] = (key, tensors, sizes)
+        return tensors, sizes
+
+    def _statistics(self, part: Part, program: Program, alpha: float) -> dict[str, Tensor]:
+        """Stored running statistics of a level, by the part's own buffer names."""
+        read = [name for name in program.statistics if name not in program.batch_statistics]
+        stored = self.statistics.get(alpha)
+        if stored is None:
+            if read and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"running at alpha={alpha:g} on the batch-norm statistics of alpha=1, cut to size: accuracy will be "
+                    "poor; recalibrate() collects statistics for every level (LCSCallback does so by itself)",
+                    stacklevel=5,
+                )
+            return {}
+        return {name[len(part.prefix) :]: value for name, value in stored.items() if name.startswith(part.prefix)}
+
+    @contextlib.contextmanager
+    def training_level(self, alpha: float) -> Iterator[None]:
+        """One level of a training step: forward and backward inside the block, at exactly ``alpha``.
+
+        On a normal exit the gradients are added to those of the network's parameters (both endpoints on a line); the
+        level's own tensors and activations are gone by then. No running statistics are written. At alpha = 1 the
+        network's own parameters are used directly, as without this block.
+
+        Raises:
+            ValueError: ``alpha`` is outside [0, 1] or NaN.
+        """
+        level = TrainingLevel(check_alpha(alpha), self.mode.width(alpha))
+        self._training_level = level
+        try:
+            yield
+            level.add_gradients()
+        finally:
+            self._training_level = None
+
+    @contextlib.contextmanager
+    def collecting(self, alpha: float) -> Iterator[Collector]:
+        """Collect batch-norm statistics of one level from the batches that run inside the block.
+
+        The network runs as in evaluation, except that batch norms normalise with each batch's own statistics.
+        """
+        collector = Collector(self, check_alpha(alpha))
+        with collector.flags():
+            self._collector = collector
+            try:
+                yield collector
+            finally:
+                self._collector = None
+
+    # -- what a level is --------------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> ChannelPlan:
+        """Which channels shrink together; known once the network has been traced."""
+        part = self._only_part("plan")
+        part.network.in_mode(False)
+        return part.network.plan
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network holds running statistics that depend on the level."""
+        return any(
+            isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats
+            for part in self.parts
+            for child in part.network.module.modules()
+        )
+
+    def endpoint_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """``(w0, w1)`` of every parameter on the line, each once."""
+        pairs = {
+            id(w0): (w0, part.network.tensor(name)) for part in self.parts for name, w0 in part.endpoints.items()
+        }
+        return list(pairs.values())  # type: ignore[arg-type]
+
+    def endpoint_cosine(self) -> Tensor:
+        """Cosine between the endpoints over all parameters of the line; see :func:`functional.subspace`."""
+        return endpoint_cosine(self.endpoint_pairs())
+
+    def efficiency(self, alpha: float) -> Efficiency:
+        """What a level costs; with stored batch-norm statistics, the level that is nearest to ``alpha``.
+
+        Raises:
+            RuntimeError: the network was never called below alpha = 1 and had no ``example_inputs``.
+        """
+        alpha = self.nearest_level(alpha)
+        width = self.mode.width(alpha)
+        params = macs = size_bytes = 0
+        for part in self.parts:
+            program = part.network.in_mode(False)
+            at = part.network.plan.selection(width)
+            parameters: dict[str, Tensor] = dict(_endpoints.user_parameters(part.network.module))
+            count, parameter_bytes = count_params(at, parameters)
+            _, buffer_bytes = count_params(at, dict(part.network.module.named_buffers()))
+            params += count
+            size_bytes += parameter_bytes + buffer_bytes
+            macs += count_macs(program, at, part.network.tensor)
+        return Efficiency(
+            alpha=alpha, width=width, sparsity=0.0, bit_width=32, params=params, macs=macs, size_bytes=size_bytes
+        )
+
+    def materialize(self, alpha: float, train: bool = False) -> MaterializedModel | nn.ModuleDict:
+        """A plain network of one level, with its own small parameters and buffers.
+
+        Args:
+            alpha: in [0, 1].
+            train: make it for training instead of evaluation; the other of ``.train()`` and ``.eval()`` is an error.
+
+        Returns:
+            An ``fx.GraphModule`` whose ``state_dict`` has the network's own names; for several networks a
+            ``ModuleDict`` of them.
+        """
+        alpha = self.nearest_level(alpha)
+        made: dict[str, nn.Module] = {}
+        for part in self.parts:
+            program = part.network.in_mode(train)
+            at = part.network.plan.selection(self.mode.width(alpha))
+            with torch.inference_mode(False), torch.no_grad():
+                statistics = self._statistics(part, program, alpha) if alpha < 1.0 else {}
+                tensors = level_tensors(part, program, at, alpha, statistics, complete=True)
+                own = {name: value.detach().clone() for name, value in zip(program.names, tensors, strict=True)}  # type: ignore[union-attr]
+            trainable = {name: p.requires_grad for name, p in part.network.module.named_parameters(remove_duplicate=False)}
+            made[part.prefix.rstrip(".")] = materialize(program, at, own, trainable, train)
+        if len(self.parts) == 1:
+            return made[self.parts[0].prefix.rstrip(".")]  # type: ignore[return-value]
+        return nn.ModuleDict({name.replace(".", "_"): module for name, module in made.items()})
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def subspace_state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the network's own ``state_dict``: plain data and tensors."""
+        return _checkpoint.state_of(self)
+
+    def load_subspace_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`subspace_state` gave.
+
+        Raises:
+            ValueError: another mode, subspace, architecture or version; nothing has been changed then.
+        """
+        _checkpoint.load_state(self, state)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | os.PathLike[str], module: nn.Module) -> SubspaceModel:
+        """Open a Lightning checkpoint, in any process.
+
+        Args:
+            checkpoint: path; read with ``weights_only=True``.
+            module: the LightningModule that was trained, or its network; its weights are replaced.
+
+        Raises:
+            ValueError: the file holds no subspace, or one of another architecture or version.
+        """
+        return _checkpoint.open_checkpoint(cls, checkpoint, module)
+
+    # -- small print ------------------------------------------------------------------------------------------------
+
+    def _only_part(self, what: str) -> Part:
+        if len(self.parts) > 1:
+            names = ", ".join(repr(part.prefix.rstrip(".")) for part in self.parts)
+            raise RuntimeError(f"{what} needs a single network, and this subspace model has several: {names}")
+        return self.parts[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Prepared tensors are views of the weights of this very object.
+        return {**self.__dict__, "_prepared": {}}
