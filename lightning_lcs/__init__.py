@@ -1,0 +1,40 @@
+"""lightning-lcs: one training run, one checkpoint, every size.
+
+The names below are imported when they are first used, so that a device that only runs a trained network never imports
+Lightning, timm or wandb.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration as BatchNormRecalibration
+    from lightning_lcs.callbacks.lcs import LCSCallback as LCSCallback
+    from lightning_lcs.callbacks.tradeoff import TradeoffMonitor as TradeoffMonitor
+    from lightning_lcs.model import SubspaceModel as SubspaceModel
+    from lightning_lcs.modes import Structured as Structured
+    from lightning_lcs.wrapper import CompressibleSubspaceWrapper as CompressibleSubspaceWrapper
+
+_HOMES = {
+    "LCSCallback": "lightning_lcs.callbacks.lcs",
+    "CompressibleSubspaceWrapper": "lightning_lcs.wrapper",
+    "SubspaceModel": "lightning_lcs.model",
+    "Structured": "lightning_lcs.modes",
+    "BatchNormRecalibration": "lightning_lcs.callbacks.batchnorm",
+    "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
+}
+
+__all__ = list(_HOMES)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lightning_lcs' has no attribute {name!r}; it has: {', '.join(_HOMES)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -54,6 +54,7 @@ def load_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
         for part in model.parts:
             for name, endpoint in part.endpoints.items():
                 endpoint.copy_(state["endpoint_0"][part.prefix + name])
+    model.fresh = False
     model.statistics = {float(level["alpha"]): dict(level["tensors"]) for level in state["statistics"]}
 
 

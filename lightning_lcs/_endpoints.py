@@ -52,10 +52,13 @@ def attach(module: nn.Module, which: str, start: str, seed: int) -> dict[str, nn
         ValueError: an unknown option, or no parameter is on the line.
     """
     if which not in LINE_PARAMETERS:
-        raise ValueError(f"line_parameters={which!r} is not known; choose one of {', '.join(map(repr, LINE_PARAMETERS))}")
+        raise ValueError(
+            f"line_parameters={which!r} is not known; choose one of {', '.join(map(repr, LINE_PARAMETERS))}"
+        )
     if start not in ENDPOINT_STARTS:
-        raise ValueError(f"endpoint_start={start!r} is not known; choose one of {', '.join(map(repr, ENDPOINT_STARTS))}")
-    generator = torch.Generator().manual_seed(seed)
+        raise ValueError(
+            f"endpoint_start={start!r} is not known; choose one of {', '.join(map(repr, ENDPOINT_STARTS))}"
+        )
     endpoints: dict[str, nn.Parameter] = {}
     partners: dict[int, nn.Parameter] = {}
     for path, child in list(module.named_modules()):
@@ -65,8 +68,9 @@ def attach(module: nn.Module, which: str, start: str, seed: int) -> dict[str, nn
             if parameter is None or not parameter.is_floating_point():
                 continue
             if id(parameter) not in partners:
-                values = redraw(parameter, generator) if start == "independent" else parameter.detach().clone()
-                partners[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+                partners[id(parameter)] = nn.Parameter(
+                    parameter.detach().clone(), requires_grad=parameter.requires_grad
+                )
             if ENDPOINT_NAME not in child._modules:
                 child.add_module(ENDPOINT_NAME, Endpoint())
             child.get_submodule(ENDPOINT_NAME).register_parameter(leaf, partners[id(parameter)])
@@ -76,7 +80,20 @@ def attach(module: nn.Module, which: str, start: str, seed: int) -> dict[str, nn
             "line_parameters='norm' finds no normalisation layer with scale and shift in this network; use "
             "line_parameters='all' or subspace='point'"
         )
+    restart(module, endpoints, start, seed)
     return endpoints
+
+
+@torch.no_grad()
+def restart(module: nn.Module, endpoints: dict[str, nn.Parameter], start: str, seed: int) -> None:
+    """Set endpoint 0 from the weights as they are now; see :func:`attach`."""
+    generator = torch.Generator().manual_seed(seed)
+    done: set[int] = set()
+    for name, endpoint in endpoints.items():
+        if id(endpoint) not in done:
+            done.add(id(endpoint))
+            parameter = module.get_parameter(name)
+            endpoint.copy_(redraw(parameter, generator) if start == "independent" else parameter)
 
 
 def detach(module: nn.Module) -> None:

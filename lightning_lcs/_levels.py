@@ -120,18 +120,20 @@ class TrainingLevel:
 
 
 class Collector:
-    """Cumulative averages of batch-norm statistics at one level.
+    """Cumulative averages of batch-norm statistics, for any number of levels.
 
     Every batch counts the same, whatever the momentum: each starts from zeroed statistics, whose update by the batch's
     mean and unbiased variance is divided by the momentum again.
+
+    Attributes:
+        alpha: the level that the next batch belongs to.
     """
 
-    def __init__(self, model: SubspaceModel, alpha: float) -> None:
+    def __init__(self, model: SubspaceModel) -> None:
+        self.alpha = 0.0
         self._model = model
-        self._alpha = alpha
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._cached: dict[int, tuple[list[Tensor | None], list[int]]] = {}
+        self._sums: dict[float, dict[str, Tensor]] = {}
+        self._counts: dict[float, dict[str, int]] = {}
 
     @contextlib.contextmanager
     def flags(self) -> Iterator[None]:
@@ -146,35 +148,34 @@ class Collector:
 
     @torch.no_grad()
     def run(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a batch and take its statistics."""
+        """Run a batch at the level and take its statistics."""
         program = part.network.program(args, kwargs)
-        at = part.network.plan.selection(self._model.mode.width(self._alpha))
+        at = part.network.plan.selection(self._model.mode.width(self.alpha))
         scratch = {
             name: torch.zeros(at.shape(name), dtype=torch.float32, device=part.network.tensor(name).device)
-            for pair in program.statistics.items()
-            for name in (pair[0], pair[1][0])
+            for mean, (variance, _) in program.statistics.items()
+            for name in (mean, variance)
         }
-        if id(program) not in self._cached:
-            tensors = level_tensors(part, program, at, self._alpha, {})
-            self._cached[id(program)] = tensors, [at.size(dim) for dim in program.sizes]
-        tensors, sizes = self._cached[id(program)]
+        tensors = level_tensors(part, program, at, self.alpha, {})
         tensors = [scratch.get(name, value) for name, value in zip(program.names, tensors, strict=True)]
-        result = program.run(tensors, sizes, args, kwargs)
+        result = program.run(tensors, [at.size(dim) for dim in program.sizes], args, kwargs)
+        sums, counts = self._sums.setdefault(self.alpha, {}), self._counts.setdefault(self.alpha, {})
         for mean, (variance, momentum) in program.statistics.items():
             for name in (mean, variance):
-                self._add(part.prefix + name, scratch[name] / momentum)
+                key, value = part.prefix + name, scratch[name] / momentum
+                sums[key] = sums[key] + value if key in sums else value
+                counts[key] = counts.get(key, 0) + 1
         return result
 
-    def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._counts[name] = self._counts.get(name, 0) + 1
-
-    def averages(self) -> dict[str, Tensor]:
-        """Running means and variances by qualified name.
+    def averages(self) -> dict[float, dict[str, Tensor]]:
+        """Level -> running means and variances by qualified name.
 
         Raises:
             RuntimeError: no batch was seen.
         """
         if not self._counts:
             raise RuntimeError("no batch ran through the network: there is nothing to take batch-norm statistics from")
-        return {name: total / self._counts[name] for name, total in self._sums.items()}
+        return {
+            alpha: {name: total / self._counts[alpha][name] for name, total in sums.items()}
+            for alpha, sums in self._sums.items()
+        }

@@ -80,6 +80,9 @@ class SubspaceModel(nn.Module):
             raise ValueError("module is empty: give at least one network")
         self.module = module if isinstance(module, nn.Module) else nn.ModuleList(modules.values())
         self.line_parameters = line_parameters
+        self.endpoint_start = endpoint_start
+        self.seed = seed
+        self.fresh = True  # neither trained nor loaded yet: endpoint 0 may start anew when weights are replaced
         self.parts: list[Part] = []
         for name, child in modules.items():
             part = Part(f"{name}." if name else "", TracedNetwork(child))
@@ -159,11 +162,10 @@ class SubspaceModel(nn.Module):
     def _prepare(self, part: Part, program: Program, alpha: float) -> tuple[list[Tensor | None], list[int]]:
         """The level's tensors, made anew only when a weight, the level or the need for gradients has changed."""
         current = [part.network.tensor(name) for name in program.names]
-        endpoints = list(part.endpoints.values())
+        watched = current + list(part.endpoints.values())
         # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
-        key = (alpha, torch.is_grad_enabled(), torch.is_inference_mode_enabled()) + tuple(
-            [(tensor._version, tensor.data_ptr()) for tensor in current + endpoints]
-        )
+        state = tuple([(tensor._version, tensor.data_ptr()) for tensor in watched])
+        key = (alpha, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), state)
         cached = self._prepared.get(id(program))
         if cached is not None and cached[0] == key and not program.updated:
             return cached[1], cached[2]
@@ -182,8 +184,8 @@ class SubspaceModel(nn.Module):
             if read and not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"running at alpha={alpha:g} on the batch-norm statistics of alpha=1, cut to size: accuracy will be "
-                    "poor; recalibrate() collects statistics for every level (LCSCallback does so by itself)",
+                    f"running at alpha={alpha:g} on the batch-norm statistics of alpha=1, cut to size: accuracy will "
+                    "be poor; recalibrate() collects statistics for every level (LCSCallback does so by itself)",
                     stacklevel=5,
                 )
             return {}
@@ -209,12 +211,12 @@ class SubspaceModel(nn.Module):
             self._training_level = None
 
     @contextlib.contextmanager
-    def collecting(self, alpha: float) -> Iterator[Collector]:
-        """Collect batch-norm statistics of one level from the batches that run inside the block.
+    def collecting(self) -> Iterator[Collector]:
+        """Collect batch-norm statistics from the batches that run inside the block, at the collector's ``alpha``.
 
         The network runs as in evaluation, except that batch norms normalise with each batch's own statistics.
         """
-        collector = Collector(self, check_alpha(alpha))
+        collector = Collector(self)
         with collector.flags():
             self._collector = collector
             try:
@@ -242,10 +244,13 @@ class SubspaceModel(nn.Module):
 
     def endpoint_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """``(w0, w1)`` of every parameter on the line, each once."""
-        pairs = {
-            id(w0): (w0, part.network.tensor(name)) for part in self.parts for name, w0 in part.endpoints.items()
-        }
+        pairs = {id(w0): (w0, part.network.tensor(name)) for part in self.parts for name, w0 in part.endpoints.items()}
         return list(pairs.values())  # type: ignore[arg-type]
+
+    def restart_endpoints(self) -> None:
+        """Start endpoint 0 anew from the weights as they are now, as ``endpoint_start`` says."""
+        for part in self.parts:
+            _endpoints.restart(part.network.module, part.endpoints, self.endpoint_start, self.seed)
 
     def endpoint_cosine(self) -> Tensor:
         """Cosine between the endpoints over all parameters of the line; see :func:`functional.subspace`."""
@@ -293,7 +298,9 @@ class SubspaceModel(nn.Module):
                 statistics = self._statistics(part, program, alpha) if alpha < 1.0 else {}
                 tensors = level_tensors(part, program, at, alpha, statistics, complete=True)
                 own = {name: value.detach().clone() for name, value in zip(program.names, tensors, strict=True)}  # type: ignore[union-attr]
-            trainable = {name: p.requires_grad for name, p in part.network.module.named_parameters(remove_duplicate=False)}
+            trainable = {
+                name: p.requires_grad for name, p in part.network.module.named_parameters(remove_duplicate=False)
+            }
             made[part.prefix.rstrip(".")] = materialize(program, at, own, trainable, train)
         if len(self.parts) == 1:
             return made[self.parts[0].prefix.rstrip(".")]  # type: ignore[return-value]

@@ -90,6 +90,7 @@ class Structure:
         return inner * self.size(outer)
 
     def term_size(self, term: Term) -> int:
+        """Full size of a product."""
         return prod(self.sizes[atom] for atom in term)
 
     def size(self, dim: Dim) -> int:

@@ -92,7 +92,7 @@ class TracedNetwork:
             path, _, leaf = name.rpartition(".")
             self._owners[name] = (self.module.get_submodule(path), leaf)
         owner, leaf = self._owners[name]
-        value = owner._parameters.get(leaf)
+        value: Tensor | None = owner._parameters.get(leaf)
         value = owner._buffers.get(leaf) if value is None else value
         if value is None:
             raise RuntimeError(f"{name} is gone from the network since it was traced")

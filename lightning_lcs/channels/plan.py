@@ -120,12 +120,12 @@ def add_selected(full: Tensor, selection: Selection, part: Tensor, scale: float 
             full = full.narrow(axis, 0, kept)
         elif kept is not None:
             indexed.append((axis, kept))
-    for axis, kept in indexed[1:]:
+    for axis, indices in indexed[1:]:
         shape = list(part.shape)
         shape[axis] = full.shape[axis]
-        part = part.new_zeros(shape).index_copy_(axis, torch.tensor(kept, device=part.device), part)
+        part = part.new_zeros(shape).index_copy_(axis, torch.tensor(indices, device=part.device), part)
     if indexed:
-        axis, kept = indexed[0]
-        full.index_add_(axis, torch.tensor(kept, device=full.device), part, alpha=scale)
+        axis, indices = indexed[0]
+        full.index_add_(axis, torch.tensor(indices, device=full.device), part, alpha=scale)
     else:
         full.add_(part, alpha=scale)

@@ -174,8 +174,7 @@ def materialize(
         NotImplementedError: the network takes nested inputs.
     """
     trace = program.trace
-    args_spec, kwargs_spec = trace.in_spec.children() if hasattr(trace.in_spec, "children") else ((), ())
-    if not all(child.is_leaf() for spec in (args_spec, kwargs_spec) for child in spec.children()):
+    if not all(child.is_leaf() for arguments in trace.in_spec.children() for child in arguments.children()):
         raise NotImplementedError("materialize() takes networks whose arguments are tensors, not nested structures")
     root, graph = nn.Module(), fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}

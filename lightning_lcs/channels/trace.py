@@ -104,7 +104,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     """
     with _neutral(module):
         args, kwargs, carried = _samples(args, kwargs)
-        shapes = ShapesCollection()
+        shapes = ShapesCollection()  # type: ignore[no-untyped-call]
         for tensor in carried:
             shapes[tensor] = {0: Dim.AUTO}
         try:
@@ -112,9 +112,9 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         except Exception as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TraceError(
-                f"{type(module).__name__} can't be traced by torch.export ({type(error).__name__}: {first}). Structured "
-                "compression needs a traceable forward; move code that depends on tensor values out of the network, "
-                "or name a smaller part of it with target="
+                f"{type(module).__name__} can't be traced by torch.export ({type(error).__name__}: {first}). "
+                "Structured compression needs a traceable forward; move code that depends on tensor values out of the "
+                "network, or name a smaller part of it with target="
             ) from error
     signature = program.graph_signature
     state, constants, inputs = {}, {}, []
@@ -139,7 +139,7 @@ def _check_batch(module: nn.Module, graph: fx.Graph, inputs: list[str], carried:
     for node in graph.nodes:
         if node.op == "placeholder" and node.name in inputs:
             value = node.meta.get("val")
-            if isinstance(value, Tensor) and value.ndim and isinstance(value.shape[0], torch.SymInt):
+            if isinstance(value, Tensor) and value.ndim and type(value.shape[0]) is not int:
                 open_batch += 1
     if open_batch < len(carried):
         raise TraceError(

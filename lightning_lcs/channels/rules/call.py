@@ -15,7 +15,7 @@ Dims = list[Dim]
 
 def hint(size: int | SymInt) -> int:
     """A size as a number; for the open batch dimension the size that it was traced with."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    return size if isinstance(size, int) else int(size.node.hint)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass
@@ -118,4 +118,6 @@ Rule = Callable[[Call], Any]
 def op_name(node: fx.Node) -> str:
     """Name of an ATen op without namespace and overload: "relu_"."""
     schema = getattr(node.target, "_schema", None)
-    return str(schema.name).split("::")[-1] if schema is not None else getattr(node.target, "__name__", str(node.target))
+    return (
+        str(schema.name).split("::")[-1] if schema is not None else getattr(node.target, "__name__", str(node.target))
+    )

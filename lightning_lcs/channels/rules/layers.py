@@ -137,7 +137,9 @@ def pad(call: Call) -> Dims:
         before, after = amounts[2 * last : 2 * last + 2] if 2 * last < len(amounts) else (0, 0)
         if before == after == 0:
             out.append(dim)
-        elif call.structure.free(dim) and isinstance(before, int) and isinstance(after, int) and min(before, after) >= 0:
+        elif (
+            call.structure.free(dim) and isinstance(before, int) and isinstance(after, int) and min(before, after) >= 0
+        ):
             padding = [call.structure.fresh(n, frozen="padded channels") if n else () for n in (before, after)]
             out.append(padding[0] + dim + padding[1])
         else:

@@ -15,7 +15,8 @@ def regroup(call: Call) -> Dims:
     out: Dims = []
     i = j = 0
     while i < len(old) or j < len(new):
-        group_old, group_new = [], []
+        group_old: list[int] = []
+        group_new: list[int] = []
         while True:
             if not group_old and i < len(old):
                 group_old.append(i)
@@ -83,7 +84,7 @@ def expand(call: Call) -> Dims:
     for axis, size in enumerate(shape):
         dim = x[axis - lead] if axis >= lead else ONE
         if call.structure.size(dim) == 1 and size > 1:
-            computed = not isinstance(call.node.args[1][axis], int)  # type: ignore[index,arg-type]
+            computed = not isinstance(call.node.args[1][axis], int)  # type: ignore[index]
             dim = call.structure.fresh(size, frozen="expanded to a computed size" if computed else None)
         if call.structure.free(dim):
             call.resize((1, axis), dim)

@@ -1,0 +1,84 @@
+"""Batch-norm statistics per level: collected once, kept in the model, so that any level runs without data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.modes import check_alpha
+
+DEFAULT_LEVELS = 25
+
+
+def level_grid(alphas: int | Sequence[float]) -> list[float]:
+    """Levels in ascending order.
+
+    Args:
+        alphas: a number of levels, at least 2, spaced evenly over [0, 1]; or the levels themselves.
+
+    Raises:
+        ValueError: fewer than 2, or a level outside [0, 1].
+    """
+    if isinstance(alphas, int):
+        if alphas < 2:
+            raise ValueError(f"alphas={alphas} is below 2: a grid holds both ends of [0, 1]; use, for example, 7")
+        return [step / (alphas - 1) for step in range(alphas)]
+    if not alphas:
+        raise ValueError("alphas is empty: give at least one level, or a number of levels")
+    return sorted({check_alpha(alpha) for alpha in alphas})
+
+
+def recalibrate(
+    model: SubspaceModel,
+    batches: Iterable[Any],
+    alphas: int | Sequence[float] = DEFAULT_LEVELS,
+    forward: Callable[[Any], Any] | None = None,
+) -> None:
+    """Collect batch-norm statistics for a grid of levels and keep them in ``model.statistics``.
+
+    Each is a cumulative average over the batches (no momentum), at the level's own width. Levels in between are served
+    by the nearest stored one. alpha = 1 is left alone: its statistics are the network's own running ones. Weights,
+    running statistics and training flags stay as they are. In a distributed run the ranks' averages are averaged.
+
+    Args:
+        model: a subspace model; without batch norm nothing happens.
+        batches: *training* data. Every batch runs once per level.
+        alphas: levels, as in :func:`level_grid`.
+        forward: what to do with a batch, such that the network runs; ``model(batch)`` by default.
+
+    Raises:
+        ValueError: no batch was given, or a level is outside [0, 1].
+    """
+    if not model.has_batch_norm:
+        return
+    levels = [alpha for alpha in level_grid(alphas) if alpha < 1.0]
+    forward = model if forward is None else forward
+    with torch.inference_mode(False), torch.no_grad(), model.collecting() as collector:
+        empty = True
+        for batch in batches:
+            empty = False
+            for alpha in levels:
+                collector.alpha = alpha
+                forward(batch)
+        if empty:
+            raise ValueError("batches is empty: recalibration of batch norm needs training data")
+        statistics = {alpha: _reduced(tensors) for alpha, tensors in collector.averages().items()}
+    model.statistics = statistics
+
+
+def statistics_size_bytes(model: SubspaceModel) -> int:
+    """Bytes of all stored statistics."""
+    return sum(t.numel() * t.element_size() for level in model.statistics.values() for t in level.values())
+
+
+def _reduced(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        ranks = torch.distributed.get_world_size()
+        for value in tensors.values():
+            torch.distributed.all_reduce(value)
+            value.div_(ranks)
+    return tensors

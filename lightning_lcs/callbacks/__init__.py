@@ -1,0 +1,1 @@
+"""Lightning callbacks: hooks only, no formulas."""

@@ -1,0 +1,132 @@
+"""One pass of the user's own validation (or test) hooks at one level."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_lcs.callbacks._quiet import quiet
+from lightning_lcs.callbacks._target import guarded
+from lightning_lcs.model import SubspaceModel
+
+
+class Recorder:
+    """Takes a module's ``log`` calls and averages them as Lightning does over an epoch.
+
+    Tensors are weighted by batch size; torchmetrics objects are computed at the end; with ``reduce_fx`` "sum", "min" or
+    "max" the values are reduced so.
+    """
+
+    def __init__(self) -> None:
+        self.batch_size = 1
+        self.suffix = ""
+        self._values: dict[str, list[tuple[Tensor, int]]] = {}
+        self._reductions: dict[str, str] = {}
+        self._metrics: dict[str, Metric] = {}
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """As ``LightningModule.log``."""
+        name += self.suffix if kwargs.get("add_dataloader_idx", True) else ""
+        if isinstance(value, Metric):
+            self._metrics[name] = value
+            return
+        reduction = kwargs.get("reduce_fx", "mean")
+        self._reductions[name] = reduction if isinstance(reduction, str) else getattr(reduction, "__name__", "mean")
+        tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+        self._values.setdefault(name, []).append((tensor, kwargs.get("batch_size") or self.batch_size))
+
+    def results(self) -> dict[str, float]:
+        """One number per name."""
+        found = {}
+        for name, logged in self._values.items():
+            values = torch.stack([value for value, _ in logged])
+            weights = torch.tensor([weight for _, weight in logged], dtype=torch.float64)
+            reduction = self._reductions[name]
+            if reduction in ("sum", "min", "max"):
+                found[name] = float(getattr(values, reduction)())
+            else:
+                found[name] = float((values * weights).sum() / weights.sum())
+        for name, metric in self._metrics.items():
+            value = metric.compute()
+            if isinstance(value, Tensor) and value.numel() == 1:
+                found[name] = float(value)
+        return found
+
+
+def evaluate_level(trainer: Trainer, module: LightningModule, model: SubspaceModel, alpha: float) -> dict[str, float]:
+    """The module's own validation metrics (test metrics under ``trainer.test``) at one level.
+
+    Runs the module's own epoch-start, batch, step and epoch-end hooks over the loaders that the trainer uses; nothing
+    is logged, and metrics, random state and plain attributes of the module are as before afterwards.
+    """
+    testing = bool(trainer.testing)
+    stage = "test" if testing else "validation"
+    recorder = Recorder()
+    training = [(child, child.training) for child in module.modules()]
+    step = getattr(module, f"{stage}_step")
+    module.eval()
+    try:
+        with (
+            isolate_rng(),
+            torch.inference_mode(),
+            quiet(module, recorder.log),
+            model.at_alpha(alpha),
+            guarded(model, model.nearest_level(alpha), f"{stage}_step"),
+        ):
+            getattr(module, f"on_{stage}_epoch_start")()
+            for batch, batch_idx, loader_idx, several in _batches(trainer, module, testing):
+                recorder.batch_size = _batch_size(batch)
+                recorder.suffix = f"/dataloader_idx_{loader_idx}" if several else ""
+                getattr(module, f"on_{stage}_batch_start")(batch, batch_idx, *([loader_idx] if several else []))
+                with trainer.precision_plugin.val_step_context():
+                    output = step(*_arguments(step, batch, batch_idx, loader_idx))
+                getattr(module, f"on_{stage}_batch_end")(output, batch, batch_idx, *([loader_idx] if several else []))
+            recorder.suffix = ""
+            getattr(module, f"on_{stage}_epoch_end")()
+            return recorder.results()
+    finally:
+        for child, flag in training:
+            child.training = flag
+
+
+def evaluation_loaders(trainer: Trainer, testing: bool) -> Any:
+    """The loaders of ``validate`` or ``test``, or ``None``."""
+    return trainer.test_dataloaders if testing else trainer.val_dataloaders
+
+
+def _batches(trainer: Trainer, module: LightningModule, testing: bool) -> Iterator[tuple[Any, int, int, bool]]:
+    loaders = evaluation_loaders(trainer, testing)
+    if isinstance(loaders, CombinedLoader):
+        combined = CombinedLoader(loaders.iterables, loaders._mode)
+    else:
+        combined = CombinedLoader(loaders, "sequential")
+    limits: Any = trainer.num_test_batches if testing else trainer.num_val_batches
+    combined.limits = limits if isinstance(limits, list) else None
+    several = len(combined.flattened) > 1
+    for batch, batch_idx, loader_idx in iter(combined):
+        if isinstance(limits, (int, float)) and batch_idx >= limits:
+            continue
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=loader_idx)
+        yield trainer.strategy.batch_to_device(batch, dataloader_idx=loader_idx), batch_idx, loader_idx, several
+
+
+def _arguments(step: Any, batch: Any, batch_idx: int, loader_idx: int) -> list[Any]:
+    """What Lightning passes: the batch, its index, and with several loaders the loader's index, by position."""
+    return [batch, batch_idx, loader_idx][: max(1, len(inspect.signature(step).parameters))]
+
+
+def _batch_size(batch: Any) -> int:
+    try:
+        return int(extract_batch_size(batch))
+    except RuntimeError:
+        return 1

@@ -1,0 +1,86 @@
+"""Training data for recalibration, through loaders of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch.utils._pytree import tree_map
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
+
+
+def training_batches(trainer: Trainer, module: LightningModule, images: int, seed: int) -> Iterator[tuple[Any, int]]:
+    """Batches of randomly chosen training samples, on the module's device, with their index.
+
+    The user's dataset, transforms, collate function and batch size, but a loader of its own: the training loader's
+    position, workers and random state stay as they are. The last incomplete batch is left out where there are others.
+
+    Args:
+        trainer: the trainer.
+        module: the module, for its transfer hooks.
+        images: about how many samples.
+        seed: of the choice.
+
+    Raises:
+        RuntimeError: there is no training data.
+    """
+    source = trainer.fit_loop._data_source
+    if not trainer.fit_loop._combined_loader and not source.is_defined():
+        raise RuntimeError(
+            "recalibration of batch norm needs training data, and the trainer has none: pass a datamodule with a "
+            "train_dataloader, or a checkpoint that was saved after training (it holds the statistics)"
+        )
+    datamodule = getattr(trainer, "datamodule", None)
+    if trainer.state.fn != "fit" and datamodule is not None:
+        datamodule.setup("fit")
+    loaders = trainer.train_dataloader if trainer.state.fn == "fit" else None
+    loaders = source.dataloader() if loaders is None else loaders
+    mode = (
+        loaders._mode if isinstance(loaders, CombinedLoader) else "max_size_cycle"
+    )  # Lightning's default for training
+    loaders = loaders.iterables if isinstance(loaders, CombinedLoader) else loaders
+    generator_seed = seed + trainer.global_rank
+    own = tree_map(lambda loader: _own_loader(loader, images, generator_seed), loaders)
+    combined = CombinedLoader(own, mode)
+    seen = 0
+    for index, (batch, _, _) in enumerate(iter(combined)):
+        if seen >= images:
+            return
+        seen += max(1, _size(batch))
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        yield trainer.strategy.batch_to_device(batch, dataloader_idx=0), index
+
+
+def _own_loader(loader: Any, images: int, seed: int) -> Any:
+    if not isinstance(loader, DataLoader):
+        return loader
+    common = {
+        "num_workers": loader.num_workers,
+        "collate_fn": loader.collate_fn,
+        "pin_memory": loader.pin_memory,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset):
+        return DataLoader(dataset, batch_size=loader.batch_size, drop_last=loader.drop_last, **common)
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        return DataLoader(dataset, batch_sampler=loader.batch_sampler, **common)
+    size = len(dataset)  # type: ignore[arg-type]
+    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:images].tolist()
+    batch_size = loader.batch_size
+    drop_last = batch_size is not None and len(chosen) > batch_size
+    return DataLoader(Subset(dataset, chosen), batch_size=batch_size, drop_last=drop_last, **common)
+
+
+def _size(batch: Any) -> int:
+    try:
+        return int(extract_batch_size(batch))
+    except RuntimeError:
+        return 1

@@ -1,0 +1,96 @@
+"""Call a user's step again without the user's numbers noticing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+
+class Patches:
+    """Attributes set on objects of others, and taken away again."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, str, bool, Any]] = []
+
+    def set(self, target: Any, name: str, value: Any) -> None:
+        """Set an attribute in the object's own ``__dict__``."""
+        self._before.append((target, name, name in target.__dict__, target.__dict__.get(name)))
+        target.__dict__[name] = value
+
+    def undo(self) -> None:
+        """Put everything back, last change first."""
+        while self._before:
+            target, name, had, value = self._before.pop()
+            if had:
+                target.__dict__[name] = value
+            else:
+                target.__dict__.pop(name, None)
+
+
+@contextlib.contextmanager
+def quiet(module: LightningModule, log: Callable[..., None] | None = None) -> Iterator[None]:
+    """Inside the block the module's ``log`` goes elsewhere, and its torchmetrics start afresh.
+
+    Afterwards both, and the module's plain attributes (a best value so far, a counter), are as before.
+
+    Args:
+        module: the user's LightningModule.
+        log: takes the module's ``log`` calls; by default they go nowhere.
+    """
+
+    def nowhere(*args: Any, **kwargs: Any) -> None:
+        pass
+
+    sink = nowhere if log is None else log
+
+    def log_dict(dictionary: Any, *args: Any, **kwargs: Any) -> None:
+        for name, value in dictionary.items():
+            sink(name, value, *args, **kwargs)
+
+    attributes = {
+        k: v for k, v in module.__dict__.items() if isinstance(v, (bool, int, float, str, Tensor, type(None)))
+    }
+    patches = Patches()
+    with metrics_set_aside(module):
+        patches.set(module, "log", sink)
+        patches.set(module, "log_dict", log_dict)
+        try:
+            yield
+        finally:
+            patches.undo()
+            module.__dict__.update(attributes)
+
+
+@contextlib.contextmanager
+def metrics_set_aside(module: torch.nn.Module) -> Iterator[None]:
+    """Inside the block every torchmetrics object of the module is as new; afterwards it is as before."""
+    metrics = [child for child in module.modules() if isinstance(child, (Metric, MetricCollection))]
+    saved = [(metric, _attributes(metric)) for metric in metrics]
+    try:
+        for metric in metrics:
+            if isinstance(metric, Metric):
+                # reset() empties list states in place: give it lists of its own.
+                for name, default in metric._defaults.items():
+                    if isinstance(default, list):
+                        setattr(metric, name, [])
+                metric.reset()
+        yield
+    finally:
+        for metric, attributes in saved:
+            metric.__dict__.clear()
+            metric.__dict__.update(attributes)
+
+
+def _attributes(metric: Metric | MetricCollection) -> dict[str, Any]:
+    """Attributes with containers of states and groups copied one level deep."""
+    plain: dict[str, Any] = {k: list(v) if isinstance(v, list) else v for k, v in metric.__dict__.items()}
+    groups = plain.get("_groups")
+    if isinstance(groups, dict):
+        plain["_groups"] = {key: list(value) for key, value in groups.items()}
+    return plain

@@ -1,0 +1,139 @@
+"""The sweep over levels inside a training step (arXiv 2110.04252, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_lcs.callbacks._quiet import quiet
+from lightning_lcs.callbacks._target import guarded
+from lightning_lcs.functional.sampling import SAMPLERS, step_generator
+from lightning_lcs.model import SubspaceModel
+
+
+class Sweep:
+    """A module's ``training_step``, run at several levels; the last one, alpha = 1, is the step that Lightning sees.
+
+    Every level but the last is back-propagated here, so that one level's activations are alive at a time. Lightning
+    clears gradients between the step and its own backward: until then those collected here are set aside.
+    """
+
+    def __init__(
+        self,
+        model: SubspaceModel,
+        trainer: Trainer,
+        module: LightningModule,
+        *,
+        sampler: str,
+        alphas_per_step: int,
+        diversity_weight: float,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.trainer = trainer
+        self.module = module
+        self.sampler = sampler
+        self.alphas_per_step = alphas_per_step
+        self.diversity_weight = diversity_weight
+        self.seed = seed
+        self.__wrapped__: Callable[..., Any] = module.training_step  # Lightning reads the signature through this name
+        self._aside: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One micro-batch at every level drawn for it."""
+        loop = self.trainer.fit_loop
+        alphas = SAMPLERS[self.sampler](step_generator(self.seed, loop.total_batch_idx), self.alphas_per_step)
+        first = loop.epoch_loop.batch_idx % self.trainer.accumulate_grad_batches == 0
+        self._aside.clear()
+        if first:
+            for parameter in self.module.parameters():
+                parameter.grad = None
+        losses: dict[float, Tensor] = {}
+        with quiet(self.module):
+            for alpha in alphas[:-1]:
+                with guarded(self.model, alpha, "training_step"), self.model.training_level(alpha):
+                    loss = loss_of(self.__wrapped__(*args, **kwargs))
+                    if loss is not None:
+                        losses[alpha] = loss.detach()
+                        self._backward(loss)
+        if first:
+            for parameter in self.module.parameters():
+                if parameter.grad is not None:
+                    self._aside.append((parameter, parameter.grad))
+                    parameter.grad = None
+        with self.model.training_level(1.0):
+            output = self.__wrapped__(*args, **kwargs)
+        self._log(losses)
+        return self._with_diversity(output)
+
+    def restore_gradients(self) -> None:
+        """Put the gradients that were set aside back; called right before Lightning's own backward."""
+        for parameter, gradient in self._aside:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        self._aside.clear()
+
+    def _backward(self, loss: Tensor) -> None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        with torch.autocast(loss.device.type, enabled=False):
+            scaled = loss / self.trainer.accumulate_grad_batches
+            self.module.backward(scaled if scaler is None else scaler.scale(scaled))
+
+    def _with_diversity(self, output: Any) -> Any:
+        """The step's output with the gradient of the diversity term, and with its value as it was."""
+        loss = loss_of(output)
+        if loss is None or not self.model.endpoint_pairs():
+            return output
+        term = self.diversity_weight * self.model.endpoint_cosine().square()
+        loss = loss + (term - term.detach())
+        return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+    def _log(self, losses: dict[float, Tensor]) -> None:
+        values = {"lcs/train_loss/alpha_000": [losses[a] for a in losses if a == 0.0]}
+        values["lcs/train_loss/sampled"] = [losses[a] for a in losses if a > 0.0]
+        for name, group in values.items():
+            if group:
+                # One number per step, whatever the batch: the mean over the epoch is that over its steps.
+                self.module.log(name, torch.stack(group).mean(), on_step=False, on_epoch=True, batch_size=1)
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """The loss in what a ``training_step`` returned."""
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    return output if isinstance(output, Tensor) else None
+
+
+def check_options(sampler: str, alphas_per_step: int) -> None:
+    """Raise on an unknown sampler or too few alphas.
+
+    Raises:
+        ValueError: with the allowed values.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler={sampler!r} is not known; choose one of {', '.join(map(repr, SAMPLERS))}")
+    SAMPLERS[sampler](step_generator(0, 0), alphas_per_step)
+
+
+def check_endpoints_are_trained(model: SubspaceModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Raise unless each endpoint 0 is in its partner's parameter group.
+
+    Raises:
+        RuntimeError: an optimizer was built without the second endpoints.
+    """
+    groups = {
+        id(parameter): (number, index)
+        for number, optimizer in enumerate(optimizers)
+        for index, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    missing = sum(groups.get(id(w0)) != groups.get(id(w1)) for w0, w1 in model.endpoint_pairs())
+    if missing:
+        raise RuntimeError(
+            f"{missing} second endpoints are not in the optimizer's parameter group of their partners, and would not "
+            "be trained alike; build the optimizer in configure_optimizers from parameters() or named_parameters() of "
+            "the module or its network"
+        )

@@ -1,0 +1,87 @@
+"""BatchNormRecalibration: batch-norm statistics for every level, from training images."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, recalibrate
+from lightning_lcs.callbacks._loaders import training_batches
+from lightning_lcs.callbacks._quiet import quiet
+from lightning_lcs.callbacks._subspace import find_subspace_model
+from lightning_lcs.model import SubspaceModel
+
+
+class BatchNormRecalibration(pl.Callback):
+    """Collects batch-norm statistics per level and keeps them in the subspace model.
+
+    ``LCSCallback`` runs it before each curve. Alone, in a trainer whose module holds a trained ``SubspaceModel``, it
+    runs at the start of ``validate``, ``test`` and ``predict``.
+
+    Weights, optimizer, random state, metrics and the training loader's position stay as they are; validation and test
+    data are never read. The user's ``training_step`` is called on each batch without gradients, its logging muted.
+
+    Args:
+        alphas: levels to keep: their number (evenly spaced), or the levels.
+        images: about how many training images each level sees.
+        seed: which images.
+
+    Raises:
+        ValueError: ``images`` is below 1, or ``alphas`` is not a grid in [0, 1].
+    """
+
+    def __init__(self, alphas: int | Sequence[float] = DEFAULT_LEVELS, images: int = 2048, seed: int = 0) -> None:
+        if images < 1:
+            raise ValueError(f"images={images} is below 1: every level needs training images; use, for example, 2048")
+        self.alphas = level_grid(alphas)
+        self.images = images
+        self.seed = seed
+
+    def run(self, trainer: Trainer, module: LightningModule, model: SubspaceModel, also: Sequence[float] = ()) -> None:
+        """Recalibrate now.
+
+        Args:
+            trainer: gives the training data.
+            module: whose ``training_step`` runs the network.
+            model: receives the statistics; nothing happens without batch norm.
+            also: further levels to keep, such as those of a curve.
+
+        Raises:
+            RuntimeError: there is no training data.
+        """
+        if not model.has_batch_norm:
+            return
+        levels = sorted({*self.alphas, *also})
+        step = _bare_training_step(module)
+        with isolate_rng(), quiet(module), trainer.precision_plugin.forward_context():
+            batches = training_batches(trainer, module, self.images, self.seed)
+            recalibrate(model, batches, levels, forward=lambda item: step(*item))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Alone, before ``validate``."""
+        self._run_alone(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Alone, before ``test``."""
+        self._run_alone(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Alone, before ``predict``."""
+        self._run_alone(trainer, pl_module)
+
+    def _run_alone(self, trainer: Trainer, module: LightningModule) -> None:
+        model, owned = find_subspace_model(trainer, module)
+        if not owned and trainer.state.fn != "fit" and not model.statistics:
+            self.run(trainer, module, model)
+
+
+def _bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:
+    """The user's own step, called as Lightning calls it."""
+    step = getattr(module.training_step, "__wrapped__", module.training_step)
+    takes_index = len(inspect.signature(step).parameters) > 1
+    return lambda batch, index: step(batch, index) if takes_index else step(batch)

@@ -1,0 +1,311 @@
+"""LCSCallback: learn a compressible subspace in an existing Lightning project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_lcs._checkpoint import CHECKPOINT_KEY
+from lightning_lcs.batchnorm import DEFAULT_LEVELS
+from lightning_lcs.callbacks._quiet import Patches
+from lightning_lcs.callbacks._sweep import Sweep, check_endpoints_are_trained, check_options
+from lightning_lcs.callbacks._target import Redirect, Target, find_targets
+from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration
+from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.modes import Mode, check_subspace, parse_mode
+from lightning_lcs.reporting.curve import CurvePoint
+
+
+class LCSCallback(pl.Callback):
+    """Trains a module's network as a compressible subspace (arXiv 2110.04252).
+
+    The module stays as it is: its ``training_step`` is run at several levels of compression per batch, its gradients
+    are those of the summed losses, and what it logs is what alpha = 1 gives. The checkpoint's ``state_dict`` stays the
+    module's own and is the alpha = 1 model; the second endpoint and the batch-norm statistics travel beside it.
+
+    Args:
+        mode: "structured", or a mode object such as ``Structured(min_width=0.25)``.
+        subspace: "line" (two endpoints) or "point" (one set of weights for all levels).
+        target: the network: a path in the module, a list of paths (networks that the step calls separately), "self"
+            for the module's own forward. By default the only child with trainable parameters that is no metric and no
+            loss.
+        alphas: levels of the curve: their number, or the levels.
+        alphas_per_step: levels that each training step visits, alpha = 1 among them.
+        sampler: "sandwich" (both ends and uniform draws between) or "uniform" (uniform draws, and alpha = 1).
+        diversity_weight: weight of the squared cosine between the endpoints of a line.
+        line_parameters: what lies on the line: "norm" (scale and shift of the normalisation layers, as in the paper) or
+            "all".
+        endpoint_start: how endpoint 0 starts: "copy" of the weights, or "independent" (redrawn with their mean and
+            deviation).
+        every_n_epochs: measure the curve every n-th epoch, too; by default at the last validation only.
+        recalibration_images: training images from which each level's batch-norm statistics are taken.
+        recalibration_levels: levels whose statistics are kept: their number, or the levels. Any alpha asked for later
+            runs at the nearest of them.
+        seed: of the sampled alphas and the recalibration images.
+
+    Attributes:
+        subspace_model: the subspace model, once the network is known.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    def __init__(
+        self,
+        mode: str | Mode | Mapping[str, Any] = "structured",
+        subspace: str = "line",
+        target: Target = None,
+        alphas: int | Sequence[float] = 7,
+        *,
+        alphas_per_step: int = 4,
+        sampler: str = "sandwich",
+        diversity_weight: float = 1.0,
+        line_parameters: str = "norm",
+        endpoint_start: str = "copy",
+        every_n_epochs: int | None = None,
+        recalibration_images: int = 2048,
+        recalibration_levels: int | Sequence[float] = DEFAULT_LEVELS,
+        seed: int = 0,
+    ) -> None:
+        check_options(sampler, alphas_per_step)
+        if diversity_weight < 0:
+            raise ValueError(f"diversity_weight={diversity_weight} is negative; 0 turns the term off, 1 is the paper's")
+        self.mode = parse_mode(mode)
+        self.subspace = check_subspace(subspace)
+        self.target = target
+        self.alphas_per_step = alphas_per_step
+        self.sampler = sampler
+        self.diversity_weight = diversity_weight
+        self.line_parameters = line_parameters
+        self.endpoint_start = endpoint_start
+        self.seed = seed
+        self.subspace_model: SubspaceModel | None = None
+        self._recalibration = BatchNormRecalibration(recalibration_levels, recalibration_images, seed)
+        self._monitor = TradeoffMonitor(alphas, every_n_epochs)
+        self._targets: list[str] = []
+        self._patches = Patches()
+        self._sweep: Sweep | None = None
+        self._loaded: Mapping[str, Any] | None = None
+        self._measured_at = -1
+
+    @property
+    def curve(self) -> list[CurvePoint]:
+        """The last accuracy-efficiency curve, by ascending alpha; empty before the first."""
+        return self._monitor.curve
+
+    # -- setting up and taking away -----------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the network, put the subspace model in front of it, and hook into checkpoints."""
+        if sum(isinstance(callback, LCSCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise ValueError("the trainer has two LCSCallbacks: give it one")
+        if stage == "fit" and not pl_module.automatic_optimization:
+            raise ValueError(
+                f"{type(pl_module).__name__} uses manual optimization, and LCSCallback sums the gradients of several "
+                "levels inside Lightning's own step: use automatic optimization"
+            )
+        self._recalibration = _only(trainer, BatchNormRecalibration) or self._recalibration
+        self._monitor = _only(trainer, TradeoffMonitor) or self._monitor
+        self._patches.undo()
+        self._patches.set(pl_module, "on_save_checkpoint", _Saving(self, pl_module.on_save_checkpoint))
+        self._patches.set(pl_module, "on_load_checkpoint", _Loading(self, pl_module.on_load_checkpoint))
+        if not self._adopt(pl_module) and stage == "fit":
+            # Built in setup() or configure_model(): both come before configure_optimizers().
+            self._patches.set(pl_module, "configure_optimizers", _AdoptFirst(self, pl_module))
+        if stage == "fit":
+            self._sweep = Sweep(
+                self.subspace_model,  # type: ignore[arg-type]
+                trainer,
+                pl_module,
+                sampler=self.sampler,
+                alphas_per_step=self.alphas_per_step,
+                diversity_weight=self.diversity_weight,
+                seed=self.seed,
+            )
+            self._patches.set(pl_module, "training_step", self._sweep)
+
+    def _adopt(self, module: LightningModule) -> bool:
+        """Put the subspace model in front of the network; False where the module has no network yet."""
+        owned = [child for child in module.modules() if isinstance(child, SubspaceModel)]
+        if owned:
+            self._adopt_owned(owned[0], module)
+        else:
+            targets = find_targets(module, self.target)
+            if targets is None:
+                return False
+            networks = list(targets.values())
+            if self.subspace_model is None or [p.network.module for p in self.subspace_model.parts] != networks:
+                self._targets = list(targets)
+                self.subspace_model = SubspaceModel(
+                    networks[0] if len(networks) == 1 else targets,
+                    mode=self.mode,
+                    subspace=self.subspace,
+                    line_parameters=self.line_parameters,
+                    endpoint_start=self.endpoint_start,
+                    seed=self.seed,
+                )
+            for part in self.subspace_model.parts:
+                self._patches.set(part.network.module, "forward", Redirect(self.subspace_model, part).forward)
+        if self._sweep is not None and self.subspace_model is not None:
+            self._sweep.model = self.subspace_model
+        if self._loaded is not None:
+            self._take_loaded()
+        return True
+
+    def _adopt_owned(self, model: SubspaceModel, module: LightningModule) -> None:
+        for name in ("mode", "subspace"):
+            mine, theirs = getattr(self, name), getattr(model, name)
+            if mine != theirs:
+                raise ValueError(
+                    f"LCSCallback has {name}={mine!r} and the module's SubspaceModel {name}={theirs!r}: give both one"
+                )
+        path = next(name for name, child in module.named_modules() if child is model)
+        self._targets = [f"{path}.module" if path else "module"]
+        self.subspace_model = model
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take every patch away."""
+        self._patches.undo()
+        self._sweep = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take every patch away."""
+        self.teardown(trainer, pl_module, "fit")
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the optimizer, and start endpoint 0 from the weights that training starts from."""
+        model = self._model(pl_module)
+        if len(trainer.optimizers) != 1:
+            raise ValueError(
+                f"{type(pl_module).__name__} has {len(trainer.optimizers)} optimizers, and LCSCallback works with one"
+            )
+        check_endpoints_are_trained(model, trainer.optimizers)
+        if model.fresh:
+            # Weights may have been loaded since the endpoints were made.
+            model.restart_endpoints()
+            model.fresh = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stored batch-norm statistics are those of other weights from here on."""
+        self._model(pl_module).statistics.clear()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Hand the gradients of the levels below 1 to Lightning's own backward."""
+        if self._sweep is not None:
+            self._sweep.restore_gradients()
+
+    # -- curves -------------------------------------------------------------------------------------------------------
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the curve where it is due; ``ModelCheckpoint`` runs after this."""
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn != "fit" or self._is_due(trainer):
+            self._measure(trainer, pl_module, dict(trainer.callback_metrics))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the curve on the test data."""
+        self._measure(trainer, pl_module, dict(trainer.callback_metrics))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the curve of the final weights if no validation did."""
+        if self._measured_at != trainer.global_step:
+            self._measure(trainer, pl_module, None)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        every, epoch = self._monitor.every_n_epochs, trainer.current_epoch + 1
+        epoch_ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if every is not None and epoch % every == 0 and epoch_ended:
+            return True
+        steps, epochs = trainer.max_steps, trainer.max_epochs
+        last = epochs not in (None, -1) and epoch >= (epochs or 0) and epoch_ended
+        return bool(last or (steps != -1 and trainer.global_step >= steps) or trainer.should_stop)
+
+    def _measure(self, trainer: Trainer, module: LightningModule, full_metrics: Mapping[str, Any] | None) -> None:
+        model = self._model(module)
+        if trainer.state.fn == "fit" or not model.statistics:
+            self._recalibration.run(trainer, module, model, also=self._monitor.alphas)
+        if model.alpha != 1.0:
+            full_metrics = None
+        self._monitor.run(trainer, module, model, full_metrics)
+        self._measured_at = trainer.global_step
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save_into(self, checkpoint: dict[str, Any]) -> None:
+        """Add the subspace to a checkpoint."""
+        if self.subspace_model is not None:
+            state = self.subspace_model.subspace_state()
+            checkpoint[CHECKPOINT_KEY] = {**state, "targets": list(self._targets)}
+
+    def load_from(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take the subspace out of a checkpoint, if it holds one."""
+        self._loaded = checkpoint.get(CHECKPOINT_KEY)
+        if self._loaded is not None and self.subspace_model is not None:
+            self._take_loaded()
+
+    def _take_loaded(self) -> None:
+        if self.subspace_model is not None and self._loaded is not None:
+            self.subspace_model.load_subspace_state(self._loaded)
+            self._loaded = None
+
+    def _model(self, module: LightningModule) -> SubspaceModel:
+        if self.subspace_model is None and not self._adopt(module):
+            raise ValueError(
+                f"{type(module).__name__} has no child with trainable parameters: name the network with target=, or "
+                "target='self' for the module's own forward"
+            )
+        assert self.subspace_model is not None
+        return self.subspace_model
+
+
+class _Saving:
+    """The module's ``on_save_checkpoint``, and the subspace added; a plain object, so that it can be pickled."""
+
+    def __init__(self, callback: LCSCallback, original: Any) -> None:
+        self.callback = callback
+        self.__wrapped__ = original
+
+    def __call__(self, checkpoint: dict[str, Any]) -> None:
+        self.__wrapped__(checkpoint)
+        self.callback.save_into(checkpoint)
+
+
+class _Loading:
+    """The module's ``on_load_checkpoint``, and the subspace taken over."""
+
+    def __init__(self, callback: LCSCallback, original: Any) -> None:
+        self.callback = callback
+        self.__wrapped__ = original
+
+    def __call__(self, checkpoint: dict[str, Any]) -> None:
+        self.callback.load_from(checkpoint)
+        self.__wrapped__(checkpoint)
+
+
+class _AdoptFirst:
+    """The module's ``configure_optimizers``, after the network that it has built meanwhile was adopted."""
+
+    def __init__(self, callback: LCSCallback, module: LightningModule) -> None:
+        self.callback = callback
+        self.module = module
+        self.__wrapped__ = module.configure_optimizers
+
+    def __call__(self) -> Any:
+        self.callback._model(self.module)
+        return self.__wrapped__()
+
+
+def _only(trainer: Trainer, kind: type[Any]) -> Any:
+    """The trainer's callback of a kind, if it has one."""
+    found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+    if len(found) > 1:
+        raise ValueError(f"the trainer has {len(found)} callbacks of kind {kind.__name__}: give it one")
+    return found[0] if found else None

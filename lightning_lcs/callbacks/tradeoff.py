@@ -1,0 +1,139 @@
+"""TradeoffMonitor: the accuracy-efficiency curve, measured with the user's own validation metrics."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from lightning_lcs.batchnorm import level_grid
+from lightning_lcs.callbacks._evaluation import evaluate_level, evaluation_loaders
+from lightning_lcs.callbacks._subspace import find_subspace_model
+from lightning_lcs.latency import median_latencies_ms
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.reporting.curve import CurvePoint, log_values, write_csv
+from lightning_lcs.reporting.table import print_curves
+from lightning_lcs.reporting.wandb import log_curve
+
+
+class TradeoffMonitor(pl.Callback):
+    """Measures the user's validation metrics at each level of a grid, and what each level costs.
+
+    ``LCSCallback`` runs it at the last validation (or every ``every_n_epochs``). Alone, in a trainer whose module holds
+    a trained ``SubspaceModel``, it runs after ``validate`` and ``test``.
+
+    The curve goes to ``.curve``, to every logger (keys such as ``lcs/val_acc/alpha_050`` and ``lcs/val_acc/mean``,
+    which ``ModelCheckpoint`` can monitor), to ``curve.csv`` in the trainer's log directory, and to the terminal while
+    progress bars are on. The user's own metrics, monitors and loggers see what they would have seen without it.
+
+    Args:
+        alphas: levels: their number (evenly spaced), or the levels.
+        every_n_epochs: measure after the validation of every n-th epoch, too; by default at the last validation only.
+        latency: measure the time of a forward with one sample at each level.
+
+    Attributes:
+        curve: the last curve, by ascending alpha; empty before the first.
+
+    Raises:
+        ValueError: ``alphas`` is not a grid in [0, 1], or ``every_n_epochs`` is below 1.
+    """
+
+    def __init__(
+        self, alphas: int | Sequence[float] = 7, every_n_epochs: int | None = None, latency: bool = True
+    ) -> None:
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs={every_n_epochs} is below 1; leave it out to measure once, at the end")
+        self.alphas = level_grid(alphas)
+        self.every_n_epochs = every_n_epochs
+        self.latency = latency
+        self.curve: list[CurvePoint] = []
+
+    def run(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        model: SubspaceModel,
+        full_metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Measure the curve now.
+
+        Args:
+            trainer: gives loaders and loggers.
+            module: whose validation (or test) hooks are called.
+            model: what runs at each level.
+            full_metrics: the metrics of alpha = 1 where they have just been measured; else they are measured, too.
+        """
+        if evaluation_loaders(trainer, bool(trainer.testing)) is None:
+            warnings.warn("no validation data: the accuracy-efficiency curve is not measured", stacklevel=2)
+            return
+        levels = sorted({model.nearest_level(alpha) for alpha in self.alphas})
+        measured: dict[float, dict[str, float]] = {}
+        for alpha in levels:
+            if alpha < 1.0 or full_metrics is None:
+                measured[alpha] = evaluate_level(trainer, module, model, alpha)
+        if 1.0 in levels and full_metrics is not None:
+            names = {name for metrics in measured.values() for name in metrics}
+            measured[1.0] = {k: float(v) for k, v in full_metrics.items() if k in names or not names}
+        latencies = self._latencies(model, levels)
+        curve = []
+        for alpha in levels:
+            efficiency = model.efficiency(alpha)
+            curve.append(CurvePoint(**vars(efficiency), latency_ms=latencies[alpha], metrics=measured[alpha]))
+        self.curve = curve
+        self._publish(trainer)
+
+    def _latencies(self, model: SubspaceModel, levels: Sequence[float]) -> dict[float, float]:
+        if not self.latency or len(model.parts) > 1:
+            return dict.fromkeys(levels, math.nan)
+        network = model.parts[0].network
+        args, kwargs = network.in_mode(False).example_inputs(batch=1, device="cpu")
+        device = next(network.module.parameters()).device
+        args, kwargs = torch.utils._pytree.tree_map(
+            lambda leaf: torch.rand_like(leaf, device=device) if _is_float(leaf) else leaf, (args, kwargs)
+        )
+
+        def call(small: torch.nn.Module) -> Callable[[], Any]:
+            return lambda: small(*args, **kwargs)
+
+        return median_latencies_ms({alpha: call(model.materialize(alpha)) for alpha in levels})
+
+    def _publish(self, trainer: Trainer) -> None:
+        values = log_values(self.curve)
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+            if isinstance(logger, WandbLogger):
+                log_curve(logger.experiment, self.curve)
+        write_csv({"": self.curve}, Path(_directory(trainer, trainer.loggers)) / "curve.csv")
+        if trainer.progress_bar_callback is not None:
+            print_curves({"": self.curve})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Alone, after ``validate``."""
+        self._run_alone(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Alone, after ``test``."""
+        self._run_alone(trainer, pl_module)
+
+    def _run_alone(self, trainer: Trainer, module: LightningModule) -> None:
+        model, owned = find_subspace_model(trainer, module)
+        if not owned and trainer.state.fn != "fit":
+            self.run(trainer, module, model)
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def _directory(trainer: Trainer, loggers: Sequence[Logger]) -> str:
+    return (trainer.log_dir if loggers else None) or trainer.default_root_dir

@@ -1,0 +1,85 @@
+"""Fashion-MNIST from its four original files, wherever they lie."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+_FILES = {"train": "train", "test": "t10k"}
+
+
+class FashionMNISTDataModule(pl.LightningDataModule):
+    """60,000 training and 10,000 test images of 28 x 28 pixels, padded with 2 to 32 x 32.
+
+    The folder holds ``train-images-idx3-ubyte.gz`` and so on: Debian's package ``dataset-fashion-mnist`` puts them into
+    the default folder, torchvision's ``FashionMNIST(root, download=True)`` into ``root/FashionMNIST/raw``.
+
+    Args:
+        root: the folder.
+        batch_size: of training.
+        channels: 1, or 3 (the image repeated).
+        train_images: use only the first so many training images.
+        eval_batch_size: of validation and test.
+
+    Raises:
+        FileNotFoundError: a file is missing (from ``setup``).
+    """
+
+    num_classes = 10
+
+    def __init__(
+        self,
+        root: str = "/usr/share/datasets/fashion-mnist",
+        batch_size: int = 128,
+        channels: int = 1,
+        train_images: int | None = None,
+        eval_batch_size: int = 500,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.batch_size = batch_size
+        self.channels = channels
+        self.train_images = train_images
+        self.eval_batch_size = eval_batch_size
+        self._sets: dict[str, Dataset[tuple[torch.Tensor, ...]]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the files."""
+        for part, prefix in _FILES.items():
+            if part not in self._sets:
+                images = self._read(f"{prefix}-images-idx3-ubyte.gz", 16).view(-1, 1, 28, 28)
+                labels = self._read(f"{prefix}-labels-idx1-ubyte.gz", 8).long()
+                # Mean and deviation of the training pixels.
+                images = (torch.nn.functional.pad(images, (2, 2, 2, 2)).float() / 255.0 - 0.2860) / 0.3530
+                count = self.train_images if part == "train" else None
+                images = images.expand(-1, self.channels, -1, -1)[:count]
+                self._sets[part] = TensorDataset(images, labels[:count])
+
+    def _read(self, name: str, header: int) -> torch.Tensor:
+        path = self.root / name
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: apt-get install dataset-fashion-mnist, or give root= the folder of the .gz files"
+            )
+        with gzip.open(path) as file:
+            return torch.frombuffer(bytearray(file.read()[header:]), dtype=torch.uint8)
+
+    def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
+        """Shuffled training images."""
+        return DataLoader(self._sets["train"], self.batch_size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
+        """The test images: nothing is chosen by them in our recipes."""
+        return DataLoader(self._sets["test"], self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
+        """The test images."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
+        """The test images."""
+        return self.val_dataloader()

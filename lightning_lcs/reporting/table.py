@@ -1,0 +1,49 @@
+"""The curve in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_lcs.reporting.curve import Curve, CurvePoint, metric_names
+
+
+def print_curves(curves: Mapping[str, Curve], console: Console | None = None) -> None:
+    """Print curves side by side: one row per level, the costs of the first curve, the metrics of all.
+
+    Args:
+        curves: by name; all measured at the same levels.
+        console: where to print; the terminal by default.
+    """
+    first = next(iter(curves.values()))
+    table = Table(title="Accuracy-efficiency curve", title_justify="left")
+    for heading in ("alpha", "width", "params", "MACs", "size", "latency"):
+        table.add_column(heading, justify="right")
+    columns = [(title, name) for title, curve in curves.items() for name in metric_names(curve)]
+    for title, name in columns:
+        table.add_column(f"{title}\n{name}" if len(curves) > 1 else name, justify="right")
+    for index, point in enumerate(first):
+        metrics = [curves[title][index].metrics.get(name) for title, name in columns]
+        table.add_row(*_costs(point), *("" if value is None else f"{value:.4f}" for value in metrics))
+    (console or Console()).print(table)
+
+
+def _costs(point: CurvePoint) -> list[str]:
+    return [
+        f"{point.alpha:.3f}",
+        f"{point.width:.3f}",
+        scaled(point.params),
+        scaled(point.macs),
+        f"{point.size_bytes / 1e6:.2f} MB",
+        f"{point.latency_ms:.2f} ms" if point.latency_ms == point.latency_ms else "",
+    ]
+
+
+def scaled(number: float) -> str:
+    """A count with a unit: 1234567 -> "1.23 M"."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
