@@ -26,7 +26,7 @@ class Efficiency:
         params: number of parameters.
         macs: multiply-accumulates of one sample of the traced shape (1 MAC = 2 FLOPs), over convolutions and matrix
             products.
-        size_bytes: parameters and buffers, in bytes.
+        size_bytes: parameters, and the buffers that evaluation reads, in bytes.
     """
 
     alpha: float

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs import _checkpoint, _endpoints
+from lightning_lcs import _artifact, _checkpoint, _endpoints
 from lightning_lcs._levels import Collector, TrainingLevel, level_tensors
 from lightning_lcs.channels.network import TracedNetwork
 from lightning_lcs.channels.plan import ChannelPlan
@@ -270,7 +270,8 @@ class SubspaceModel(nn.Module):
             at = part.network.plan.selection(width)
             parameters: dict[str, Tensor] = dict(_endpoints.user_parameters(part.network.module))
             count, parameter_bytes = count_params(at, parameters)
-            _, buffer_bytes = count_params(at, dict(part.network.module.named_buffers()))
+            buffers = {name: part.network.tensor(name) for name in program.names if name not in parameters}
+            _, buffer_bytes = count_params(at, {k: v for k, v in buffers.items() if not isinstance(v, nn.Parameter)})
             params += count
             size_bytes += parameter_bytes + buffer_bytes
             macs += count_macs(program, at, part.network.tensor)
@@ -332,6 +333,32 @@ class SubspaceModel(nn.Module):
             ValueError: the file holds no subspace, or one of another architecture or version.
         """
         return _checkpoint.open_checkpoint(cls, checkpoint, module)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one file that holds every level: weights, both endpoints, statistics, and the network itself.
+
+        The file holds tensors and JSON, no code and no pickle. It is written whole or not at all.
+
+        Args:
+            path: of the file, such as "model.lcs".
+
+        Raises:
+            RuntimeError: the network was never called below alpha = 1 and had no ``example_inputs``.
+            ValueError: the network holds an op that a file may not hold.
+        """
+        _artifact.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SubspaceModel:
+        """Open a file written by :meth:`save`, for inference; the code of the network is not needed.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: not such a file, a damaged one, one of another version, or one with an op that is not allowed.
+        """
+        return _artifact.load(cls, path)
 
     # -- small print ------------------------------------------------------------------------------------------------
 
