@@ -30,7 +30,7 @@ contracts: $(READY)
 	$(BIN)/lint-imports
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)  ## cost of a training step, of its memory, and of a compressed forward
 	$(BIN)/python -m pytest -m benchmark tests/benchmarks -s

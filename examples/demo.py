@@ -1,6 +1,6 @@
 """The demo: one training run on real images, one checkpoint, any width; beside it the same network trained plainly.
 
-    python examples/demo.py
+python examples/demo.py
 """
 
 import argparse
@@ -36,7 +36,8 @@ def main() -> None:
     print("\nTraining resnet10t as a compressible subspace: LCSCallback on a plain LightningModule ...", flush=True)
     L.seed_everything(0, verbose=False)
     lcs = LCSCallback(mode="structured")
-    checkpoint = ModelCheckpoint(folder, filename="lcs", enable_version_counter=False)
+    # Every checkpoint holds batch-norm statistics for all levels: save one, at the end.
+    checkpoint = ModelCheckpoint(folder, filename="lcs", every_n_epochs=arguments.epochs, enable_version_counter=False)
     L.Trainer(callbacks=[lcs, checkpoint], **options).fit(Classifier("resnet10t", in_chans=1), data)
 
     print("\nTraining the same network plainly, then cutting it to the same widths ...", flush=True)

@@ -41,6 +41,7 @@ class Sweep:
         self.diversity_weight = diversity_weight
         self.seed = seed
         self.__wrapped__: Callable[..., Any] = module.training_step  # Lightning reads the signature through this name
+        self._original_backward: Callable[..., None] = module.backward
         self._aside: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,17 +71,18 @@ class Sweep:
         self._log(losses)
         return self._with_diversity(output)
 
-    def restore_gradients(self) -> None:
-        """Put the gradients that were set aside back; called right before Lightning's own backward."""
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The module's ``backward`` of the last level, after the gradients that were set aside are back."""
         for parameter, gradient in self._aside:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self._aside.clear()
+        self._original_backward(loss, *args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         with torch.autocast(loss.device.type, enabled=False):
             scaled = loss / self.trainer.accumulate_grad_batches
-            self.module.backward(scaled if scaler is None else scaler.scale(scaled))
+            self._original_backward(scaled if scaler is None else scaler.scale(scaled))
 
     def _with_diversity(self, output: Any) -> Any:
         """The step's output with the gradient of the diversity term, and with its value as it was."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs._checkpoint import CHECKPOINT_KEY
@@ -112,7 +111,7 @@ class LCSCallback(pl.Callback):
         self._recalibration = _only(trainer, BatchNormRecalibration) or self._recalibration
         self._monitor = _only(trainer, TradeoffMonitor) or self._monitor
         self._patches.undo()
-        self._patches.set(pl_module, "on_save_checkpoint", _Saving(self, pl_module.on_save_checkpoint))
+        self._patches.set(pl_module, "on_save_checkpoint", _Saving(self, trainer, pl_module))
         self._patches.set(pl_module, "on_load_checkpoint", _Loading(self, pl_module.on_load_checkpoint))
         if not self._adopt(pl_module) and stage == "fit":
             # Built in setup() or configure_model(): both come before configure_optimizers().
@@ -128,6 +127,7 @@ class LCSCallback(pl.Callback):
                 seed=self.seed,
             )
             self._patches.set(pl_module, "training_step", self._sweep)
+            self._patches.set(pl_module, "backward", self._sweep.backward)
 
     def _adopt(self, module: LightningModule) -> bool:
         """Put the subspace model in front of the network; False where the module has no network yet."""
@@ -196,11 +196,6 @@ class LCSCallback(pl.Callback):
         """Stored batch-norm statistics are those of other weights from here on."""
         self._model(pl_module).statistics.clear()
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Hand the gradients of the levels below 1 to Lightning's own backward."""
-        if self._sweep is not None:
-            self._sweep.restore_gradients()
-
     # -- curves -------------------------------------------------------------------------------------------------------
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -239,9 +234,14 @@ class LCSCallback(pl.Callback):
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def save_into(self, checkpoint: dict[str, Any]) -> None:
-        """Add the subspace to a checkpoint."""
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the subspace to a checkpoint, with batch-norm statistics of the weights that it holds.
+
+        While fitting, the module's own hook does the same for ``save_weights_only=True``, which skips callbacks.
+        """
         if self.subspace_model is not None:
+            if trainer.state.fn == "fit" and not self.subspace_model.statistics:
+                self._recalibration.run(trainer, pl_module, self.subspace_model, also=self._monitor.alphas)
             state = self.subspace_model.subspace_state()
             checkpoint[CHECKPOINT_KEY] = {**state, "targets": list(self._targets)}
 
@@ -269,13 +269,16 @@ class LCSCallback(pl.Callback):
 class _Saving:
     """The module's ``on_save_checkpoint``, and the subspace added; a plain object, so that it can be pickled."""
 
-    def __init__(self, callback: LCSCallback, original: Any) -> None:
+    def __init__(self, callback: LCSCallback, trainer: Trainer, module: LightningModule) -> None:
         self.callback = callback
-        self.__wrapped__ = original
+        self.trainer = trainer
+        self.module = module
+        self.__wrapped__ = module.on_save_checkpoint
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
+        if CHECKPOINT_KEY not in checkpoint:
+            self.callback.on_save_checkpoint(self.trainer, self.module, checkpoint)
         self.__wrapped__(checkpoint)
-        self.callback.save_into(checkpoint)
 
 
 class _Loading:

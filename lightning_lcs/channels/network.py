@@ -77,8 +77,16 @@ class TracedNetwork:
                 "the network's input is not known yet: give SubspaceModel(..., example_inputs=...), or call it once "
                 "below alpha = 1"
             )
+        args, kwargs = pytree.tree_map(self._as_parameters, self.example)
         with training_flags(self.module, training):
-            return self.program(*self.example)
+            return self.program(args, kwargs)
+
+    def _as_parameters(self, leaf: Any) -> Any:
+        """An example input, moved to where and to what type the network has been moved since."""
+        parameter = next(self.module.parameters(), None)
+        if parameter is None or not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(parameter.device, parameter.dtype if leaf.is_floating_point() else leaf.dtype)
 
     def forget(self) -> None:
         """Drop every trace (the network itself has changed)."""
