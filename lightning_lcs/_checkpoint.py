@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,12 @@ def state_of(model: SubspaceModel) -> dict[str, Any]:
     }
 
 
-def load_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
-    """See :meth:`SubspaceModel.load_subspace_state`."""
+def check_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
+    """Raise unless a state fits a model.
+
+    Raises:
+        ValueError: another version, mode, subspace, architecture or line.
+    """
     check_version(state)
     mine = state_of(model)
     for key in ("mode", "subspace", "line_parameters"):
@@ -50,6 +55,14 @@ def load_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
             )
     if mine["shapes"] != dict(state["shapes"]):
         raise ValueError(f"the checkpoint is of another architecture: {_difference(mine['shapes'], state['shapes'])}")
+    here, there = ({k: list(v.shape) for k, v in s["endpoint_0"].items()} for s in (mine, state))
+    if here != there:
+        raise ValueError(f"the checkpoint lies on another line: {_difference(here, there)}")
+
+
+def load_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
+    """See :meth:`SubspaceModel.load_subspace_state`."""
+    check_state(model, state)
     with torch.no_grad():
         for part in model.parts:
             for name, endpoint in part.endpoints.items():
@@ -60,7 +73,12 @@ def load_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
 
 def open_checkpoint(cls: type[SubspaceModel], checkpoint: str | os.PathLike[str], module: nn.Module) -> SubspaceModel:
     """See :meth:`SubspaceModel.from_checkpoint`."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{os.fspath(checkpoint)} is no checkpoint, or it is damaged: {error}") from error
     if not isinstance(content, Mapping) or CHECKPOINT_KEY not in content:
         raise ValueError(f"{os.fspath(checkpoint)} holds no compressible subspace: it was not trained with LCSCallback")
     state, weights = content[CHECKPOINT_KEY], content["state_dict"]
@@ -80,8 +98,13 @@ def open_checkpoint(cls: type[SubspaceModel], checkpoint: str | os.PathLike[str]
     theirs = {name: list(value.shape) for name, value in weights.items()}
     if shapes != theirs:
         raise ValueError(f"{os.fspath(checkpoint)} is of another architecture: {_difference(shapes, theirs)}")
-    module.load_state_dict(weights)
     model = cls(parts, mode=state["mode"], subspace=state["subspace"], line_parameters=state["line_parameters"])
+    try:
+        check_state(model, state)
+    except ValueError:
+        _endpoints.detach(module)
+        raise
+    module.load_state_dict(weights)
     load_state(model, state)
     return model.eval()
 

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.channels.network import training_flags
+from lightning_lcs.channels.network import TracedNetwork, training_flags
 from lightning_lcs.channels.plan import PlanAtWidth, Selection, add_selected, select
 from lightning_lcs.channels.program import Program
 from lightning_lcs.functional.subspace import interpolate
+from lightning_lcs.modes import Mode
 
-if TYPE_CHECKING:
-    from lightning_lcs.model import Part, SubspaceModel
+
+@dataclasses.dataclass
+class Part:
+    """One separately called network of a subspace model.
+
+    Attributes:
+        prefix: what its tensor names start with; empty for the only part.
+        network: the network and its traces.
+        endpoints: endpoint 0 by the network's own parameter names.
+        calls: how often it has run, for the check that a training step calls it.
+    """
+
+    prefix: str
+    network: TracedNetwork
+    endpoints: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
+    calls: int = 0
 
 
 def level_tensors(
@@ -42,11 +57,9 @@ def level_tensors(
         if name in program.batch_statistics and not complete:
             tensors.append(None)
             continue
-        value = statistics.get(name)
-        if value is None:
-            value = _at_level(part, name, at.of(name), alpha)
-        else:
-            value = value.to(part.network.tensor(name).device)
+        stored = statistics.get(name)
+        current = part.network.tensor(name)
+        value = _at_level(part, name, at.of(name), alpha) if stored is None else stored.to(current)
         if name in program.updated:
             value = value.detach().clone()
         tensors.append(value.contiguous())
@@ -129,9 +142,10 @@ class Collector:
         alpha: the level that the next batch belongs to.
     """
 
-    def __init__(self, model: SubspaceModel) -> None:
+    def __init__(self, parts: Sequence[Part], mode: Mode) -> None:
         self.alpha = 0.0
-        self._model = model
+        self._parts = parts
+        self._mode = mode
         self._sums: dict[float, dict[str, Tensor]] = {}
         self._counts: dict[float, dict[str, int]] = {}
 
@@ -139,7 +153,7 @@ class Collector:
     def flags(self) -> Iterator[None]:
         """Evaluation, with the batch norms in training."""
         with contextlib.ExitStack() as stack:
-            for part in self._model.parts:
+            for part in self._parts:
                 stack.enter_context(training_flags(part.network.module, False))
                 for child in part.network.module.modules():
                     if isinstance(child, nn.modules.batchnorm._BatchNorm):
@@ -150,9 +164,9 @@ class Collector:
     def run(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a batch at the level and take its statistics."""
         program = part.network.program(args, kwargs)
-        at = part.network.plan.selection(self._model.mode.width(self.alpha))
+        at = part.network.plan.selection(self._mode.width(self.alpha))
         scratch = {
-            name: torch.zeros(at.shape(name), dtype=torch.float32, device=part.network.tensor(name).device)
+            name: torch.zeros(at.shape(name)).to(part.network.tensor(name))
             for mean, (variance, _) in program.statistics.items()
             for name in (mean, variance)
         }
@@ -162,7 +176,7 @@ class Collector:
         sums, counts = self._sums.setdefault(self.alpha, {}), self._counts.setdefault(self.alpha, {})
         for mean, (variance, momentum) in program.statistics.items():
             for name in (mean, variance):
-                key, value = part.prefix + name, scratch[name] / momentum
+                key, value = part.prefix + name, scratch[name].float() / momentum
                 sums[key] = sums[key] + value if key in sums else value
                 counts[key] = counts.get(key, 0) + 1
         return result

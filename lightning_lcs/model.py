@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,30 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs import _artifact, _checkpoint, _endpoints
-from lightning_lcs._levels import Collector, TrainingLevel, level_tensors
+from lightning_lcs._levels import Collector, Part, TrainingLevel, level_tensors
 from lightning_lcs.channels.network import TracedNetwork
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.channels.program import MaterializedModel, Program, materialize
 from lightning_lcs.efficiency import Efficiency, count_macs, count_params
 from lightning_lcs.functional.subspace import endpoint_cosine
 from lightning_lcs.modes import Mode, check_alpha, check_subspace, parse_mode
-
-
-@dataclasses.dataclass
-class Part:
-    """One separately called network of a subspace model.
-
-    Attributes:
-        prefix: what its tensor names start with; empty for the only part.
-        network: the network and its traces.
-        endpoints: endpoint 0 by the network's own parameter names.
-        calls: how often it has run, for the check that a training step calls it.
-    """
-
-    prefix: str
-    network: TracedNetwork
-    endpoints: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
-    calls: int = 0
 
 
 class SubspaceModel(nn.Module):
@@ -216,7 +198,7 @@ class SubspaceModel(nn.Module):
 
         The network runs as in evaluation, except that batch norms normalise with each batch's own statistics.
         """
-        collector = Collector(self)
+        collector = Collector(self.parts, self.mode)
         with collector.flags():
             self._collector = collector
             try:

@@ -78,7 +78,7 @@ def evaluate_level(trainer: Trainer, module: LightningModule, model: SubspaceMod
         with (
             isolate_rng(),
             torch.inference_mode(),
-            quiet(module, recorder.log),
+            quiet(module, model, recorder.log),
             model.at_alpha(alpha),
             guarded(model, model.nearest_level(alpha), f"{stage}_step"),
         ):
@@ -100,7 +100,13 @@ def evaluate_level(trainer: Trainer, module: LightningModule, model: SubspaceMod
 
 def evaluation_loaders(trainer: Trainer, testing: bool) -> Any:
     """The loaders of ``validate`` or ``test``, or ``None``."""
-    return trainer.test_dataloaders if testing else trainer.val_dataloaders
+    if testing:
+        return trainer.test_dataloaders
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    if trainer.val_dataloaders is None and trainer.enable_validation:
+        # No validation has run yet.
+        loop.setup_data()
+    return trainer.val_dataloaders
 
 
 def _batches(trainer: Trainer, module: LightningModule, testing: bool) -> Iterator[tuple[Any, int, int, bool]]:

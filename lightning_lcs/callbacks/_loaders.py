@@ -29,7 +29,7 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
         RuntimeError: there is no training data.
     """
     source = trainer.fit_loop._data_source
-    if not trainer.fit_loop._combined_loader and not source.is_defined():
+    if trainer.fit_loop._combined_loader is None and not source.is_defined():
         raise RuntimeError(
             "recalibration of batch norm needs training data, and the trainer has none: pass a datamodule with a "
             "train_dataloader, or a checkpoint that was saved after training (it holds the statistics)"
@@ -70,7 +70,8 @@ def _own_loader(loader: Any, images: int, seed: int) -> Any:
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size=loader.batch_size, drop_last=loader.drop_last, **common)
-    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+    given = loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler
+    if loader.batch_sampler is not None and given:
         return DataLoader(dataset, batch_sampler=loader.batch_sampler, **common)
     size = len(dataset)  # type: ignore[arg-type]
     chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:images].tolist()

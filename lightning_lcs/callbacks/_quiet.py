@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +13,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+
+from lightning_lcs.model import SubspaceModel
 
 
 class Patches:
@@ -34,13 +39,15 @@ class Patches:
 
 
 @contextlib.contextmanager
-def quiet(module: LightningModule, log: Callable[..., None] | None = None) -> Iterator[None]:
+def quiet(module: LightningModule, model: SubspaceModel, log: Callable[..., None] | None = None) -> Iterator[None]:
     """Inside the block the module's ``log`` goes elsewhere, and its torchmetrics start afresh.
 
-    Afterwards both, and the module's plain attributes (a best value so far, a counter), are as before.
+    Afterwards both are as before, and so are the module's plain attributes and collections (a best value, a counter, a
+    list of outputs) and the buffers outside the network (below alpha = 1 nothing writes those inside).
 
     Args:
         module: the user's LightningModule.
+        model: the subspace model of its network.
         log: takes the module's ``log`` calls; by default they go nowhere.
     """
 
@@ -53,18 +60,56 @@ def quiet(module: LightningModule, log: Callable[..., None] | None = None) -> It
         for name, value in dictionary.items():
             sink(name, value, *args, **kwargs)
 
-    attributes = {
-        k: v for k, v in module.__dict__.items() if isinstance(v, (bool, int, float, str, Tensor, type(None)))
-    }
     patches = Patches()
-    with metrics_set_aside(module):
+    with metrics_set_aside(module), _attributes_kept(module), _buffers_kept(module, model):
         patches.set(module, "log", sink)
         patches.set(module, "log_dict", log_dict)
         try:
             yield
         finally:
             patches.undo()
-            module.__dict__.update(attributes)
+
+
+@contextlib.contextmanager
+def _attributes_kept(module: LightningModule) -> Iterator[None]:
+    own = {name: value for name, value in module.__dict__.items() if name not in _internal_names()}
+    plain = {k: v for k, v in own.items() if isinstance(v, (bool, int, float, str, Tensor, type(None)))}
+    collections = {k: (v, copy.copy(v)) for k, v in own.items() if isinstance(v, (list, dict, set, deque))}
+    try:
+        yield
+    finally:
+        module.__dict__.update(plain)
+        for name, (value, before) in collections.items():
+            module.__dict__[name] = value
+            value.clear()
+            value.extend(before) if isinstance(value, (list, deque)) else value.update(before)
+
+
+@functools.cache
+def _internal_names() -> frozenset[str]:
+    return frozenset(LightningModule().__dict__)
+
+
+@contextlib.contextmanager
+def _buffers_kept(module: LightningModule, model: SubspaceModel) -> Iterator[None]:
+    inside = {id(child) for part in model.parts for child in part.network.module.modules()}
+    if id(module) in inside:  # target="self": buffers of the network are not written below alpha = 1
+        inside.remove(id(module))
+    kept = [
+        (child._buffers, name, buffer, buffer.detach().clone(), buffer._version)
+        for child in module.modules()
+        if id(child) not in inside and not isinstance(child, Metric)
+        for name, buffer in child._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, buffer, before, version in kept:
+                owner[name] = buffer
+                if buffer._version != version:
+                    buffer.copy_(before)
 
 
 @contextlib.contextmanager

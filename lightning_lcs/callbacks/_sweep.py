@@ -54,10 +54,11 @@ class Sweep:
             for parameter in self.module.parameters():
                 parameter.grad = None
         losses: dict[float, Tensor] = {}
-        with quiet(self.module):
+        with quiet(self.module, self.model):
             for alpha in alphas[:-1]:
-                with guarded(self.model, alpha, "training_step"), self.model.training_level(alpha):
+                with guarded(self.model, alpha, "training_step") as guard, self.model.training_level(alpha):
                     loss = loss_of(self.__wrapped__(*args, **kwargs))
+                    guard.skipped = loss is None
                     if loss is not None:
                         losses[alpha] = loss.detach()
                         self._backward(loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,20 +12,22 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from lightning_lcs.model import Part, SubspaceModel
+from lightning_lcs._levels import Part
+from lightning_lcs.model import SubspaceModel
 
 Target = str | Sequence[str] | None
 
 
-def find_targets(module: LightningModule, target: Target) -> dict[str, nn.Module] | None:
+def find_targets(module: LightningModule, target: Target, final: bool = True) -> dict[str, nn.Module] | None:
     """The networks to compress, by their path in the module ("" for the module itself).
 
     Args:
         module: the user's LightningModule.
         target: a path, several paths, "self" for the module's own forward, or ``None`` to find it.
+        final: whether the module has built all its networks.
 
     Returns:
-        The networks; ``None`` where none was named and the module has none yet (it may still build it).
+        The networks; ``None`` where the module has none, or has not built the one that was named yet.
 
     Raises:
         ValueError: a path does not exist, or none was named and there is more than one candidate.
@@ -33,6 +36,8 @@ def find_targets(module: LightningModule, target: Target) -> dict[str, nn.Module
         return {"": module}
     if target is not None:
         paths = [target] if isinstance(target, str) else list(target)
+        if not final and any(_missing(module, path) for path in paths):
+            return None
         return {path: _named(module, path) for path in paths}
     candidates = {name: child for name, child in module.named_children() if _is_candidate(child)}
     if len(candidates) > 1:
@@ -41,6 +46,14 @@ def find_targets(module: LightningModule, target: Target) -> dict[str, nn.Module
             f"(target={next(iter(candidates))!r}), a list of them, or target='self' for the module's own forward"
         )
     return candidates or None
+
+
+def _missing(module: LightningModule, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return True
+    return False
 
 
 def _named(module: LightningModule, path: str) -> nn.Module:
@@ -75,16 +88,24 @@ class Redirect:
         return self.model.run(self.part, self.original, args, kwargs)
 
 
+@dataclasses.dataclass
+class Guard:
+    """What a guarded step did: whether it skipped its batch."""
+
+    skipped: bool = False
+
+
 @contextlib.contextmanager
-def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[None]:
-    """Inside the block the network must run, and only through its own forward.
+def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
+    """Inside the block the network must run (unless the step skips its batch), and only through its own forward.
 
     Raises:
         RuntimeError: the network did not run, or one of its submodules was called past its forward: that would have
             run uncompressed.
     """
+    guard = Guard()
     if level == 1.0:
-        yield
+        yield guard
         return
     inner = {
         id(child): f"{type(part.network.module).__name__}.{name}"
@@ -108,9 +129,11 @@ def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[None]:
 
     handle = nn.modules.module.register_module_forward_pre_hook(refuse)
     try:
-        yield
+        yield guard
     finally:
         handle.remove()
+    if guard.skipped:
+        return
     for part, before in zip(model.parts, calls, strict=True):
         if part.calls == before:
             name = part.prefix.rstrip(".") or type(part.network.module).__name__

@@ -14,6 +14,7 @@ from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, recalibrate
 from lightning_lcs.callbacks._loaders import training_batches
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._subspace import find_subspace_model
+from lightning_lcs.callbacks._sweep import Sweep
 from lightning_lcs.model import SubspaceModel
 
 
@@ -58,7 +59,7 @@ class BatchNormRecalibration(pl.Callback):
             return
         levels = sorted({*self.alphas, *also})
         step = _bare_training_step(module)
-        with isolate_rng(), quiet(module), trainer.precision_plugin.forward_context():
+        with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context():
             batches = training_batches(trainer, module, self.images, self.seed)
             recalibrate(model, batches, levels, forward=lambda item: step(*item))
 
@@ -82,6 +83,7 @@ class BatchNormRecalibration(pl.Callback):
 
 def _bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:
     """The user's own step, called as Lightning calls it."""
-    step = getattr(module.training_step, "__wrapped__", module.training_step)
+    step: Callable[..., Any] = module.training_step
+    step = step.__wrapped__ if isinstance(step, Sweep) else step
     takes_index = len(inspect.signature(step).parameters) > 1
     return lambda batch, index: step(batch, index) if takes_index else step(batch)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs._checkpoint import CHECKPOINT_KEY
@@ -112,8 +113,8 @@ class LCSCallback(pl.Callback):
         self._monitor = _only(trainer, TradeoffMonitor) or self._monitor
         self._patches.undo()
         self._patches.set(pl_module, "on_save_checkpoint", _Saving(self, trainer, pl_module))
-        self._patches.set(pl_module, "on_load_checkpoint", _Loading(self, pl_module.on_load_checkpoint))
-        if not self._adopt(pl_module) and stage == "fit":
+        self._patches.set(pl_module, "on_load_checkpoint", _Loading(self, trainer, pl_module))
+        if not self._adopt(pl_module, final=False) and stage == "fit":
             # Built in setup() or configure_model(): both come before configure_optimizers().
             self._patches.set(pl_module, "configure_optimizers", _AdoptFirst(self, pl_module))
         if stage == "fit":
@@ -129,13 +130,17 @@ class LCSCallback(pl.Callback):
             self._patches.set(pl_module, "training_step", self._sweep)
             self._patches.set(pl_module, "backward", self._sweep.backward)
 
-    def _adopt(self, module: LightningModule) -> bool:
+    def _adopt(self, module: LightningModule, final: bool = True) -> bool:
         """Put the subspace model in front of the network; False where the module has no network yet."""
+        with torch.inference_mode(False):
+            return self._adopt_network(module, final)
+
+    def _adopt_network(self, module: LightningModule, final: bool) -> bool:
         owned = [child for child in module.modules() if isinstance(child, SubspaceModel)]
         if owned:
             self._adopt_owned(owned[0], module)
         else:
-            targets = find_targets(module, self.target)
+            targets = find_targets(module, self.target, final)
             if targets is None:
                 return False
             networks = list(targets.values())
@@ -196,6 +201,18 @@ class LCSCallback(pl.Callback):
         """Stored batch-norm statistics are those of other weights from here on."""
         self._model(pl_module).statistics.clear()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A network that was built late is in place by now."""
+        self._model(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A network that was built late is in place by now."""
+        self._model(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A network that was built late is in place by now."""
+        self._model(pl_module)
+
     # -- curves -------------------------------------------------------------------------------------------------------
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -245,10 +262,18 @@ class LCSCallback(pl.Callback):
             state = self.subspace_model.subspace_state()
             checkpoint[CHECKPOINT_KEY] = {**state, "targets": list(self._targets)}
 
-    def load_from(self, checkpoint: Mapping[str, Any]) -> None:
+    def load_from(self, trainer: Trainer, module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Take the subspace out of a checkpoint, if it holds one."""
         self._loaded = checkpoint.get(CHECKPOINT_KEY)
-        if self._loaded is not None and self.subspace_model is not None:
+        if self._loaded is None:
+            if trainer.state.fn == "fit" and self.subspace == "line" and checkpoint.get("optimizer_states"):
+                raise ValueError(
+                    "the checkpoint was saved without LCSCallback: its optimizer knows no second endpoints, so that a "
+                    "line can't resume from it; load its weights (load_from_checkpoint) and fit without ckpt_path"
+                )
+        elif self.subspace_model is None:
+            self._adopt(module)
+        else:
             self._take_loaded()
 
     def _take_loaded(self) -> None:
@@ -284,12 +309,14 @@ class _Saving:
 class _Loading:
     """The module's ``on_load_checkpoint``, and the subspace taken over."""
 
-    def __init__(self, callback: LCSCallback, original: Any) -> None:
+    def __init__(self, callback: LCSCallback, trainer: Trainer, module: LightningModule) -> None:
         self.callback = callback
-        self.__wrapped__ = original
+        self.trainer = trainer
+        self.module = module
+        self.__wrapped__ = module.on_load_checkpoint
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
-        self.callback.load_from(checkpoint)
+        self.callback.load_from(self.trainer, self.module, checkpoint)
         self.__wrapped__(checkpoint)
 
 

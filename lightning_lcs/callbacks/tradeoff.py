@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_lcs.batchnorm import level_grid
 from lightning_lcs.callbacks._evaluation import evaluate_level, evaluation_loaders
@@ -81,7 +82,8 @@ class TradeoffMonitor(pl.Callback):
         if 1.0 in levels and full_metrics is not None:
             names = {name for metrics in measured.values() for name in metrics}
             measured[1.0] = {k: float(v) for k, v in full_metrics.items() if k in names or not names}
-        latencies = self._latencies(model, levels)
+        with isolate_rng():
+            latencies = self._latencies(model, levels)
         curve = []
         for alpha in levels:
             efficiency = model.efficiency(alpha)

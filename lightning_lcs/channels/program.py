@@ -12,7 +12,12 @@ from torch import Tensor, fx, nn
 
 from lightning_lcs.channels.dims import Dim
 from lightning_lcs.channels.plan import PlanAtWidth
-from lightning_lcs.channels.propagate import SizeArgument, is_batch_statistic, running_statistics
+from lightning_lcs.channels.propagate import (
+    SizeArgument,
+    is_batch_statistic,
+    is_written_statistic,
+    running_statistics,
+)
 from lightning_lcs.channels.trace import Trace
 
 
@@ -94,7 +99,7 @@ def _is_updated(node: fx.Node) -> bool:
         for argument, value in zip(schema.arguments, user.args, strict=False):
             if value is node and argument.alias_info is not None and argument.alias_info.is_write:
                 return True
-    return is_batch_statistic(node)
+    return is_written_statistic(node)
 
 
 def _copy_body(

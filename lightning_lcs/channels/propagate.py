@@ -101,6 +101,16 @@ def is_batch_statistic(node: fx.Node) -> bool:
     )
 
 
+def is_written_statistic(node: fx.Node) -> bool:
+    """Whether a normalisation writes running statistics into a placeholder, which its schema does not say."""
+    return any(
+        user.target in (*_BATCH_NORMS, torch.ops.aten.instance_norm.default)
+        and node in user.args[3:5]
+        and user.args[5] is True
+        for user in node.users
+    )
+
+
 def running_statistics(trace: Trace) -> dict[str, tuple[str, float]]:
     """Batch norms of a graph: name of the running mean -> name of the running variance, momentum."""
     found = {}

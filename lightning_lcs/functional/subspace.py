@@ -41,14 +41,17 @@ def endpoint_cosine(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """
     dots, norms0, norms1 = [], [], []
     for w0, w1 in pairs:
+        # Sums of squares overflow in half precision.
+        wide = torch.promote_types(w0.dtype, torch.float32)
+        w0, w1 = w0.to(wide), w1.to(wide)
         dots.append((w0 * w1).sum())
         norms0.append((w0 * w0).sum())
         norms1.append((w1 * w1).sum())
     if not dots:
         raise ValueError("pairs is empty: a line needs at least one parameter with two endpoints")
     dot, norm0, norm1 = (torch.stack(values).sum() for values in (dots, norms0, norms1))
-    product = norm0 * norm1
-    return dot * torch.rsqrt(product.clamp_min(torch.finfo(product.dtype).tiny))
+    tiny = torch.finfo(dot.dtype).tiny
+    return dot * norm0.clamp_min(tiny).rsqrt() * norm1.clamp_min(tiny).rsqrt()
 
 
 def redraw(weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -62,4 +65,4 @@ def redraw(weight: Tensor, generator: torch.Generator) -> Tensor:
     if weight.ndim < 2:
         return weight.detach().clone()
     noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32).to(weight)
-    return noise * weight.detach().std() + weight.detach().mean()
+    return noise * weight.detach().std(correction=0) + weight.detach().mean()
