@@ -27,7 +27,7 @@ def state_of(model: SubspaceModel) -> dict[str, Any]:
         "mode": mode_to_dict(model.mode),
         "subspace": model.subspace,
         "line_parameters": model.line_parameters,
-        "targets": [part.prefix.rstrip(".") for part in model.parts],
+        "targets": [part.name for part in model.parts],
         "shapes": _shapes(model),
         "endpoint_0": {
             part.prefix + name: value.detach().clone() for part in model.parts for name, value in part.endpoints.items()
@@ -47,6 +47,9 @@ def check_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
     """
     check_version(state)
     mine = state_of(model)
+    missing = [key for key in mine if key not in state]
+    if missing:
+        raise ValueError(f"the subspace in the checkpoint is incomplete: it lacks {', '.join(missing)}")
     for key in ("mode", "subspace", "line_parameters"):
         if mine[key] != state[key] and not (key == "line_parameters" and model.subspace == "point"):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,20 +36,21 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, known) or "Norm" in type(module).__name__
 
 
-def attach(module: nn.Module, which: str, start: str, seed: int) -> dict[str, nn.Parameter]:
+def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> list[dict[str, nn.Parameter]]:
     """Give the parameters on the line their second endpoint.
 
     Args:
-        module: the network; its modules get children named ``lcs_endpoint_0``.
+        modules: the networks; their modules get children named ``lcs_endpoint_0``. On an error none has any.
         which: "norm" (scale and shift of the normalisation layers) or "all".
         start: "copy", or "independent" (see :func:`lightning_lcs.functional.subspace.redraw`).
         seed: of the independent draws.
 
     Returns:
-        Qualified name of each parameter on the line -> its endpoint 0. Tied parameters share one.
+        For each network: qualified name of each parameter on the line -> its endpoint 0. Tied parameters share one,
+        within a network and between networks.
 
     Raises:
-        ValueError: an unknown option, or no parameter is on the line.
+        ValueError: an unknown option, or no parameter of a network is on the line.
     """
     if which not in LINE_PARAMETERS:
         raise ValueError(
@@ -59,29 +60,36 @@ def attach(module: nn.Module, which: str, start: str, seed: int) -> dict[str, nn
         raise ValueError(
             f"endpoint_start={start!r} is not known; choose one of {', '.join(map(repr, ENDPOINT_STARTS))}"
         )
-    endpoints: dict[str, nn.Parameter] = {}
+    on_line = [list(_on_line(module, which)) for module in modules]
+    if not all(on_line):
+        raise ValueError(
+            "line_parameters='norm' finds no normalisation layer with scale and shift in the network; use "
+            "line_parameters='all' or subspace='point'"
+        )
     partners: dict[int, nn.Parameter] = {}
+    lines = []
+    for module, found in zip(modules, on_line, strict=True):
+        endpoints: dict[str, nn.Parameter] = {}
+        for name, child, leaf, parameter in found:
+            if id(parameter) not in partners:
+                copy = parameter.detach().clone()
+                partners[id(parameter)] = nn.Parameter(copy, requires_grad=parameter.requires_grad)
+            if ENDPOINT_NAME not in child._modules:
+                child.add_module(ENDPOINT_NAME, Endpoint())
+            child.get_submodule(ENDPOINT_NAME).register_parameter(leaf, partners[id(parameter)])
+            endpoints[name] = partners[id(parameter)]
+        restart(module, endpoints, start, seed)
+        lines.append(endpoints)
+    return lines
+
+
+def _on_line(module: nn.Module, which: str) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     for path, child in list(module.named_modules()):
         if isinstance(child, Endpoint) or (which == "norm" and not is_norm(child)):
             continue
         for leaf, parameter in list(child._parameters.items()):
-            if parameter is None or not parameter.is_floating_point():
-                continue
-            if id(parameter) not in partners:
-                partners[id(parameter)] = nn.Parameter(
-                    parameter.detach().clone(), requires_grad=parameter.requires_grad
-                )
-            if ENDPOINT_NAME not in child._modules:
-                child.add_module(ENDPOINT_NAME, Endpoint())
-            child.get_submodule(ENDPOINT_NAME).register_parameter(leaf, partners[id(parameter)])
-            endpoints[f"{path}.{leaf}" if path else leaf] = partners[id(parameter)]
-    if not endpoints:
-        raise ValueError(
-            "line_parameters='norm' finds no normalisation layer with scale and shift in this network; use "
-            "line_parameters='all' or subspace='point'"
-        )
-    restart(module, endpoints, start, seed)
-    return endpoints
+            if parameter is not None and parameter.is_floating_point():
+                yield f"{path}.{leaf}" if path else leaf, child, leaf, parameter
 
 
 @torch.no_grad()

@@ -22,12 +22,14 @@ class Part:
     """One separately called network of a subspace model.
 
     Attributes:
+        name: of the part; may be empty for the only one.
         prefix: what its tensor names start with; empty for the only part.
         network: the network and its traces.
         endpoints: endpoint 0 by the network's own parameter names.
         calls: how often it has run, for the check that a training step calls it.
     """
 
+    name: str
     prefix: str
     network: TracedNetwork
     endpoints: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)

@@ -60,17 +60,18 @@ class SubspaceModel(nn.Module):
         modules = dict(module) if isinstance(module, Mapping) else {"": module}
         if not modules:
             raise ValueError("module is empty: give at least one network")
-        self.module = module if isinstance(module, nn.Module) else nn.ModuleList(modules.values())
+        self.module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleList(modules.values())
         self.line_parameters = line_parameters
         self.endpoint_start = endpoint_start
         self.seed = seed
         self.fresh = True  # neither trained nor loaded yet: endpoint 0 may start anew when weights are replaced
         self.parts: list[Part] = []
         for name, child in modules.items():
-            part = Part(f"{name}." if name else "", TracedNetwork(child))
-            if subspace == "line":
-                part.endpoints = _endpoints.attach(child, line_parameters, endpoint_start, seed)
-            self.parts.append(part)
+            self.parts.append(Part(name, f"{name}." if len(modules) > 1 else "", TracedNetwork(child)))
+        if subspace == "line":
+            lines = _endpoints.attach(list(modules.values()), line_parameters, endpoint_start, seed)
+            for part, line in zip(self.parts, lines, strict=True):
+                part.endpoints = line
         self.statistics: dict[float, dict[str, Tensor]] = {}
         self._alpha = 1.0
         self._training_level: TrainingLevel | None = None
@@ -145,17 +146,20 @@ class SubspaceModel(nn.Module):
         """The level's tensors, made anew only when a weight, the level or the need for gradients has changed."""
         current = [part.network.tensor(name) for name in program.names]
         watched = current + list(part.endpoints.values())
+        gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched)
         # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
         state = tuple([(tensor._version, tensor.data_ptr()) for tensor in watched])
-        key = (alpha, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), state)
+        key = (alpha, id(self.statistics.get(alpha)), torch.is_inference_mode_enabled(), state)
         cached = self._prepared.get(id(program))
-        if cached is not None and cached[0] == key and not program.updated:
+        if cached is not None and cached[0] == key:
             return cached[1], cached[2]
         at = part.network.plan.selection(self.mode.width(alpha))
         statistics = self._statistics(part, program, alpha)
         tensors = level_tensors(part, program, at, alpha, statistics)
         sizes = [at.size(dim) for dim in program.sizes]
-        self._prepared[id(program)] = (key, tensors, sizes)
+        # A backward frees the graph in which tensors were cut; buffers that the program writes are copies for one call.
+        if not gradients and not program.updated:
+            self._prepared[id(program)] = (key, tensors, sizes)
         return tensors, sizes
 
     def _statistics(self, part: Part, program: Program, alpha: float) -> dict[str, Tensor]:
@@ -284,9 +288,9 @@ class SubspaceModel(nn.Module):
             trainable = {
                 name: p.requires_grad for name, p in part.network.module.named_parameters(remove_duplicate=False)
             }
-            made[part.prefix.rstrip(".")] = materialize(program, at, own, trainable, train)
+            made[part.name] = materialize(program, at, own, trainable, part.network.module.state_dict().keys(), train)
         if len(self.parts) == 1:
-            return made[self.parts[0].prefix.rstrip(".")]  # type: ignore[return-value]
+            return made[self.parts[0].name]  # type: ignore[return-value]
         return nn.ModuleDict({name.replace(".", "_"): module for name, module in made.items()})
 
     # -- files ------------------------------------------------------------------------------------------------------
@@ -346,7 +350,7 @@ class SubspaceModel(nn.Module):
 
     def _only_part(self, what: str) -> Part:
         if len(self.parts) > 1:
-            names = ", ".join(repr(part.prefix.rstrip(".")) for part in self.parts)
+            names = ", ".join(repr(part.name) for part in self.parts)
             raise RuntimeError(f"{what} needs a single network, and this subspace model has several: {names}")
         return self.parts[0]
 

@@ -49,7 +49,10 @@ def check_alpha(alpha: float) -> float:
     Raises:
         ValueError: it is not a number in [0, 1] (NaN included).
     """
-    value = float(alpha)
+    try:
+        value = float(alpha)
+    except (TypeError, ValueError):
+        value = math.nan
     if math.isnan(value) or not 0.0 <= value <= 1.0:
         raise ValueError(f"alpha={alpha!r} is not in [0, 1]: 1 is the full model, 0 the most compressed one")
     return value

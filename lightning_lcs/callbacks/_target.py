@@ -136,7 +136,7 @@ def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
         return
     for part, before in zip(model.parts, calls, strict=True):
         if part.calls == before:
-            name = part.prefix.rstrip(".") or type(part.network.module).__name__
+            name = part.name or type(part.network.module).__name__
             raise RuntimeError(
                 f"{step} never called {name}, so that nothing ran at alpha={level:g}; name the network that it calls "
                 "with target="

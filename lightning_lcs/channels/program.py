@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -164,7 +164,12 @@ def _rebuild(function: Callable[..., fx.GraphModule], arguments: Any, for_traini
 
 
 def materialize(
-    program: Program, at: PlanAtWidth, tensors: Mapping[str, Tensor], trainable: Mapping[str, bool], for_training: bool
+    program: Program,
+    at: PlanAtWidth,
+    tensors: Mapping[str, Tensor],
+    trainable: Mapping[str, bool],
+    persistent: Container[str],
+    for_training: bool,
 ) -> MaterializedModel:
     """A network of its own out of a traced graph.
 
@@ -173,6 +178,7 @@ def materialize(
         at: the width.
         tensors: every parameter and buffer that the graph reads, at that width, by qualified name.
         trainable: for the parameters among them, whether they require gradients.
+        persistent: names of the tensors that belong into its ``state_dict``.
         for_training: which of training and evaluation the graph was traced in.
 
     Raises:
@@ -191,7 +197,7 @@ def materialize(
             continue
         name = trace.state.get(node.name, node.name)
         value = tensors[name] if node.name in trace.state else trace.constants[node.name]
-        _register(root, name, value, trainable.get(name))
+        _register(root, name, value, trainable.get(name), persistent=name in persistent)
     for node in trace.graph.nodes:
         if node.op == "placeholder" and node.name not in trace.inputs:
             mapping[node] = graph.get_attr(trace.state.get(node.name, node.name))
@@ -202,13 +208,13 @@ def materialize(
     return MaterializedModel(root, graph, for_training)
 
 
-def _register(root: nn.Module, name: str, value: Tensor, trainable: bool | None) -> None:
+def _register(root: nn.Module, name: str, value: Tensor, trainable: bool | None, persistent: bool) -> None:
     *path, leaf = name.split(".")
     for part in path:
         if part not in root._modules:
             root.add_module(part, nn.Module())
         root = operator.getitem(root._modules, part)  # type: ignore[assignment]
     if trainable is None:
-        root.register_buffer(leaf, value)
+        root.register_buffer(leaf, value, persistent=persistent)
     else:
         root.register_parameter(leaf, nn.Parameter(value, requires_grad=trainable))

@@ -60,6 +60,8 @@ def _placeholder(trace: Trace, node: fx.Node, structure: Structure, tensors: dic
 
 def _apply(call: Call) -> Any:
     value = call.node.meta.get("val")
+    if not isinstance(value, (Tensor, list, tuple)):
+        return None  # a computed size
     rule = RULES.get(op_name(call.node)) or RULES.get(call.name)
     if rule is not None and (call.name == "getitem" or _all_known(call)):
         result = rule(call)

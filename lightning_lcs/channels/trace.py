@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import Dim, ShapesCollection
 from torch.export.graph_signature import InputKind
+
+from lightning_lcs.channels.regions import inline_regions
 
 # Any batch size serves, but not 1 (export bakes it in), nor one that a channel count is likely to share.
 TRACE_BATCH = 11
@@ -129,6 +132,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         else:
             raise TraceError(f"{type(module).__name__} holds an input of an unsupported kind: {spec.kind}")
     graph = program.graph
+    inline_regions(graph, program.graph_module)
     _check_batch(module, graph, inputs, carried)
     _normalise(graph)
     return Trace(graph, state, constants, tuple(inputs), program.call_spec.in_spec, program.call_spec.out_spec)
@@ -139,13 +143,18 @@ def _check_batch(module: nn.Module, graph: fx.Graph, inputs: list[str], carried:
     for node in graph.nodes:
         if node.op == "placeholder" and node.name in inputs:
             value = node.meta.get("val")
-            if isinstance(value, Tensor) and value.ndim and type(value.shape[0]) is not int:
+            if isinstance(value, Tensor) and value.ndim and _is_open(value.shape[0]):
                 open_batch += 1
     if open_batch < len(carried):
         raise TraceError(
             f"{type(module).__name__} fixes the batch size in its forward, so that its trace would serve that size "
             "only; use the shape of the input instead of a stored batch size"
         )
+
+
+def _is_open(size: Any) -> bool:
+    # A size that the code has fixed still is a SymInt, but one that stands for a single number.
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def _normalise(graph: fx.Graph) -> None:
@@ -162,12 +171,27 @@ def _normalise(graph: fx.Graph) -> None:
             sizes = [part.shape[dim] for part in node.meta["val"]]
             if all(isinstance(size, int) for size in sizes):
                 node.target, node.args, node.kwargs = split_with_sizes, (node.args[0], sizes, dim), {}
+        elif name in ("squeeze.default", "squeeze.dim", "squeeze.dims"):
+            # A channel dimension that a level cuts to size 1 must stay: squeeze only what had size 1 in the network.
+            node.args, node.kwargs = (node.args[0], _squeezed(node)), {}
+            node.target = torch.ops.aten.squeeze.dims
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or not _is_pure(node))
     for node in reversed(list(graph.nodes)):
         if node.op == "placeholder" and not node.users and node.name.startswith(("p_", "b_", "c_")):
             graph.erase_node(node)
 
 
+def _squeezed(node: fx.Node) -> list[int]:
+    shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    asked = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", list(range(len(shape))))
+    axes = [asked] if isinstance(asked, int) else list(asked)  # type: ignore[arg-type]
+    return [axis for axis in axes if isinstance(shape[axis], int) and shape[axis] == 1]
+
+
 def _is_pure(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is None or not schema.is_mutable
+    return not schema.is_mutable if schema is not None else node.target in _PURE
+
+
+# Python functions of sizes; others, such as those that enter autocast, are kept whether their result is used or not.
+_PURE = (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, torch.sym_max, torch.sym_min)

@@ -25,14 +25,17 @@ def convolution(call: Call) -> Dims:
     """
     x, weight, bias = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "weight")), call.arg(2, "bias")
     groups = int(call.arg(6, "groups", 1))
-    _keep_kernel(call, weight)
+    _keep_kernel(call, x, weight)
     out = _grouped(call, x[1], weight[0], weight[1], groups)
     if bias is not None:
         call.unify(call.dims(bias)[0], out)
     return [x[0], call.structure.resolve(out), *call.whole(call.out_shape[2:], "spatial")]
 
 
-def _keep_kernel(call: Call, weight: Dims) -> None:
+def _keep_kernel(call: Call, x: Dims, weight: Dims) -> None:
+    """What a kernel moves over stays whole, and so does the kernel."""
+    for dim in x[2:]:
+        call.structure.freeze(dim, call.why)
     for dim in weight[2:]:
         call.structure.freeze(dim, "spatial")
 
@@ -60,7 +63,7 @@ def conv_transpose(call: Call) -> Dims:
     """``(N, in, *) x (in, out / groups, *) -> (N, out, *)``."""
     x, weight, bias = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "weight")), call.arg(2, "bias")
     groups = int(call.arg(6, "groups", 1))
-    _keep_kernel(call, weight)
+    _keep_kernel(call, x, weight)
     call.unify(x[1], weight[0])
     out = weight[1]
     if groups > 1:
@@ -101,11 +104,11 @@ def group_norm(call: Call) -> Dims:
 
 
 def layer_norm(call: Call) -> Dims:
-    """Statistics over the last dimensions, taken over the channels that are kept."""
+    """Statistics over the last dimensions, taken over the channels that are kept; RMS norm has no bias."""
     x = call.dims(call.arg(0, "input"))
     shape = call.arg(1, "normalized_shape")
     for tensor in (call.arg(2, "weight"), call.arg(3, "bias")):
-        if tensor is not None:
+        if isinstance(tensor, fx.Node):
             for ours, theirs in zip(x[-len(shape) :], call.dims(tensor), strict=True):
                 call.unify(ours, theirs)
     for position, dim in enumerate(x[-len(shape) :]):
@@ -117,6 +120,8 @@ def pool(call: Call) -> Dims:
     """Batch and channels pass; the spatial dimensions are new."""
     x = call.dims(call.arg(0, "self"))
     spatial = _SPATIAL[call.name]
+    for dim in x[-spatial:]:
+        call.structure.freeze(dim, call.why)
     return [*x[:-spatial], *call.whole(call.out_shape[-spatial:], "spatial")]
 
 

@@ -28,8 +28,14 @@ NAMES = (
     "eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not isnan isinf nan_to_num "
     "masked_fill "
     # the same values elsewhere
-    "clone contiguous detach detach alias to _to_copy type_as dropout feature_dropout alpha_dropout lift_fresh_copy "
+    "clone contiguous detach detach alias to _to_copy dropout feature_dropout alpha_dropout lift_fresh_copy "
     "zeros_like ones_like rand_like randn_like full_like bernoulli fill zero"
 ).split()
 
-RULES: dict[str, Rule] = {**dict.fromkeys(NAMES, elementwise), "prelu": prelu}
+
+def first(call: Call) -> Dims:
+    """The first tensor, whatever the others are."""
+    return call.dims(call.arg(0, "self"))
+
+
+RULES: dict[str, Rule] = {**dict.fromkeys(NAMES, elementwise), "prelu": prelu, "type_as": first}

@@ -49,9 +49,12 @@ def _regroup(call: Call, dims: Dims, sizes: list[int]) -> Dims:
 
 
 def view(call: Call) -> Dims:
-    """A reshape whose sizes are arguments."""
+    """A reshape whose sizes are arguments; a view as another type is none."""
+    if not isinstance(call.node.args[1], (list, tuple)):
+        call.freeze_inputs()
+        return call.whole(call.out_shape, call.why)
     out = regroup(call)
-    first_size = len(out) - len(call.node.args[1]) if isinstance(call.node.args[1], (list, tuple)) else 0
+    first_size = len(out) - len(call.node.args[1])
     if call.name != "unflatten":
         for position, dim in enumerate(out):
             if call.structure.free(dim):
@@ -131,6 +134,46 @@ def split(call: Call) -> list[Dims]:
     return [[*x[:axis], part, *x[axis + 1 :]] for part in parts]
 
 
+def cut(call: Call) -> Dims:
+    """A range of a dimension, in steps of 1."""
+    x, shape = call.dims(call.arg(0, "self")), call.shape(call.arg(0, "self"))
+    axis = call.arg(1, "dim", 0) % len(x)
+    start, end, step = call.arg(2, "start", None), call.arg(3, "end", None), call.arg(4, "step", 1)
+    if not call.structure.free(x[axis]) or call.out_shape == shape:
+        size = call.out_shape[axis]
+        return [dim if i != axis or size == shape[i] else call.whole([size], call.why)[0] for i, dim in enumerate(x)]
+    if step != 1 or not isinstance(start, int | None) or not isinstance(end, int | None):
+        call.structure.freeze(x[axis], call.why)
+        return [*x[:axis], *call.whole([call.out_shape[axis]], call.why), *x[axis + 1 :]]
+    first, last, _ = slice(start, end).indices(shape[axis])
+    sizes = [first, last - first, shape[axis] - last]
+    parts = iter(call.structure.split(x[axis], [size for size in sizes if size], call.why))
+    before, kept = (next(parts) if sizes[0] else ()), next(parts)
+    # As numbers from the front: a negative end would count channels that a level has dropped.
+    call.node.args = (call.node.args[0], axis, first, last)
+    call.node.kwargs = {}
+    if before:
+        call.resize((2,), before)
+    call.resize((3,), before + kept)
+    return [*x[:axis], kept, *x[axis + 1 :]]
+
+
+def expand_as(call: Call) -> Dims:
+    """The sizes are those of another tensor."""
+    return call.broadcast(call.tensors())
+
+
+def filled(call: Call) -> Dims:
+    """A new tensor of a given size: whatever it meets later may tie it to channels."""
+    sizes = call.arg(1, "size")
+    out: Dims = []
+    for axis, size in enumerate(call.out_shape):
+        dim = call.structure.fresh(size, frozen=None if isinstance(sizes[axis], int) else "a computed size")
+        call.resize((1, axis), dim)
+        out.append(dim)
+    return out
+
+
 def getitem(call: Call) -> Dims:
     """One of several results."""
     dims: Dims = call.known[call.node.args[0]][call.node.args[1]]  # type: ignore[index]
@@ -154,6 +197,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("transpose", "t", "swapaxes"), transpose),
     **dict.fromkeys(("cat", "concat"), cat),
     "split_with_sizes": split,
+    "slice": cut,
+    "expand_as": expand_as,
+    **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full"), filled),
     "getitem": getitem,
     "unsqueeze": unsqueeze,
 }
