@@ -64,7 +64,7 @@ def main() -> None:
     recalibrate(model, batches, alphas)
     exact = {alpha: accuracy(model, alpha, loader) for alpha in alphas}
     table = Table(title=f"Points of accuracy lost at {arguments.count} random alphas")
-    for heading in ("levels", "bytes", "share of model", "served by", "median", "worst", "narrower than asked"):
+    for heading in ("levels", "bytes", "share of model", "served by", "median", "worst", "width off by up to"):
         table.add_column(heading, justify="right")
     size = model.efficiency(1.0).size_bytes
     for count in GRIDS:

@@ -1,0 +1,283 @@
+"""An oracle for sliced networks: the user's own full-size code, run with the removed entries marked absent.
+
+Removed entries of parameters and buffers are NaN, and NaN means "not there": layers that sum over channels skip it,
+norms and means take their statistics over what is there, everything else hands NaN on by itself. Where two tensors
+disagree about what is there (a weight expects a channel that its input lacks) the oracle raises `MaskMismatchError`.
+
+It knows nothing of the channel plan. Which entries are removed comes from the shapes of a materialized network, under
+the rule that a prefix is kept (`prefix_masks`), or from marks that survive slicing (`Survivors`).
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lightning_lcs.model import SubspaceModel
+
+Masks = Mapping[str, Tensor]
+
+
+class MaskMismatchError(AssertionError):
+    """Two tensors that meet in an op disagree about which channels are there."""
+
+
+# -- which entries are kept -------------------------------------------------------------------------------------------
+
+
+def kept_axis(full: int, kept: int, copies: int = 1) -> Tensor:
+    """Keep a prefix in each of ``copies`` equal pieces of an axis."""
+    return torch.arange(full) % (full // copies) < kept // copies
+
+
+def kept_pieces(full: list[int], kept: list[int]) -> Tensor:
+    """Keep a prefix in each piece of an axis that was joined from pieces."""
+    return torch.cat([kept_axis(*sizes) for sizes in zip(full, kept, strict=True)])
+
+
+def outer(axes: list[Tensor]) -> Tensor:
+    """The mask whose every axis is masked by itself."""
+    mask = torch.ones([len(axis) for axis in axes], dtype=torch.bool)
+    for position, axis in enumerate(axes):
+        mask &= axis.view([-1 if k == position else 1 for k in range(len(axes))])
+    return mask
+
+
+def prefix_masks(full: nn.Module, small: nn.Module) -> dict[str, Tensor]:
+    """Masks of a network in which every axis keeps a prefix: from the two networks' shapes alone."""
+    shapes = {name: value.shape for name, value in small.state_dict().items()}
+    return {
+        name: outer([kept_axis(*sizes) for sizes in zip(value.shape, shapes[name], strict=True)])
+        for name, value in full.state_dict().items()
+        if name in shapes
+    }
+
+
+class Survivors:
+    """Masks of any network: every entry is numbered, and those whose numbers are in a materialized network stayed."""
+
+    def __init__(self, full: nn.Module, example: Tensor, **options: Any) -> None:
+        self._numbered = copy.deepcopy(full)
+        for value in [*self._numbered.parameters(), *self._numbered.buffers()]:
+            assert value.numel() < 2**24, "float32 counts no further"
+            value.data = torch.arange(value.numel(), dtype=value.dtype).view(value.shape)
+        self._model = SubspaceModel(self._numbered, example, subspace="point", **options).eval()
+
+    def masks(self, alpha: float) -> dict[str, Tensor]:
+        """Name of a tensor -> which of its entries are kept."""
+        small, masks = self._model.materialize(alpha).state_dict(), {}
+        for name, value in self._numbered.state_dict().items():
+            if name in small:
+                mask = torch.zeros(value.numel(), dtype=torch.bool)
+                mask[small[name].flatten().long()] = True
+                masks[name] = mask.view(value.shape)
+        return masks
+
+
+def removed(module: nn.Module, masks: Masks, mark: float = torch.nan) -> nn.Module:
+    """A copy of a network with the removed entries of its floating-point tensors marked absent, or set to 0."""
+    marked = copy.deepcopy(module)
+    for name, value in [*marked.named_parameters(), *marked.named_buffers()]:
+        if name in masks and value.is_floating_point():
+            value.data = value.data.masked_fill(~masks[name], mark)
+    return marked
+
+
+def masked_forward(module: nn.Module, masks: Masks, *args: Tensor) -> Tensor:
+    """The full-size result with the removed channels absent everywhere.
+
+    Raises:
+        MaskMismatchError: the masks do not fit together.
+    """
+    marked = removed(module, masks).eval()
+    with torch.no_grad(), Absent():
+        result = marked(*args)
+    if torch.isnan(result).any():
+        raise MaskMismatchError("a removed channel reaches the output")
+    return result
+
+
+# -- ops in which NaN means "not there" -------------------------------------------------------------------------------
+
+
+def _contraction(x_gone: Tensor, weight_gone: Tensor, op: str) -> Tensor:
+    """Check a sum over input channels, and tell which outputs are absent.
+
+    Args:
+        x_gone: absent entries of the input, (rows, groups, channels per group).
+        weight_gone: absent entries of the weight, (groups, outputs per group, channels per group).
+        op: for the error.
+
+    Returns:
+        Absent outputs, (groups, outputs per group).
+    """
+    row_gone = x_gone.flatten(1).all(1)
+    channel_gone = x_gone[~row_gone].all(0)
+    if not torch.equal(x_gone[~row_gone], channel_gone.expand(int((~row_gone).sum()), -1, -1)):
+        raise MaskMismatchError(f"{op}: its input lacks a channel in some places only")
+    output_gone = weight_gone.all(2)
+    expected = output_gone[:, :, None] | channel_gone[:, None, :]
+    if not torch.equal(weight_gone, expected):
+        raise MaskMismatchError(f"{op}: its weight and its input lack different channels")
+    return output_gone
+
+
+def _present(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.masked_fill(value.isnan(), 0.0)
+
+
+def _check_bias(bias: Tensor | None, gone: Tensor, op: str) -> None:
+    if bias is not None and not torch.equal(bias.isnan(), gone):
+        raise MaskMismatchError(f"{op}: its bias and its weight lack different channels")
+
+
+def convolution(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Any = None, *rest: Any) -> Tensor:
+    groups = rest[3] if len(rest) > 3 else 1
+    by_channel = x.transpose(1, 0).flatten(1).isnan()
+    if not torch.equal(by_channel, by_channel.all(1, keepdim=True).expand_as(by_channel)):
+        raise MaskMismatchError("convolution: a channel of its input is absent in some places only")
+    x_gone = by_channel.all(1).view(1, groups, -1)
+    kernel_gone = weight.isnan().flatten(2).all(2)
+    gone = _contraction(x_gone, kernel_gone.view(groups, -1, kernel_gone.shape[1]), "convolution").flatten()
+    _check_bias(bias, gone, "convolution")
+    result = function(_present(x), _present(weight), _present(bias), *rest)
+    return result.masked_fill(gone.view(-1, *[1] * (result.ndim - 2)), torch.nan)
+
+
+def transposed_convolution(
+    function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Any = None, *rest: Any
+) -> Tensor:
+    kernel_gone = weight.isnan().flatten(2).all(2)
+    gone = _contraction(x.transpose(1, 0).flatten(1).isnan().all(1).view(1, 1, -1), kernel_gone.T[None], "transposed")[
+        0
+    ]
+    _check_bias(bias, gone, "transposed convolution")
+    result = function(_present(x), _present(weight), _present(bias), *rest)
+    return result.masked_fill(gone.view(-1, *[1] * (result.ndim - 2)), torch.nan)
+
+
+def linear(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rows = x.isnan().flatten(0, -2)
+    gone = _contraction(rows[:, None], weight.isnan()[None], "linear").flatten()
+    _check_bias(bias, gone, "linear")
+    result = function(_present(x), _present(weight), _present(bias))
+    row_gone = rows.all(1).view(*x.shape[:-1], 1)
+    return result.masked_fill(gone | row_gone, torch.nan)
+
+
+def _normalised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    mean = x.nanmean(axes, keepdim=True)
+    variance = ((x - mean) ** 2).nanmean(axes, keepdim=True)
+    return (x - mean) / (variance + eps).sqrt()
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def batch_norm(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    shape = [-1, *[1] * (x.ndim - 2)]
+    if training or running_mean is None or running_var is None:
+        x = _normalised(x, tuple(axis for axis in range(x.ndim) if axis != 1), eps)
+    else:
+        x = (x - running_mean.view(shape)) / (running_var.view(shape) + eps).sqrt()
+    return _affine(x, *(None if value is None else value.view(shape) for value in (weight, bias)))
+
+
+def layer_norm(
+    function: Callable[..., Tensor], x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor:
+    return _affine(_normalised(x, tuple(range(-len(shape), 0)), eps), weight, bias)
+
+
+def group_norm(
+    function: Callable[..., Tensor], x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor:
+    shape = [-1, *[1] * (x.ndim - 2)]
+    result = _normalised(x.reshape(x.shape[0], groups, -1), (2,), eps).view(x.shape)
+    return _affine(result, *(None if value is None else value.view(shape) for value in (weight, bias)))
+
+
+def rms_norm(
+    function: Callable[..., Tensor], x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    mean_square = (x**2).nanmean(tuple(range(-len(shape), 0)), keepdim=True)
+    return _affine(x / (mean_square + eps).sqrt(), weight, None)
+
+
+def softmax(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return function(x.masked_fill(x.isnan(), -torch.inf), *args, **kwargs).masked_fill(x.isnan(), torch.nan)
+
+
+def mean(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return x.nanmean(*args, **kwargs)
+
+
+def summed(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    gone = x.isnan().float().mean(*args, **kwargs) == 1
+    return x.nansum(*args, **kwargs).masked_fill(gone, torch.nan)
+
+
+def largest(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    result = function(x.masked_fill(x.isnan(), -torch.inf), *args, **kwargs)
+    return result.masked_fill(result == -torch.inf, torch.nan)
+
+
+def multi_head_attention(
+    function: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    width: int,
+    heads: int,
+    *rest: Any,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention over (length, batch, channels), with the projections' weights joined into one."""
+    weights, biases, out = rest[0].chunk(3), rest[1].chunk(3), rest[-2:]
+    inputs = zip((query, key, value), weights, biases, strict=True)
+    q, k, v = (linear(F.linear, *each).unflatten(2, (heads, -1)).permute(1, 2, 0, 3) for each in inputs)
+    attended = F.scaled_dot_product_attention(q, k, v)
+    return linear(F.linear, attended.permute(2, 0, 1, 3).flatten(2), *out), None
+
+
+HANDLERS: dict[Any, Callable[..., Tensor]] = {
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), convolution),
+    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d), transposed_convolution),
+    F.linear: linear,
+    F.batch_norm: batch_norm,
+    F.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    F.rms_norm: rms_norm,
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), softmax),
+    **dict.fromkeys((torch.mean, Tensor.mean), mean),
+    **dict.fromkeys((torch.sum, Tensor.sum), summed),
+    **dict.fromkeys((torch.amax, Tensor.amax), largest),
+    F.multi_head_attention_forward: multi_head_attention,
+}
+
+
+class Absent(TorchFunctionMode):
+    """Run torch functions with NaN meaning "not there"."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        handler = HANDLERS.get(function)
+        if handler is None:
+            return function(*args, **(kwargs or {}))
+        return handler(function, *args, **(kwargs or {}))

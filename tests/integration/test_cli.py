@@ -1,0 +1,141 @@
+"""``lightning-lcs`` from YAML files: twice in a row, then validation of the checkpoint."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_lcs.cli import main
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "configs" / "structured.yaml"
+# What LightningCLI and jsonargparse say about themselves.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists and is not empty:UserWarning"),
+]
+# Few steps and small images: the command is tested, not the training.
+SHORT = [
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=2",
+    "--trainer.limit_val_batches=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--data.init_args.image_size=16",
+    "--data.init_args.batch_size=8",
+    "--model.model=test_resnet",
+    # Without this the wrapper brings a callback that recalibrates on the whole data set.
+    "--trainer.callbacks+=lightning_lcs.LCSCallback",
+    "--trainer.callbacks.recalibration_images=16",
+    "--trainer.callbacks.recalibration_levels=3",
+]
+
+# Everything is made and set up, and no step is taken.
+NO_TRAINING = "--trainer.limit_train_batches=0"
+QUICK = {"alphas": 3, "recalibration_levels": 3, "recalibration_images": 16}
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_example_twice_and_then_validated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config", str(EXAMPLE), *SHORT]
+    main(["fit", *arguments])
+    folder = tmp_path / "runs" / "structured"
+    first = rows(folder / "curve.csv")
+    assert [round(float(row["width"]), 3) for row in first] == [0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
+    main(["fit", *arguments])
+    second = rows(folder / "curve.csv")
+    assert [row["val_acc"] for row in second] == [row["val_acc"] for row in first]
+    assert (folder / "config.yaml").exists()
+    (folder / "curve.csv").unlink()
+    main(["validate", *arguments, "--ckpt_path", str(folder / "last.ckpt")])
+    again = rows(folder / "curve.csv")
+    for row, other in zip(again, second, strict=True):
+        assert float(row["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=1e-6)
+
+
+def config(folder, **model):
+    """A user's own file."""
+    content = {
+        "model": {"model": "test_resnet", "in_chans": 1, "scheduler": "constant", **model},
+        "data": {"class_path": "DigitsDataModule", "init_args": {"batch_size": 8, "image_size": 16}},
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "limit_train_batches": 1,
+            "limit_val_batches": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [{"class_path": "lightning_lcs.LCSCallback", "init_args": QUICK}],
+        },
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    return str(folder / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "structured",
+        {"name": "structured", "min_width": 0.25},
+        {"min_width": 0.25},
+        {"class_path": "lightning_lcs.Structured", "init_args": {"min_width": 0.25}},
+        {"class_path": "Structured"},
+    ],
+    ids=["string", "dict", "bare-dict", "class_path", "short-class_path"],
+)
+def test_mode_in_yaml(tmp_path, monkeypatch, mode):
+    """The callback has the default mode: it refuses a wrapper whose mode was read as anything else."""
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", config(tmp_path, mode=mode), NO_TRAINING])
+    if not isinstance(mode, str):
+        other = {**mode, "init_args": {"min_width": 0.5}} if "class_path" in mode else {**mode, "min_width": 0.5}
+        with pytest.raises(ValueError, match=r"SubspaceModel mode=Structured\(min_width=0.5\)"):
+            main(["fit", "--config", config(tmp_path, mode=other), NO_TRAINING])
+
+
+def test_a_mode_for_both_wrapper_and_callback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = config(tmp_path, mode={"class_path": "lightning_lcs.Structured", "init_args": {"min_width": 0.5}})
+    content = yaml.safe_load(Path(path).read_text())
+    options = content["trainer"]["callbacks"][0]["init_args"]
+    options["mode"] = {"class_path": "lightning_lcs.Structured", "init_args": {"min_width": 0.5}}
+    Path(path).write_text(yaml.safe_dump(content))
+    main(["fit", "--config", path])
+    options["mode"] = "structured"
+    Path(path).write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="LCSCallback has mode="):
+        main(["fit", "--config", path, NO_TRAINING])
+
+
+@pytest.mark.parametrize(
+    ("argument", "match"),
+    [
+        ("--model.mode=pruned", "pruned"),
+        ("--model.subspace=curve", "curve"),
+        ("--model.scheduler=step", "step"),
+        ("--model.momentun=0.9", "momentun"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path, monkeypatch, capsys, argument, match):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((SystemExit, ValueError)) as error:
+        main(["fit", "--config", config(tmp_path), argument])
+    assert match in f"{error.value} {capsys.readouterr().err}"
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["fit", "--help"])
+    assert error.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--model.subspace" in shown
+    assert "--model.mode" in shown

@@ -1,0 +1,142 @@
+"""Both endpoints are trained alike, however the user builds the optimizer."""
+
+import pytest
+import timm.optim
+import torch
+
+from tests.integration.support import Data, Module, Net, lcs, trainer
+
+
+def all_parameters(module):
+    return torch.optim.SGD(module.parameters(), 0.1)
+
+
+def of_the_network(module):
+    return torch.optim.SGD(module.net.parameters(), 0.1)
+
+
+def trainable_only(module):
+    return torch.optim.SGD((p for p in module.parameters() if p.requires_grad), 0.1)
+
+
+def by_submodule(module):
+    net = module.net
+    groups = [{"params": child.parameters(), "lr": 0.1 * (i + 1)} for i, child in enumerate(net.children())]
+    return torch.optim.SGD(groups, 0.1)
+
+
+def by_name(module):
+    norm = [p for name, p in module.named_parameters() if "norm" in name]
+    rest = [p for name, p in module.named_parameters() if "norm" not in name]
+    return torch.optim.SGD([{"params": norm, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.1}], 0.1)
+
+
+def by_bias_in_the_name(module):
+    bias = [p for name, p in module.named_parameters() if name.endswith("bias")]
+    rest = [p for name, p in module.named_parameters() if not name.endswith("bias")]
+    return torch.optim.SGD([{"params": bias, "lr": 0.2}, {"params": rest}], 0.1)
+
+
+def by_dimensions(module):
+    flat = [p for p in module.net.parameters() if p.ndim < 2]
+    rest = [p for p in module.net.parameters() if p.ndim >= 2]
+    return torch.optim.AdamW([{"params": flat, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.1}], 0.01)
+
+
+def by_timm(module):
+    return timm.optim.create_optimizer_v2(module.net, "sgd", lr=0.1, weight_decay=0.1, filter_bias_and_bn=True)
+
+
+def by_timm_with_layer_decay(module):
+    return timm.optim.create_optimizer_v2(module.net, "adamw", lr=0.1, weight_decay=0.1, layer_decay=0.7)
+
+
+FORMS = [
+    all_parameters,
+    of_the_network,
+    trainable_only,
+    by_submodule,
+    by_name,
+    by_bias_in_the_name,
+    by_dimensions,
+    by_timm,
+    by_timm_with_layer_decay,
+]
+
+
+class Optimized(Module):
+    def __init__(self, form, net=None):
+        super().__init__(net)
+        self.form = form
+
+    def configure_optimizers(self):
+        return self.form(self)
+
+
+@pytest.mark.filterwarnings("ignore:no validation data. the accuracy-efficiency curve:UserWarning")
+@pytest.mark.parametrize("line_parameters", ["norm", "all"])
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_both_endpoints_move(tmp_path, form, line_parameters):
+    # Layer decay needs a network that groups its own layers.
+    net = timm.create_model("test_resnet", in_chans=1, num_classes=10) if form is by_timm_with_layer_decay else Net()
+    module, callback = Optimized(form, net), lcs(line_parameters=line_parameters)
+    run = trainer(tmp_path, callback, limit_val_batches=0, limit_train_batches=2)
+    start = {name: p.detach().clone() for name, p in net.named_parameters()}
+    run.fit(module, datamodule=Data())
+    model = callback.subspace_model
+    groups = [{id(p) for p in group["params"]} for group in run.optimizers[0].param_groups]
+    for name, endpoint in model.parts[0].endpoints.items():
+        partner = net.get_parameter(name)
+        assert not torch.equal(endpoint, start[name]), name
+        assert not torch.equal(partner, start[name]), name
+        assert not torch.equal(endpoint, partner), name
+        assert any(id(endpoint) in group and id(partner) in group for group in groups), name
+
+
+def test_parameters_collected_beforehand_are_an_error(tmp_path):
+    class Early(Module):
+        def __init__(self):
+            super().__init__()
+            self.collected = list(self.net.parameters())
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.collected, 0.1)
+
+    with pytest.raises(RuntimeError, match=r"4 second endpoints are not in the optimizer's parameter group"):
+        trainer(tmp_path, lcs()).fit(Early(), datamodule=Data())
+    # A point has no second endpoints.
+    callback = lcs(subspace="point")
+    trainer(tmp_path, callback).fit(Early(), datamodule=Data())
+    assert len(callback.curve) == 3
+
+
+def test_parameters_listed_by_name_are_an_error(tmp_path):
+    def listed(module):
+        own = dict(module.net.named_parameters())
+        return torch.optim.SGD([own[name] for name in dict(Net().named_parameters())], 0.1)
+
+    with pytest.raises(RuntimeError, match=r"build the optimizer in configure_optimizers from parameters\(\)"):
+        trainer(tmp_path, lcs()).fit(Optimized(listed), datamodule=Data())
+
+
+def test_endpoints_in_another_group_are_an_error(tmp_path):
+    def parted(module):
+        theirs = [p for name, p in module.net.named_parameters() if "lcs_endpoint" in name]
+        own = [p for name, p in module.net.named_parameters() if "lcs_endpoint" not in name]
+        return torch.optim.SGD([{"params": own}, {"params": theirs, "weight_decay": 0.1}], 0.1)
+
+    with pytest.raises(RuntimeError, match="parameter group of their partners"):
+        trainer(tmp_path, lcs()).fit(Optimized(parted), datamodule=Data())
+
+
+def test_frozen_parameters_stay(tmp_path):
+    net = Net()
+    net.conv1.requires_grad_(False)
+    net.norm1.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    module, callback = Optimized(trainable_only, net), lcs(line_parameters="all")
+    trainer(tmp_path, callback).fit(module, datamodule=Data())
+    for name, endpoint in callback.subspace_model.parts[0].endpoints.items():
+        frozen = name.startswith(("conv1", "norm1"))
+        assert torch.equal(net.get_parameter(name), before[name]) == frozen
+        assert torch.equal(endpoint, before[name]) == frozen

@@ -1,0 +1,150 @@
+"""A training step at several levels: the update, and what the user sees of it."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
+
+from lightning_lcs import SubspaceModel
+from lightning_lcs.functional.sampling import SAMPLERS, step_generator
+from tests.integration.support import Module, Net, group_norm, lcs, trainer
+
+# Three steps in float32 against the same sums in another order, relative to the largest entry of each tensor.
+UPDATE_TOLERANCE = 1e-5
+# One update in bfloat16 or float16 against float32: few bits, but far from a level left out or counted twice.
+HALF_TOLERANCE = 0.15
+# Where only the training steps matter.
+no_curve = pytest.mark.filterwarnings("ignore:no validation data. the accuracy-efficiency curve:UserWarning")
+
+
+def squared_cosine(model):
+    pairs = model.endpoint_pairs()
+    w0 = torch.cat([a.flatten() for a, _ in pairs])
+    w1 = torch.cat([b.flatten() for _, b in pairs])
+    return (w0 @ w1 / (w0.norm() * w1.norm())) ** 2
+
+
+def summed_losses(net, batches, lr, accumulate, sampler, beta, seed, options):
+    """The weights after training on explicitly summed losses, by autograd through every slice."""
+    model = SubspaceModel(copy.deepcopy(net), **options, seed=seed).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    for index, (images, labels) in enumerate(batches):
+        total = torch.zeros(())
+        for alpha in SAMPLERS[sampler](step_generator(seed, index), 4):
+            with model.at_alpha(alpha):
+                total = total + nn.functional.cross_entropy(model(images), labels)
+        if options["subspace"] == "line":
+            total = total + beta * squared_cosine(model)
+        (total / accumulate).backward()
+        if (index + 1) % accumulate == 0 or index + 1 == len(batches):
+            optimizer.step()
+            optimizer.zero_grad()
+    return dict(model.module.named_parameters())
+
+
+@no_curve
+@pytest.mark.parametrize(
+    ("options", "accumulate", "sampler", "beta", "norm"),
+    [
+        ({"subspace": "point"}, 1, "sandwich", 1.0, nn.BatchNorm2d),
+        ({"subspace": "line"}, 1, "sandwich", 1.0, nn.BatchNorm2d),
+        ({"subspace": "line", "line_parameters": "all"}, 1, "sandwich", 1.0, nn.BatchNorm2d),
+        (
+            {"subspace": "line", "line_parameters": "all", "endpoint_start": "independent"},
+            2,
+            "sandwich",
+            3.0,
+            group_norm,
+        ),
+        ({"subspace": "point"}, 2, "sandwich", 1.0, nn.BatchNorm2d),
+        ({"subspace": "line"}, 2, "uniform", 0.0, nn.BatchNorm2d),
+    ],
+    ids=["point", "line-norm", "line-all", "line-all-accumulate", "point-accumulate", "line-uniform-accumulate"],
+)
+def test_update_is_that_of_the_summed_losses(tmp_path, train, options, accumulate, sampler, beta, norm):
+    net = Net(norm)
+    expected = summed_losses(net, list(train), 0.1, accumulate, sampler, beta, 5, options)
+    module = Module(net)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    callback = lcs(**options, sampler=sampler, diversity_weight=beta, seed=5)
+    trainer(tmp_path, callback, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(module, train, train)
+    after = dict(net.named_parameters())
+    assert after.keys() == expected.keys()
+    for name, value in after.items():
+        scale = expected[name].abs().max()
+        assert (value - expected[name]).abs().max() <= UPDATE_TOLERANCE * scale, name
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
+
+
+@no_curve
+def test_the_diversity_term_is_in_the_update(tmp_path, train):
+    def trained(weight):
+        torch.manual_seed(1)
+        module = Module(Net())
+        options = {"line_parameters": "all", "endpoint_start": "independent", "diversity_weight": weight}
+        callback = lcs(**options)
+        trainer(tmp_path, callback, limit_train_batches=1, limit_val_batches=0).fit(module, train, train)
+        return module.net.conv2.weight.detach()
+
+    assert not torch.equal(trained(0.0), trained(1.0))
+
+
+def recorded_alphas(monkeypatch):
+    seen = []
+    original = SubspaceModel.training_level
+
+    def spy(self, alpha):
+        seen.append(alpha)
+        return original(self, alpha)
+
+    monkeypatch.setattr(SubspaceModel, "training_level", spy)
+    return seen
+
+
+@no_curve
+def test_alphas_are_the_same_after_a_resume(tmp_path, train, val, monkeypatch):
+    seen = recorded_alphas(monkeypatch)
+    trainer(tmp_path, lcs(), max_epochs=2, limit_val_batches=0).fit(Module(), train, val)
+    uninterrupted = list(seen)
+    seen.clear()
+    options = {"limit_val_batches": 0, "enable_checkpointing": True}
+    first = trainer(tmp_path, lcs(), max_epochs=1, **options)
+    first.fit(Module(), train, val)
+    trainer(tmp_path, lcs(), max_epochs=2, limit_val_batches=0).fit(
+        Module(), train, val, ckpt_path=first.checkpoint_callback.best_model_path
+    )
+    assert len(uninterrupted) == 2 * 3 * 4
+    assert seen == uninterrupted
+    assert seen[:4] == SAMPLERS["sandwich"](step_generator(0, 0), 4)
+    assert seen[:4] != seen[4:8]
+
+
+PRECISIONS = {
+    "bf16-mixed": lambda: {"precision": "bf16-mixed"},
+    "16-mixed": lambda: {
+        "plugins": MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    },
+    "64-true": lambda: {"precision": "64-true"},
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_other_precisions_train_on_the_summed_losses(tmp_path, train, val, precision):
+    net = Net(group_norm)
+    start = {name: p.detach().clone() for name, p in net.named_parameters()}
+    expected = summed_losses(net, list(train)[:1], 0.1, 1, "sandwich", 1.0, 0, {"subspace": "point"})
+    callback = lcs(subspace="point")
+    trainer(tmp_path, callback, limit_train_batches=1, **PRECISIONS[precision]()).fit(Module(net), train, val)
+    for name, value in net.named_parameters():
+        update, exact = value.detach().double() - start[name], expected[name].detach().double() - start[name]
+        assert (update - exact).abs().max() <= HALF_TOLERANCE * exact.abs().max(), name
+    assert len(callback.curve) == 3
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
+def test_batch_norm_in_other_precisions(tmp_path, train, val, precision):
+    callback = lcs()
+    trainer(tmp_path, callback, precision=precision).fit(Module(), train, val)
+    assert len(callback.curve) == 3
