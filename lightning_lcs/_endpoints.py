@@ -36,6 +36,18 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, known) or "Norm" in type(module).__name__
 
 
+def check_options(which: str, start: str) -> None:
+    """Raise ``ValueError`` on an unknown option of :func:`attach`."""
+    if which not in LINE_PARAMETERS:
+        raise ValueError(
+            f"line_parameters={which!r} is not known; choose one of {', '.join(map(repr, LINE_PARAMETERS))}"
+        )
+    if start not in ENDPOINT_STARTS:
+        raise ValueError(
+            f"endpoint_start={start!r} is not known; choose one of {', '.join(map(repr, ENDPOINT_STARTS))}"
+        )
+
+
 def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> list[dict[str, nn.Parameter]]:
     """Give the parameters on the line their second endpoint.
 
@@ -52,14 +64,7 @@ def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> l
     Raises:
         ValueError: an unknown option, or no parameter of a network is on the line.
     """
-    if which not in LINE_PARAMETERS:
-        raise ValueError(
-            f"line_parameters={which!r} is not known; choose one of {', '.join(map(repr, LINE_PARAMETERS))}"
-        )
-    if start not in ENDPOINT_STARTS:
-        raise ValueError(
-            f"endpoint_start={start!r} is not known; choose one of {', '.join(map(repr, ENDPOINT_STARTS))}"
-        )
+    check_options(which, start)
     on_line = [list(_on_line(module, which)) for module in modules]
     if not all(on_line):
         raise ValueError(

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_lcs import _endpoints
 from lightning_lcs._checkpoint import CHECKPOINT_KEY
 from lightning_lcs.batchnorm import DEFAULT_LEVELS
 from lightning_lcs.callbacks._quiet import Patches
@@ -73,7 +74,10 @@ class LCSCallback(pl.Callback):
         seed: int = 0,
     ) -> None:
         check_options(sampler, alphas_per_step)
-        if diversity_weight < 0:
+        _endpoints.check_options(line_parameters, endpoint_start)
+        if recalibration_images < 1:
+            raise ValueError(f"recalibration_images={recalibration_images} is below 1; use, for example, 2048")
+        if not diversity_weight >= 0:
             raise ValueError(f"diversity_weight={diversity_weight} is negative; 0 turns the term off, 1 is the paper's")
         self.mode = parse_mode(mode)
         self.subspace = check_subspace(subspace)
@@ -92,6 +96,7 @@ class LCSCallback(pl.Callback):
         self._sweep: Sweep | None = None
         self._loaded: Mapping[str, Any] | None = None
         self._measured_at = -1
+        self._failed = False
 
     @property
     def curve(self) -> list[CurvePoint]:
@@ -111,6 +116,7 @@ class LCSCallback(pl.Callback):
             )
         self._recalibration = _only(trainer, BatchNormRecalibration) or self._recalibration
         self._monitor = _only(trainer, TradeoffMonitor) or self._monitor
+        self._failed = False
         self._patches.undo()
         self._patches.set(pl_module, "on_save_checkpoint", _Saving(self, trainer, pl_module))
         self._patches.set(pl_module, "on_load_checkpoint", _Loading(self, trainer, pl_module))
@@ -179,7 +185,8 @@ class LCSCallback(pl.Callback):
         self._sweep = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take every patch away."""
+        """Take every patch away; a checkpoint that is saved now gets no new statistics from the step that failed."""
+        self._failed = True
         self.teardown(trainer, pl_module, "fit")
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -257,7 +264,7 @@ class LCSCallback(pl.Callback):
         While fitting, the module's own hook does the same for ``save_weights_only=True``, which skips callbacks.
         """
         if self.subspace_model is not None:
-            if trainer.state.fn == "fit" and not self.subspace_model.statistics:
+            if trainer.state.fn == "fit" and not self._failed and not self.subspace_model.statistics:
                 self._recalibration.run(trainer, pl_module, self.subspace_model, also=self._monitor.alphas)
             state = self.subspace_model.subspace_state()
             checkpoint[CHECKPOINT_KEY] = {**state, "targets": list(self._targets)}
