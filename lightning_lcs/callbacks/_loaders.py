@@ -22,7 +22,7 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
     Args:
         trainer: the trainer.
         module: the module, for its transfer hooks.
-        images: about how many samples.
+        images: about how many samples; while fitting, no more batches than the trainer's limits allow.
         seed: of the choice.
 
     Raises:
@@ -34,10 +34,10 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
             "recalibration of batch norm needs training data, and the trainer has none: pass a datamodule with a "
             "train_dataloader, or a checkpoint that was saved after training (it holds the statistics)"
         )
-    datamodule = getattr(trainer, "datamodule", None)
-    if trainer.state.fn != "fit" and datamodule is not None:
+    datamodule, fitting = getattr(trainer, "datamodule", None), trainer.state.fn == "fit"
+    if not fitting and datamodule is not None:
         datamodule.setup("fit")
-    loaders = trainer.train_dataloader if trainer.state.fn == "fit" else None
+    loaders = trainer.train_dataloader if fitting else None
     loaders = source.dataloader() if loaders is None else loaders
     mode = (
         loaders._mode if isinstance(loaders, CombinedLoader) else "max_size_cycle"
@@ -48,7 +48,7 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
     combined = CombinedLoader(own, mode)
     seen = 0
     for index, (batch, _, _) in enumerate(iter(combined)):
-        if seen >= images:
+        if seen >= images or (fitting and index >= trainer.num_training_batches):
             return
         seen += max(1, _size(batch))
         batch = trainer.precision_plugin.convert_input(batch)

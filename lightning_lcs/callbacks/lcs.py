@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -114,8 +115,14 @@ class LCSCallback(pl.Callback):
                 f"{type(pl_module).__name__} uses manual optimization, and LCSCallback sums the gradients of several "
                 "levels inside Lightning's own step: use automatic optimization"
             )
-        self._recalibration = _only(trainer, BatchNormRecalibration) or self._recalibration
-        self._monitor = _only(trainer, TradeoffMonitor) or self._monitor
+        self._recalibration = _agreed(
+            self._recalibration,
+            _only(trainer, BatchNormRecalibration),
+            {"images": "recalibration_images", "alphas": "recalibration_levels"},
+        )
+        self._monitor = _agreed(
+            self._monitor, _only(trainer, TradeoffMonitor), {"alphas": "alphas", "every_n_epochs": "every_n_epochs"}
+        )
         self._failed = False
         self._patches.undo()
         self._patches.set(pl_module, "on_save_checkpoint", _Saving(self, trainer, pl_module))
@@ -175,7 +182,18 @@ class LCSCallback(pl.Callback):
                 raise ValueError(
                     f"LCSCallback has {name}={mine!r} and the module's SubspaceModel {name}={theirs!r}: give both one"
                 )
+        # What was left at its default was not asked for, and the model's own choice holds.
+        for name in ("line_parameters", "endpoint_start"):
+            mine, theirs = getattr(self, name), getattr(model, name)
+            if mine not in (theirs, inspect.signature(LCSCallback).parameters[name].default):
+                raise ValueError(
+                    f"LCSCallback has {name}={mine!r} and the module's SubspaceModel {name}={theirs!r}: give both one"
+                )
         path = next(name for name, child in module.named_modules() if child is model)
+        if self.target not in (None, f"{path}.module" if path else "module"):
+            raise ValueError(
+                f"target={self.target!r}, and the module holds a SubspaceModel of its own at {path!r}: leave target out"
+            )
         self._targets = [f"{path}.module" if path else "module"]
         self.subspace_model = model
 
@@ -338,6 +356,28 @@ class _AdoptFirst:
     def __call__(self) -> Any:
         self.callback._model(self.module)
         return self.__wrapped__()
+
+
+def _agreed(own: Any, given: Any, options: Mapping[str, str]) -> Any:
+    """The trainer's callback where it has one, else our own.
+
+    Args:
+        own: made from the options of ``LCSCallback``.
+        given: the trainer's, or ``None``.
+        options: attribute of both -> name of the option of ``LCSCallback``.
+
+    Raises:
+        ValueError: an option that was set, here not at its default, says something else than the trainer's callback.
+    """
+    if given is None:
+        return own
+    default = type(given)()
+    for attribute, option in options.items():
+        mine, theirs = getattr(own, attribute), getattr(given, attribute)
+        if mine not in (theirs, getattr(default, attribute)):
+            kind = type(given).__name__
+            raise ValueError(f"LCSCallback has {option}={mine!r} and {kind} {attribute}={theirs!r}: give one of them")
+    return given
 
 
 def _only(trainer: Trainer, kind: type[Any]) -> Any:

@@ -91,7 +91,6 @@ def test_two_callbacks(tmp_path):
         trainer(tmp_path, lcs(), TradeoffMonitor(), TradeoffMonitor()).fit(Module(), datamodule=Data())
 
 
-@pytest.mark.xfail(strict=True, reason="the callback's own settings are dropped without a word")
 @pytest.mark.parametrize(
     ("options", "helper"),
     [

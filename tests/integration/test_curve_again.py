@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from lightning_lcs import BatchNormRecalibration, SubspaceModel, TradeoffMonitor
+from lightning_lcs import BatchNormRecalibration, LCSCallback, SubspaceModel, TradeoffMonitor
 from lightning_lcs.batchnorm import recalibrate
 from tests.integration.support import Data, Module, Net, digits, lcs, loader, trainer
 
@@ -151,7 +151,7 @@ def test_the_two_helpers_alone(tmp_path):
 
 def test_helpers_given_to_the_trainer_are_the_ones_used(tmp_path):
     recalibration, monitor = BatchNormRecalibration([0.0, 0.2], images=16), TradeoffMonitor([0.0, 0.2, 1.0], 1)
-    callback = lcs()
+    callback = LCSCallback()
     trainer(tmp_path, callback, recalibration, monitor).fit(Module(), datamodule=Data())
     assert callback.curve is monitor.curve
     assert [point.alpha for point in monitor.curve] == [0.0, 0.2, 1.0]

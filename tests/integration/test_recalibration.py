@@ -87,7 +87,6 @@ def test_the_number_of_images_is_kept_to(tmp_path, train, val):
     assert seen == [16, 16]
 
 
-@pytest.mark.xfail(strict=True, reason="the trainer's limits on training batches do not hold for recalibration")
 @pytest.mark.parametrize("limit", [{"fast_dev_run": True}, {"limit_train_batches": 1}, {"overfit_batches": 1}])
 def test_limits_on_training_batches_hold(tmp_path, train, val, limit):
     batches = set()

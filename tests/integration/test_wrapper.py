@@ -75,7 +75,6 @@ def test_wrapper_and_callback_must_agree(tmp_path, wrapper, callback, match):
         trainer(tmp_path, lcs(**callback)).fit(CompressibleSubspaceWrapper(Net(), **wrapper), datamodule=Data())
 
 
-@pytest.mark.xfail(strict=True, reason="only mode and subspace are compared: the callback's options are dropped")
 @pytest.mark.parametrize("options", [{"target": "loss"}, {"line_parameters": "all"}, {"endpoint_start": "independent"}])
 def test_no_option_of_the_callback_is_dropped(tmp_path, options):
     with pytest.raises(ValueError, match=next(iter(options))):
