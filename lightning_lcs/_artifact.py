@@ -79,7 +79,7 @@ def load(cls: type[SubspaceModel], path: str | os.PathLike[str]) -> SubspaceMode
     model = cls(network, mode=header["mode"], subspace="point")
     part = model.parts[0]
     part.endpoints = {name: nn.Parameter(tensors[f"endpoint_0.{name}"], requires_grad=False) for name in header["line"]}
-    model.subspace, model.line_parameters, model.fresh = header["subspace"], header["line_parameters"], False
+    model.subspace, model.line_parameters = header["subspace"], header["line_parameters"]
     part.network.program(args, kwargs)
     model.statistics = {
         float(alpha): {

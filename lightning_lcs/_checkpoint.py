@@ -70,7 +70,7 @@ def load_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
         for part in model.parts:
             for name, endpoint in part.endpoints.items():
                 endpoint.copy_(state["endpoint_0"][part.prefix + name])
-    model.fresh = False
+            _endpoints.settle(part.network.module)
     model.statistics = {float(level["alpha"]): dict(level["tensors"]) for level in state["statistics"]}
 
 
@@ -101,11 +101,13 @@ def open_checkpoint(cls: type[SubspaceModel], checkpoint: str | os.PathLike[str]
     theirs = {name: list(value.shape) for name, value in weights.items()}
     if shapes != theirs:
         raise ValueError(f"{os.fspath(checkpoint)} is of another architecture: {_difference(shapes, theirs)}")
+    trained = _endpoints.is_settled(module)
     model = cls(parts, mode=state["mode"], subspace=state["subspace"], line_parameters=state["line_parameters"])
     try:
         check_state(model, state)
     except ValueError:
-        _endpoints.detach(module)
+        if not trained:
+            _endpoints.detach(module)
         raise
     module.load_state_dict(weights)
     load_state(model, state)

@@ -21,7 +21,12 @@ class Endpoint(nn.Module):
     There every way to build an optimizer finds it in its partner's group: ``parameters()`` of any ancestor, groups by
     name, by submodule, by number of dimensions. It saves and loads nothing, so that every ``state_dict`` stays the
     user's own.
+
+    Attributes:
+        settled: it was trained or loaded, and is not to start anew.
     """
+
+    settled = False
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         pass
@@ -51,6 +56,8 @@ def check_options(which: str, start: str) -> None:
 def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> list[dict[str, nn.Parameter]]:
     """Give the parameters on the line their second endpoint.
 
+    A network that has second endpoints already, trained by another callback, keeps them as they are.
+
     Args:
         modules: the networks; their modules get children named ``lcs_endpoint_0``. On an error none has any.
         which: "norm" (scale and shift of the normalisation layers) or "all".
@@ -62,15 +69,20 @@ def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> l
         within a network and between networks.
 
     Raises:
-        ValueError: an unknown option, or no parameter of a network is on the line.
+        ValueError: an unknown option, no parameter of a network is on the line, or a trained line of other parameters.
     """
     check_options(which, start)
+    settled = any(is_settled(module) for module in modules)
     on_line = [list(_on_line(module, which)) for module in modules]
     if not all(on_line):
         raise ValueError(
             "line_parameters='norm' finds no normalisation layer with scale and shift in the network; use "
             "line_parameters='all' or subspace='point'"
         )
+    if settled:
+        return [_existing(module, found, which) for module, found in zip(modules, on_line, strict=True)]
+    for module in modules:
+        detach(module)
     partners: dict[int, nn.Parameter] = {}
     lines = []
     for module, found in zip(modules, on_line, strict=True):
@@ -86,6 +98,38 @@ def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> l
         restart(module, endpoints, start, seed)
         lines.append(endpoints)
     return lines
+
+
+def _existing(
+    module: nn.Module, found: Sequence[tuple[str, nn.Module, str, nn.Parameter]], which: str
+) -> dict[str, nn.Parameter]:
+    """The second endpoints that a network has."""
+    expected = [name for name, *_ in found]
+    have = [name.replace(f"{ENDPOINT_NAME}.", "") for name, _ in _endpoint_parameters(module)]
+    if sorted(expected) != sorted(have):
+        raise ValueError(
+            f"the network was trained on a line of other parameters than line_parameters={which!r} means: give the "
+            "option that it was trained with, or a new network"
+        )
+    return {name: child.get_submodule(ENDPOINT_NAME).get_parameter(leaf) for name, child, leaf, _ in found}
+
+
+def _endpoint_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if ENDPOINT_NAME in name.split("."):
+            yield name, parameter
+
+
+def is_settled(module: nn.Module) -> bool:
+    """Whether second endpoints of a network were trained or loaded."""
+    return any(isinstance(child, Endpoint) and child.settled for child in module.modules())
+
+
+def settle(module: nn.Module) -> None:
+    """Mark a network's second endpoints as trained or loaded."""
+    for child in module.modules():
+        if isinstance(child, Endpoint):
+            child.settled = True
 
 
 def _on_line(module: nn.Module, which: str) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lcs._gradients import GradientSum
 from lightning_lcs.channels.network import TracedNetwork, training_flags
-from lightning_lcs.channels.plan import PlanAtWidth, Selection, add_selected, select
+from lightning_lcs.channels.plan import PlanAtWidth, Selection, select
 from lightning_lcs.channels.program import Program
 from lightning_lcs.functional.subspace import interpolate
 from lightning_lcs.modes import Mode
@@ -75,31 +76,27 @@ def _at_level(part: Part, name: str, selection: Selection, alpha: float) -> Tens
     return value
 
 
-@dataclasses.dataclass
-class _Leaf:
-    tensor: Tensor
-    selection: Selection
-    sources: list[tuple[nn.Parameter, float]]
-
-
 class TrainingLevel:
     """One level of a training step.
 
-    The level's tensors are leaves of their own; their gradients are added to the parameters' afterwards. That is
-    cheaper than back-propagating through every slice, which would build a full-sized gradient per tensor and level.
+    The level's tensors are leaves of their own, whose gradients go to ``gradients`` as soon as backward has computed
+    them. That is cheaper than back-propagating through every slice, which would build a full-sized gradient per tensor
+    and level.
     """
 
-    def __init__(self, alpha: float, width: float) -> None:
+    def __init__(self, alpha: float, width: float, gradients: GradientSum) -> None:
         self.alpha = alpha
         self.width = width
-        self._leaves: dict[tuple[int, str], _Leaf] = {}
+        self._gradients = gradients
+        self._leaves: dict[tuple[int, str], Tensor] = {}
         self._at: dict[int, PlanAtWidth] = {}
 
     def run(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a part at the level; calls within one step share their leaves."""
         program = part.network.program(args, kwargs)
         at = self._at.setdefault(id(part), part.network.plan.selection(self.width))
-        tensors = [self._tensor(part, program, at, name) for name in program.names]
+        with torch.no_grad():
+            tensors = [self._tensor(part, program, at, name) for name in program.names]
         return program.run(tensors, [at.size(dim) for dim in program.sizes], args, kwargs)
 
     def _tensor(self, part: Part, program: Program, at: PlanAtWidth, name: str) -> Tensor | None:
@@ -108,30 +105,38 @@ class TrainingLevel:
         key = (id(part), name)
         if key not in self._leaves:
             current, selection = part.network.tensor(name), at.of(name)
-            with torch.no_grad():
-                value = _at_level(part, name, selection, self.alpha).detach()
-                value = value.clone() if name in program.updated else value.contiguous()
-            sources: list[tuple[nn.Parameter, float]] = []
-            if isinstance(current, nn.Parameter):
-                if name in part.endpoints:
-                    sources = [(part.endpoints[name], 1.0 - self.alpha), (current, self.alpha)]
-                else:
-                    sources = [(current, 1.0)]
-                sources = [(p, share) for p, share in sources if p.requires_grad and share > 0.0]
-            self._leaves[key] = _Leaf(value.requires_grad_(bool(sources)), selection, sources)
-        return self._leaves[key].tensor
+            value = _at_level(part, name, selection, self.alpha).detach()
+            value = value.clone() if name in program.updated else value.contiguous()
+            sources = self._sources(part, name, current)
+            if sources:
+                hook = _Hand(self._gradients, sources, selection)
+                value.requires_grad_().register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            self._leaves[key] = value
+        return self._leaves[key]
 
-    @torch.no_grad()
-    def add_gradients(self) -> None:
-        """Add the leaves' gradients to ``.grad`` of the parameters that they came from."""
-        for leaf in self._leaves.values():
-            if leaf.tensor.grad is None:
-                continue
-            for parameter, share in leaf.sources:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                add_selected(parameter.grad, leaf.selection, leaf.tensor.grad, share)
-        self._leaves.clear()
+    def _sources(self, part: Part, name: str, current: Tensor) -> list[tuple[nn.Parameter, float]]:
+        """The trainable parameters that a tensor is made of, with the share of each."""
+        if not isinstance(current, nn.Parameter):
+            return []
+        sources = [(current, 1.0)]
+        if name in part.endpoints:
+            sources = [(part.endpoints[name], 1.0 - self.alpha), (current, self.alpha)]
+        return [(parameter, share) for parameter, share in sources if parameter.requires_grad and share > 0.0]
+
+
+class _Hand:
+    """Hook of a leaf: hands its gradient on to the parameters that the leaf was cut from."""
+
+    def __init__(self, gradients: GradientSum, sources: list[tuple[nn.Parameter, float]], selection: Selection) -> None:
+        self._gradients = gradients
+        self._sources = sources
+        self._selection = selection
+
+    def __call__(self, leaf: Tensor) -> None:
+        gradient, leaf.grad = leaf.grad, None
+        if gradient is not None:
+            for parameter, share in self._sources:
+                self._gradients.add(parameter, self._selection, gradient, share)
 
 
 class Collector:

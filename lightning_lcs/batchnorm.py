@@ -76,9 +76,11 @@ def statistics_size_bytes(model: SubspaceModel) -> int:
 
 
 def _reduced(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        ranks = torch.distributed.get_world_size()
-        for value in tensors.values():
-            torch.distributed.all_reduce(value)
-            value.div_(ranks)
-    return tensors
+    """The mean over ranks, in one message."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return tensors
+    flat = torch.cat([value.flatten() for value in tensors.values()])
+    torch.distributed.all_reduce(flat)
+    sizes = [value.numel() for value in tensors.values()]
+    parts = torch.split(flat / torch.distributed.get_world_size(), sizes)
+    return {name: part.reshape(value.shape) for (name, value), part in zip(tensors.items(), parts, strict=True)}

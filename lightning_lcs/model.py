@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs import _artifact, _checkpoint, _endpoints
+from lightning_lcs._gradients import GradientSum
 from lightning_lcs._levels import Collector, Part, TrainingLevel, level_tensors
 from lightning_lcs.channels.network import TracedNetwork
 from lightning_lcs.channels.plan import ChannelPlan
@@ -64,7 +65,6 @@ class SubspaceModel(nn.Module):
         self.line_parameters = line_parameters
         self.endpoint_start = endpoint_start
         self.seed = seed
-        self.fresh = True  # neither trained nor loaded yet: endpoint 0 may start anew when weights are replaced
         self.parts: list[Part] = []
         for name, child in modules.items():
             self.parts.append(Part(name, f"{name}." if len(modules) > 1 else "", TracedNetwork(child)))
@@ -77,7 +77,7 @@ class SubspaceModel(nn.Module):
         self._training_level: TrainingLevel | None = None
         self._collector: Collector | None = None
         self._prepared: dict[int, tuple[Any, list[Tensor | None], list[int]]] = {}
-        self._warned = False
+        self.warns = True  # of the first level that runs without batch-norm statistics of its own
         if example_inputs is not None:
             args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
             self._only_part("example_inputs").network.program(args, {})
@@ -167,8 +167,8 @@ class SubspaceModel(nn.Module):
         read = [name for name in program.statistics if name not in program.batch_statistics]
         stored = self.statistics.get(alpha)
         if stored is None:
-            if read and not self._warned:
-                self._warned = True
+            if read and self.warns:
+                self.warns = False
                 warnings.warn(
                     f"running at alpha={alpha:g} on the batch-norm statistics of alpha=1, cut to size: accuracy will "
                     "be poor; recalibrate() collects statistics for every level (LCSCallback does so by itself)",
@@ -178,21 +178,26 @@ class SubspaceModel(nn.Module):
         return {name[len(part.prefix) :]: value for name, value in stored.items() if name.startswith(part.prefix)}
 
     @contextlib.contextmanager
-    def training_level(self, alpha: float) -> Iterator[None]:
+    def training_level(self, alpha: float, gradients: GradientSum | None = None) -> Iterator[None]:
         """One level of a training step: forward and backward inside the block, at exactly ``alpha``.
 
-        On a normal exit the gradients are added to those of the network's parameters (both endpoints on a line); the
-        level's own tensors and activations are gone by then. No running statistics are written. At alpha = 1 the
+        The level's own tensors and activations are gone at its end. No running statistics are written. At alpha = 1 the
         network's own parameters are used directly, as without this block.
+
+        Args:
+            alpha: in [0, 1].
+            gradients: takes the gradients of the network's parameters (both endpoints on a line) below alpha = 1; by
+                default they are added to the parameters' ``.grad`` on a normal exit.
 
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN.
         """
-        level = TrainingLevel(check_alpha(alpha), self.mode.width(alpha))
-        self._training_level = level
+        own = GradientSum()
+        taker = own if gradients is None else gradients
+        self._training_level = TrainingLevel(check_alpha(alpha), self.mode.width(alpha), taker)
         try:
-            yield
-            level.add_gradients()
+            with own.added():
+                yield
         finally:
             self._training_level = None
 
@@ -233,10 +238,12 @@ class SubspaceModel(nn.Module):
         pairs = {id(w0): (w0, part.network.tensor(name)) for part in self.parts for name, w0 in part.endpoints.items()}
         return list(pairs.values())  # type: ignore[arg-type]
 
-    def restart_endpoints(self) -> None:
-        """Start endpoint 0 anew from the weights as they are now, as ``endpoint_start`` says."""
+    def settle_endpoints(self) -> None:
+        """Before training: endpoint 0 starts from the weights as they are now, unless it was trained or loaded."""
         for part in self.parts:
-            _endpoints.restart(part.network.module, part.endpoints, self.endpoint_start, self.seed)
+            if not _endpoints.is_settled(part.network.module):
+                _endpoints.restart(part.network.module, part.endpoints, self.endpoint_start, self.seed)
+                _endpoints.settle(part.network.module)
 
     def endpoint_cosine(self) -> Tensor:
         """Cosine between the endpoints over all parameters of the line; see :func:`functional.subspace`."""

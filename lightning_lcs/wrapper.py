@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -130,11 +131,23 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
         return logits
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over both endpoints, and the schedule per step."""
+        """The optimizer over both endpoints, and the schedule per step.
+
+        Raises:
+            ValueError: a schedule over training data without a length, and no ``max_steps``.
+        """
         optimizer = create_optimizer_v2(self.subspace_model, **self._optimizer)
-        if self._scheduler == "constant" and not self._warmup_epochs:
+        unscheduled = self._scheduler == "constant" and not self._warmup_epochs
+        if unscheduled or self.trainer.limit_train_batches == 0:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
+        estimated = self.trainer.estimated_stepping_batches
+        if not 0 <= estimated < math.inf:
+            raise ValueError(
+                f"scheduler={self._scheduler!r} with warmup_epochs={self._warmup_epochs:g} needs the number of steps, "
+                "and the training data has no length: set Trainer(max_steps=...), or scheduler='constant' and "
+                "warmup_epochs=0"
+            )
+        steps = int(estimated)
         epochs = max(1, self.trainer.max_epochs or 1)
         warmup = min(steps - 1, round(steps * self._warmup_epochs / epochs))
         schedule: torch.optim.lr_scheduler.LRScheduler
@@ -142,7 +155,7 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warmup))
         else:
             schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        if warmup:
+        if warmup > 0:
             rise = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0 / warmup, total_iters=warmup)
             schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, schedule], [warmup])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -44,17 +46,23 @@ class Recorder:
         tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
         self._values.setdefault(name, []).append((tensor, kwargs.get("batch_size") or self.batch_size))
 
-    def results(self) -> dict[str, float]:
-        """One number per name."""
+    def results(self, strategy: Strategy) -> dict[str, float]:
+        """One number per name, over the data of all ranks."""
+
+        def over_ranks(value: Tensor, how: str) -> Tensor:
+            reduced: Tensor = strategy.reduce(value.to(strategy.root_device), reduce_op=how)
+            return reduced
+
         found = {}
         for name, logged in self._values.items():
             values = torch.stack([value for value, _ in logged])
             weights = torch.tensor([weight for _, weight in logged], dtype=torch.float64)
             reduction = self._reductions[name]
             if reduction in ("sum", "min", "max"):
-                found[name] = float(getattr(values, reduction)())
+                found[name] = float(over_ranks(getattr(values, reduction)(), reduction))
             else:
-                found[name] = float((values * weights).sum() / weights.sum())
+                total = over_ranks(torch.stack([(values * weights).sum(), weights.sum()]), "sum")
+                found[name] = float(total[0] / total[1])
         for name, metric in self._metrics.items():
             value = metric.compute()
             if isinstance(value, Tensor) and value.numel() == 1:
@@ -62,11 +70,14 @@ class Recorder:
         return found
 
 
-def evaluate_level(trainer: Trainer, module: LightningModule, model: SubspaceModel, alpha: float) -> dict[str, float]:
+def evaluate_level(
+    trainer: Trainer, module: LightningModule, model: SubspaceModel, alpha: float, max_batches: int | None = None
+) -> dict[str, float]:
     """The module's own validation metrics (test metrics under ``trainer.test``) at one level.
 
     Runs the module's own epoch-start, batch, step and epoch-end hooks over the loaders that the trainer uses; nothing
-    is logged, and metrics, random state and plain attributes of the module are as before afterwards.
+    is logged, and metrics, random state and plain attributes of the module are as before afterwards. ``max_batches``
+    ends the pass early.
     """
     testing = bool(trainer.testing)
     stage = "test" if testing else "validation"
@@ -83,7 +94,8 @@ def evaluate_level(trainer: Trainer, module: LightningModule, model: SubspaceMod
             guarded(model, model.nearest_level(alpha), f"{stage}_step"),
         ):
             getattr(module, f"on_{stage}_epoch_start")()
-            for batch, batch_idx, loader_idx, several in _batches(trainer, module, testing):
+            batches = itertools.islice(_batches(trainer, module, testing), max_batches)
+            for batch, batch_idx, loader_idx, several in batches:
                 recorder.batch_size = _batch_size(batch)
                 recorder.suffix = f"/dataloader_idx_{loader_idx}" if several else ""
                 getattr(module, f"on_{stage}_batch_start")(batch, batch_idx, *([loader_idx] if several else []))
@@ -92,7 +104,7 @@ def evaluate_level(trainer: Trainer, module: LightningModule, model: SubspaceMod
                 getattr(module, f"on_{stage}_batch_end")(output, batch, batch_idx, *([loader_idx] if several else []))
             recorder.suffix = ""
             getattr(module, f"on_{stage}_epoch_end")()
-            return recorder.results()
+            return recorder.results(trainer.strategy)
     finally:
         for child, flag in training:
             child.training = flag

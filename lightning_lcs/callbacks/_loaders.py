@@ -22,7 +22,8 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
     Args:
         trainer: the trainer.
         module: the module, for its transfer hooks.
-        images: about how many samples; while fitting, no more batches than the trainer's limits allow.
+        images: about how many samples, all ranks together; while fitting, no more batches than the trainer's limits
+            allow.
         seed: of the choice.
 
     Raises:
@@ -43,12 +44,12 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
         loaders._mode if isinstance(loaders, CombinedLoader) else "max_size_cycle"
     )  # Lightning's default for training
     loaders = loaders.iterables if isinstance(loaders, CombinedLoader) else loaders
-    generator_seed = seed + trainer.global_rank
-    own = tree_map(lambda loader: _own_loader(loader, images, generator_seed), loaders)
+    rank, ranks = trainer.global_rank, trainer.world_size
+    own = tree_map(lambda loader: _own_loader(loader, images, seed, rank, ranks), loaders)
     combined = CombinedLoader(own, mode)
     seen = 0
     for index, (batch, _, _) in enumerate(iter(combined)):
-        if seen >= images or (fitting and index >= trainer.num_training_batches):
+        if seen * ranks >= images or (fitting and index >= trainer.num_training_batches):
             return
         seen += max(1, _size(batch))
         batch = trainer.precision_plugin.convert_input(batch)
@@ -56,7 +57,7 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
         yield trainer.strategy.batch_to_device(batch, dataloader_idx=0), index
 
 
-def _own_loader(loader: Any, images: int, seed: int) -> Any:
+def _own_loader(loader: Any, images: int, seed: int, rank: int, ranks: int) -> Any:
     if not isinstance(loader, DataLoader):
         return loader
     common = {
@@ -65,7 +66,7 @@ def _own_loader(loader: Any, images: int, seed: int) -> Any:
         "pin_memory": loader.pin_memory,
         "worker_init_fn": loader.worker_init_fn,
         "multiprocessing_context": loader.multiprocessing_context,
-        "generator": torch.Generator().manual_seed(seed),
+        "generator": torch.Generator().manual_seed(seed + rank),
     }
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
@@ -74,7 +75,7 @@ def _own_loader(loader: Any, images: int, seed: int) -> Any:
     if loader.batch_sampler is not None and given:
         return DataLoader(dataset, batch_sampler=loader.batch_sampler, **common)
     size = len(dataset)  # type: ignore[arg-type]
-    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:images].tolist()
+    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:images][rank::ranks].tolist()
     batch_size = loader.batch_size
     drop_last = batch_size is not None and len(chosen) > batch_size
     return DataLoader(Subset(dataset, chosen), batch_size=batch_size, drop_last=drop_last, **common)

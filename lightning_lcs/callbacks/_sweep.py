@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_lcs._gradients import GradientSum
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._target import guarded
 from lightning_lcs.functional.sampling import SAMPLERS, step_generator
@@ -19,7 +20,7 @@ class Sweep:
     """A module's ``training_step``, run at several levels; the last one, alpha = 1, is the step that Lightning sees.
 
     Every level but the last is back-propagated here, so that one level's activations are alive at a time. Lightning
-    clears gradients between the step and its own backward: until then those collected here are set aside.
+    clears gradients between the step and its own backward: until then those of the other levels are kept apart.
     """
 
     def __init__(
@@ -42,42 +43,38 @@ class Sweep:
         self.seed = seed
         self.__wrapped__: Callable[..., Any] = module.training_step  # Lightning reads the signature through this name
         self._original_backward: Callable[..., None] = module.backward
-        self._aside: list[tuple[Tensor, Tensor]] = []
+        self._gradients = GradientSum()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One micro-batch at every level drawn for it."""
         loop = self.trainer.fit_loop
         alphas = SAMPLERS[self.sampler](step_generator(self.seed, loop.total_batch_idx), self.alphas_per_step)
         first = loop.epoch_loop.batch_idx % self.trainer.accumulate_grad_batches == 0
-        self._aside.clear()
+        gradients = self._gradients = GradientSum()
         if first:
             for parameter in self.module.parameters():
                 parameter.grad = None
         losses: dict[float, Tensor] = {}
         with quiet(self.module, self.model):
             for alpha in alphas[:-1]:
-                with guarded(self.model, alpha, "training_step") as guard, self.model.training_level(alpha):
+                with guarded(self.model, alpha, "training_step") as guard, self.model.training_level(alpha, gradients):
                     loss = loss_of(self.__wrapped__(*args, **kwargs))
                     guard.skipped = loss is None
                     if loss is not None:
                         losses[alpha] = loss.detach()
                         self._backward(loss)
         if first:
-            for parameter in self.module.parameters():
-                if parameter.grad is not None:
-                    self._aside.append((parameter, parameter.grad))
-                    parameter.grad = None
+            # Those of parameters outside the network, which Lightning is about to clear.
+            gradients.take(self.module.parameters())
         with self.model.training_level(1.0):
             output = self.__wrapped__(*args, **kwargs)
         self._log(losses)
         return self._with_diversity(output)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """The module's ``backward`` of the last level, after the gradients that were set aside are back."""
-        for parameter, gradient in self._aside:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        self._aside.clear()
-        self._original_backward(loss, *args, **kwargs)
+        """The module's ``backward`` of the last level, with the gradients of the others added."""
+        with self._gradients.added():
+            self._original_backward(loss, *args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -100,7 +97,8 @@ class Sweep:
         for name, group in values.items():
             if group:
                 # One number per step, whatever the batch: the mean over the epoch is that over its steps.
-                self.module.log(name, torch.stack(group).mean(), on_step=False, on_epoch=True, batch_size=1)
+                value = torch.stack(group).mean()
+                self.module.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
 def loss_of(output: Any) -> Tensor | None:

@@ -13,7 +13,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_lcs import _endpoints
 from lightning_lcs._checkpoint import CHECKPOINT_KEY
 from lightning_lcs.batchnorm import DEFAULT_LEVELS
+from lightning_lcs.callbacks._evaluation import evaluate_level
+from lightning_lcs.callbacks._hooks import AdoptFirst, Loading, Saving
 from lightning_lcs.callbacks._quiet import Patches
+from lightning_lcs.callbacks._refused import check_optimizers, check_setup
 from lightning_lcs.callbacks._sweep import Sweep, check_endpoints_are_trained, check_options
 from lightning_lcs.callbacks._target import Redirect, Target, find_targets
 from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration
@@ -110,11 +113,8 @@ class LCSCallback(pl.Callback):
         """Find the network, put the subspace model in front of it, and hook into checkpoints."""
         if sum(isinstance(callback, LCSCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ValueError("the trainer has two LCSCallbacks: give it one")
-        if stage == "fit" and not pl_module.automatic_optimization:
-            raise ValueError(
-                f"{type(pl_module).__name__} uses manual optimization, and LCSCallback sums the gradients of several "
-                "levels inside Lightning's own step: use automatic optimization"
-            )
+        if stage == "fit":
+            check_setup(trainer, pl_module)
         self._recalibration = _agreed(
             self._recalibration,
             _only(trainer, BatchNormRecalibration),
@@ -125,12 +125,11 @@ class LCSCallback(pl.Callback):
         )
         self._failed = False
         self._patches.undo()
-        self._patches.set(pl_module, "on_save_checkpoint", _Saving(self, trainer, pl_module))
-        self._patches.set(pl_module, "on_load_checkpoint", _Loading(self, trainer, pl_module))
-        if not self._adopt(pl_module, final=False) and stage == "fit":
-            # Built in setup() or configure_model(): both come before configure_optimizers().
-            self._patches.set(pl_module, "configure_optimizers", _AdoptFirst(self, pl_module))
+        self._patches.set(pl_module, "on_load_checkpoint", Loading(self, trainer, pl_module))
+        Saving.put_into(trainer, self)
+        self._adopt(pl_module, final=False)
         if stage == "fit":
+            self._patches.set(pl_module, "configure_optimizers", AdoptFirst(self, pl_module))
             self._sweep = Sweep(
                 self.subspace_model,  # type: ignore[arg-type]
                 trainer,
@@ -211,40 +210,35 @@ class LCSCallback(pl.Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the optimizer, and start endpoint 0 from the weights that training starts from."""
-        model = self._model(pl_module)
-        if len(trainer.optimizers) != 1:
-            raise ValueError(
-                f"{type(pl_module).__name__} has {len(trainer.optimizers)} optimizers, and LCSCallback works with one"
-            )
+        model = self.adopted(pl_module)
+        check_optimizers(trainer, pl_module)
         check_endpoints_are_trained(model, trainer.optimizers)
-        if model.fresh:
-            # Weights may have been loaded since the endpoints were made.
-            model.restart_endpoints()
-            model.fresh = False
+        # Weights may have been loaded since the endpoints were made.
+        model.settle_endpoints()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stored batch-norm statistics are those of other weights from here on."""
-        self._model(pl_module).statistics.clear()
+        self.adopted(pl_module).statistics.clear()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A network that was built late is in place by now."""
-        self._model(pl_module)
+        self.adopted(pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A network that was built late is in place by now."""
-        self._model(pl_module)
+        self.adopted(pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A network that was built late is in place by now."""
-        self._model(pl_module)
+        self.adopted(pl_module)
 
     # -- curves -------------------------------------------------------------------------------------------------------
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the curve where it is due; ``ModelCheckpoint`` runs after this."""
         if trainer.sanity_checking:
-            return
-        if trainer.state.fn != "fit" or self._is_due(trainer):
+            self._rehearse(trainer, pl_module)
+        elif trainer.state.fn != "fit" or self._is_due(trainer):
             self._measure(trainer, pl_module, dict(trainer.callback_metrics))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -256,6 +250,14 @@ class LCSCallback(pl.Callback):
         if self._measured_at != trainer.global_step:
             self._measure(trainer, pl_module, None)
 
+    def _rehearse(self, trainer: Trainer, module: LightningModule) -> None:
+        """One batch of a curve: a step that can't run compressed fails now, and not after the training."""
+        model = self.adopted(module)
+        # There are no batch-norm statistics for the level yet, and nobody sees the result.
+        warns, model.warns = model.warns, False
+        evaluate_level(trainer, module, model, 0.0, max_batches=1)
+        model.warns = warns
+
     def _is_due(self, trainer: Trainer) -> bool:
         every, epoch = self._monitor.every_n_epochs, trainer.current_epoch + 1
         epoch_ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -266,10 +268,11 @@ class LCSCallback(pl.Callback):
         return bool(last or (steps != -1 and trainer.global_step >= steps) or trainer.should_stop)
 
     def _measure(self, trainer: Trainer, module: LightningModule, full_metrics: Mapping[str, Any] | None) -> None:
-        model = self._model(module)
+        model = self.adopted(module)
         if trainer.state.fn == "fit" or not model.statistics:
             self._recalibration.run(trainer, module, model, also=self._monitor.alphas)
-        if model.alpha != 1.0:
+        if model.alpha != 1.0 or trainer.world_size > 1:
+            # Measured at another level, or perhaps on one rank's share of the data only.
             full_metrics = None
         self._monitor.run(trainer, module, model, full_metrics)
         self._measured_at = trainer.global_step
@@ -277,10 +280,7 @@ class LCSCallback(pl.Callback):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the subspace to a checkpoint, with batch-norm statistics of the weights that it holds.
-
-        While fitting, the module's own hook does the same for ``save_weights_only=True``, which skips callbacks.
-        """
+        """Add the subspace to a checkpoint, with batch-norm statistics of the weights that it holds."""
         if self.subspace_model is not None:
             if trainer.state.fn == "fit" and not self._failed and not self.subspace_model.statistics:
                 self._recalibration.run(trainer, pl_module, self.subspace_model, also=self._monitor.alphas)
@@ -306,7 +306,12 @@ class LCSCallback(pl.Callback):
             self.subspace_model.load_subspace_state(self._loaded)
             self._loaded = None
 
-    def _model(self, module: LightningModule) -> SubspaceModel:
+    def adopted(self, module: LightningModule) -> SubspaceModel:
+        """The subspace model of a module whose network is built by now.
+
+        Raises:
+            ValueError: the module has no network.
+        """
         if self.subspace_model is None and not self._adopt(module):
             raise ValueError(
                 f"{type(module).__name__} has no child with trainable parameters: name the network with target=, or "
@@ -314,48 +319,6 @@ class LCSCallback(pl.Callback):
             )
         assert self.subspace_model is not None
         return self.subspace_model
-
-
-class _Saving:
-    """The module's ``on_save_checkpoint``, and the subspace added; a plain object, so that it can be pickled."""
-
-    def __init__(self, callback: LCSCallback, trainer: Trainer, module: LightningModule) -> None:
-        self.callback = callback
-        self.trainer = trainer
-        self.module = module
-        self.__wrapped__ = module.on_save_checkpoint
-
-    def __call__(self, checkpoint: dict[str, Any]) -> None:
-        if CHECKPOINT_KEY not in checkpoint:
-            self.callback.on_save_checkpoint(self.trainer, self.module, checkpoint)
-        self.__wrapped__(checkpoint)
-
-
-class _Loading:
-    """The module's ``on_load_checkpoint``, and the subspace taken over."""
-
-    def __init__(self, callback: LCSCallback, trainer: Trainer, module: LightningModule) -> None:
-        self.callback = callback
-        self.trainer = trainer
-        self.module = module
-        self.__wrapped__ = module.on_load_checkpoint
-
-    def __call__(self, checkpoint: dict[str, Any]) -> None:
-        self.callback.load_from(self.trainer, self.module, checkpoint)
-        self.__wrapped__(checkpoint)
-
-
-class _AdoptFirst:
-    """The module's ``configure_optimizers``, after the network that it has built meanwhile was adopted."""
-
-    def __init__(self, callback: LCSCallback, module: LightningModule) -> None:
-        self.callback = callback
-        self.module = module
-        self.__wrapped__ = module.configure_optimizers
-
-    def __call__(self) -> Any:
-        self.callback._model(self.module)
-        return self.__wrapped__()
 
 
 def _agreed(own: Any, given: Any, options: Mapping[str, str]) -> Any:

@@ -83,7 +83,9 @@ class TradeoffMonitor(pl.Callback):
             names = {name for metrics in measured.values() for name in metrics}
             measured[1.0] = {k: float(v) for k, v in full_metrics.items() if k in names or not names}
         with isolate_rng():
-            latencies = self._latencies(model, levels)
+            # One rank measures: several on one machine would slow each other, and hold different figures.
+            latencies = self._latencies(model, levels) if trainer.is_global_zero else {}
+            latencies = trainer.strategy.broadcast(latencies)
         curve = []
         for alpha in levels:
             efficiency = model.efficiency(alpha)

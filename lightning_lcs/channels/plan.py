@@ -67,35 +67,39 @@ _EXPECTED = {"input of the network", "output of the network", "spatial", "groups
 
 
 class PlanAtWidth:
-    """What one width keeps; computed once per dimension."""
+    """What one width keeps; worked out once per dimension, as training draws new widths at every step."""
 
     def __init__(self, plan: ChannelPlan, width: float) -> None:
         self.plan = plan
         self.width = width
         self._kept: dict[Dim, Kept] = {}
-
-    def kept(self, dim: Dim) -> Kept:
-        """What is kept of a dimension."""
-        structure = self.plan.structure
-        dim = structure.resolve(dim)
-        if dim not in self._kept:
-            if not structure.free(dim):
-                self._kept[dim] = None
-            elif len(dim) == len(dim[0]) == 1:
-                self._kept[dim] = structure.kept_size(dim, self.width)
-            else:
-                indices = structure.kept_indices(dim, self.width)
-                prefix = indices[-1] == len(indices) - 1
-                self._kept[dim] = len(indices) if prefix else indices
-        return self._kept[dim]
+        self._sizes: dict[Dim, int] = {}
 
     def of(self, name: str) -> Selection:
         """What is kept of each dimension of a parameter or buffer; a tensor unknown to the plan is kept whole."""
-        return tuple(self.kept(dim) for dim in self.plan.tensors.get(name, ()))
+        return tuple([self.kept(dim) for dim in self.plan.tensors.get(name, ())])
+
+    def kept(self, dim: Dim) -> Kept:
+        """What is kept of a dimension."""
+        if dim not in self._kept:
+            self._kept[dim] = self._find(dim)
+        return self._kept[dim]
+
+    def _find(self, dim: Dim) -> Kept:
+        structure = self.plan.structure
+        if not structure.free(dim):
+            return None
+        resolved = structure.resolve(dim)
+        if len(resolved) == len(resolved[0]) == 1:
+            return self.size(dim)
+        indices = structure.kept_indices(dim, self.width)
+        return len(indices) if indices[-1] == len(indices) - 1 else indices
 
     def size(self, dim: Dim) -> int:
         """Size of a dimension at this width."""
-        return self.plan.structure.kept_size(dim, self.width)
+        if dim not in self._sizes:
+            self._sizes[dim] = self.plan.structure.kept_size(dim, self.width)
+        return self._sizes[dim]
 
     def shape(self, name: str) -> list[int]:
         """Shape of a parameter or buffer at this width."""

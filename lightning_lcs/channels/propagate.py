@@ -39,7 +39,10 @@ def propagate(trace: Trace, structure: Structure, tensors: dict[str, Dims]) -> l
             for result in node.all_input_nodes:
                 _freeze_all(structure, known.get(result), "output of the network")
     structure.settle()
-    return size_arguments
+    # A network has few different dimensions once all that was learnt is written into them: a width is quickly set.
+    for name, dims in tensors.items():
+        tensors[name] = [structure.resolve(dim) for dim in dims]
+    return [(node, path, structure.resolve(dim)) for node, path, dim in size_arguments]
 
 
 def _placeholder(trace: Trace, node: fx.Node, structure: Structure, tensors: dict[str, Dims]) -> Dims | None:

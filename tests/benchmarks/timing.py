@@ -13,16 +13,20 @@ ALPHAS = (0.0, 1 / 3, 2 / 3, 1.0)
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 
 
-def medians(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contender, all of them run once per round."""
+def medians(
+    contenders: dict[str, Callable[[], object]], rounds: int, after: Callable[[], object] = lambda: None
+) -> dict[str, float]:
+    """Median seconds of each contender, all of them run once per round; ``after`` follows each run, untimed."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for call in contenders.values():
         call()
+        after()
     for _ in range(rounds):
         for name, call in contenders.items():
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
+            after()
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -120,13 +120,61 @@ def test_saving_after_fit(tmp_path):
     assert_same_statistics(model, callback.subspace_model)
 
 
-@pytest.mark.xfail(strict=True, reason="the module's hook is gone by then, and weights_only skips callbacks")
 def test_saving_the_weights_after_fit(tmp_path):
     callback, module = lcs(), Mine()
     run = trainer(tmp_path, callback)
     run.fit(module, datamodule=Data())
     run.save_checkpoint(tmp_path / "after.ckpt", weights_only=True)
-    assert_same_endpoints(SubspaceModel.from_checkpoint(tmp_path / "after.ckpt", Mine()), callback.subspace_model)
+    model = SubspaceModel.from_checkpoint(tmp_path / "after.ckpt", Mine())
+    assert_same_endpoints(model, callback.subspace_model)
+    assert_same_statistics(model, callback.subspace_model)
+    assert "on_save_checkpoint" not in module.__dict__
+
+
+def test_saving_with_a_trainer_that_was_given_another_callback(tmp_path):
+    first, second, module = lcs(), lcs(), Mine()
+    run = trainer(tmp_path, first)
+    run.fit(module, datamodule=Data())
+    run.callbacks = [second if callback is first else callback for callback in run.callbacks]
+    run.validate(module, datamodule=Data(), verbose=False)
+    run.save_checkpoint(tmp_path / "after.ckpt", weights_only=True)
+    model = SubspaceModel.from_checkpoint(tmp_path / "after.ckpt", Mine())
+    assert_same_statistics(model, second.subspace_model)
+
+
+def test_a_new_callback_goes_on_with_a_trained_line(tmp_path):
+    """Not only the callback that trained it: the second endpoint lives in the network."""
+    first, module = lcs(line_parameters="all"), Mine()
+    trainer(tmp_path, first).fit(module, datamodule=Data())
+    second = lcs(line_parameters="all")
+    trainer(tmp_path, second).validate(module, datamodule=Data(), verbose=False)
+    assert_same_endpoints(second.subspace_model, first.subspace_model)
+    for old, new in zip(first.curve, second.curve, strict=True):
+        assert old.metrics["val_acc"] == pytest.approx(new.metrics["val_acc"], abs=1e-6)
+    before = [w0.clone() for w0, _ in second.subspace_model.endpoint_pairs()]
+    trainer(tmp_path, second, max_steps=0).fit(module, datamodule=Data())
+    for w0, (after, _) in zip(before, second.subspace_model.endpoint_pairs(), strict=True):
+        assert torch.equal(w0, after)
+
+
+def test_a_new_callback_with_another_line_is_refused(tmp_path):
+    module = Mine()
+    trainer(tmp_path, lcs(line_parameters="norm")).fit(module, datamodule=Data())
+    with pytest.raises(ValueError, match="line_parameters='all'"):
+        trainer(tmp_path, lcs(line_parameters="all")).validate(module, datamodule=Data(), verbose=False)
+
+
+def test_an_untrained_line_starts_from_the_weights_at_fit(tmp_path):
+    """A callback that only looked at the network, and weights that came afterwards."""
+    module = Mine()
+    trainer(tmp_path, lcs()).validate(module, datamodule=Data(), verbose=False)
+    with torch.no_grad():
+        for parameter in module.net.parameters():
+            parameter.add_(1.0)
+    callback = lcs()
+    trainer(tmp_path, callback, max_steps=0).fit(module, datamodule=Data())
+    for w0, w1 in callback.subspace_model.endpoint_pairs():
+        assert torch.equal(w0, w1)
 
 
 def test_checkpoints_within_an_epoch(tmp_path):

@@ -183,7 +183,7 @@ def test_the_same_trainer_can_train_on(tmp_path, train, val):
     assert not torch.equal(module.net.conv1.weight, before)
 
 
-def test_a_second_callback_on_a_trained_module_starts_its_own_line(tmp_path, train, val):
+def test_a_second_callback_adds_no_further_endpoints(tmp_path, train, val):
     module = Module()
     trainer(tmp_path, lcs()).fit(module, train, val)
     count = len(list(module.parameters()))

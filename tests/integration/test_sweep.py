@@ -95,9 +95,9 @@ def recorded_alphas(monkeypatch):
     seen = []
     original = SubspaceModel.training_level
 
-    def spy(self, alpha):
+    def spy(self, alpha, *gradients):
         seen.append(alpha)
-        return original(self, alpha)
+        return original(self, alpha, *gradients)
 
     monkeypatch.setattr(SubspaceModel, "training_level", spy)
     return seen

@@ -209,3 +209,32 @@ def test_a_validation_step_that_calls_past_the_forward(tmp_path, train, val):
 
     with pytest.raises(RuntimeError, match=r"validation_step called Net\.conv1 directly at alpha=0"):
         fit(tmp_path, Past(), train, val)
+
+
+def test_a_validation_step_past_the_network_is_refused_before_training(tmp_path, train, val):
+    """The curve is measured at the end: what can't be measured must not cost a training first."""
+
+    class Past(Module):
+        steps = 0
+
+        def training_step(self, batch, batch_idx):
+            type(self).steps += 1
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            features = self.net.conv1(batch[0])
+            self.log("val_loss", features.mean())
+
+    with pytest.raises(RuntimeError, match=r"validation_step called Net.conv1 directly"):
+        trainer(tmp_path, lcs(), num_sanity_val_steps=1).fit(Past(), train, val)
+    assert Past.steps == 0
+
+
+def test_the_rehearsal_leaves_the_users_numbers_alone(tmp_path, train, val):
+    def run(**options):
+        torch.manual_seed(0)
+        module, callback = Module(), lcs()
+        trainer(tmp_path, callback, **options).fit(module, train, val)
+        return [point.metrics for point in callback.curve]
+
+    assert run(num_sanity_val_steps=1) == run(num_sanity_val_steps=0)

@@ -208,14 +208,12 @@ def test_data_without_a_length(tmp_path):
     assert run.global_step == 3
 
 
-@pytest.mark.xfail(strict=True, reason="a warm-up of -2 steps out of -1: torch's error about a starting factor")
 def test_a_schedule_over_data_without_a_length_says_what_is_missing(tmp_path):
     module = CompressibleSubspaceWrapper(Net(), scheduler="cosine")
     with pytest.raises(ValueError, match="max_steps"):
         trainer(tmp_path, lcs()).fit(module, loader(Endless()), Data().val_dataloader())
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="a warm-up of -1 steps out of 0")
 def test_a_warm_up_without_training_steps(tmp_path):
     module = CompressibleSubspaceWrapper(Net(), warmup_epochs=0.5)
     trainer(tmp_path, lcs(), limit_train_batches=0).fit(module, datamodule=Data())

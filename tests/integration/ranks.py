@@ -1,0 +1,99 @@
+"""Run by test_ddp.py, once per process: trains on the digits, and writes what every rank ended with.
+
+    python -m torch.distributed.run --nproc-per-node 2 -m tests.integration.ranks FOLDER '{"subspace": "line"}'
+
+A global batch is 32 images, whatever the number of ranks: rank r of two takes its half.
+"""
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Subset
+
+from tests.integration.support import Module, Net, digits, group_norm, lcs, loader, trainer
+
+GLOBAL_BATCH = 32
+BATCHES = 4
+
+
+class Headed(Module):
+    """A head outside the target: its gradients come from autograd at every level."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__(Net(norm))
+        self.head = nn.Linear(10, 10)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch
+        return self.loss(self.head(self.net(images)), labels)
+
+
+class Counter(Callback):
+    """Counts synchronisations of gradients: one per bucket, and these networks fill one bucket."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            trainer.strategy.model.register_comm_hook(None, self.synchronise)
+
+    def synchronise(self, state, bucket):
+        self.calls += 1
+        return default_hooks.allreduce_hook(None, bucket)
+
+
+def _shard(dataset: Any, rank: int, ranks: int) -> Any:
+    share = GLOBAL_BATCH // ranks
+    own = [i for i in range(len(dataset)) if i % GLOBAL_BATCH // share == rank]
+    return loader(Subset(dataset, own), share)
+
+
+def main(folder: Path, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = Headed(nn.BatchNorm2d if options.pop("batch_norm", False) else group_norm)
+    counter = Counter()
+    ranks, rank = options.pop("ranks"), int(os.environ.get("RANK", 0))
+    strategy = DDPStrategy(process_group_backend="gloo", **options.pop("ddp", {})) if ranks > 1 else "auto"
+    run_options = options.pop("trainer", {})
+    callback = lcs(target="net", **options)
+    run = trainer(
+        folder,
+        callback,
+        counter,
+        strategy=strategy,
+        devices=ranks,
+        use_distributed_sampler=False,
+        **{"max_epochs": 2, **run_options},
+    )
+    make = partial(_shard, rank=rank, ranks=ranks)
+    run.fit(module, make(digits(0, GLOBAL_BATCH * BATCHES)), make(digits(200, 64)))
+    model = callback.subspace_model
+    run.save_checkpoint(folder / "last.ckpt", weights_only=True)
+    torch.save(
+        {
+            "weights": {**dict(module.named_parameters()), **dict(module.named_buffers())},
+            "statistics": model.statistics,
+            "curve": [point.metrics for point in callback.curve],
+            "monitored": {k: float(v) for k, v in run.callback_metrics.items() if k.startswith("lcs/")},
+            "steps": run.global_step,
+            "synchronised": counter.calls,
+        },
+        folder / f"rank_{run.global_rank}.pt",
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

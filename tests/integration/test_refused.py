@@ -1,0 +1,94 @@
+"""What does not go together with a sweep over levels: refused in one sentence, before anything is trained."""
+
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+from lightning_lcs.callbacks._refused import check_setup
+from tests.integration.support import Module, lcs, trainer
+
+
+class Manual(Module):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Two(Module):
+    def configure_optimizers(self):
+        half = list(self.parameters())
+        return [torch.optim.SGD(half[:4], 0.1), torch.optim.SGD(half[4:], 0.1)], []
+
+
+class SecondOrder(Module):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters())
+
+
+def check_refused(folder, module, train, val, match, *others, before=(), **options):
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(ValueError, match=match):
+        trainer(folder, *before, lcs(), *others, **options).fit(module, train, val)
+    assert not {"training_step", "backward", "configure_optimizers", "on_load_checkpoint"} & set(module.__dict__)
+    assert "forward" not in module.net.__dict__
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EMAWeightAveraging(),
+        lambda: StochasticWeightAveraging(swa_lrs=0.1),
+        lambda: ModelPruning("l1_unstructured", amount=0.5),
+    ],
+    ids=["ema", "swa", "pruning"],
+)
+def test_callbacks_in_either_order(tmp_path, train, val, make):
+    other = make()
+    check_refused(tmp_path, Module(), train, val, f"{type(other).__name__} .*: take it out of the trainer", other)
+    first = make()
+    check_refused(tmp_path, Module(), train, val, "take it out of the trainer", before=[first])
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [(Manual, "manual optimization"), (Two, "2 optimizers"), (SecondOrder, "LBFGS runs the training step several")],
+)
+def test_optimizers(tmp_path, train, val, kind, match):
+    check_refused(tmp_path, kind(), train, val, match)
+
+
+@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
+def test_strategies(kind):
+    # They can't be set up on this machine: an instance stands for one.
+    run = SimpleNamespace(strategy=object.__new__(kind), callbacks=[])
+    with pytest.raises(ValueError, match=f"{kind.__name__} .*: use strategy='ddp' or a single device"):
+        check_setup(run, Module())
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"strategy": DDPStrategy(static_graph=True)}, "static_graph"),
+        ({"sync_batchnorm": True, "strategy": "ddp"}, "sync_batchnorm"),
+    ],
+    ids=["static-graph", "sync-batchnorm"],
+)
+def test_options_of_ddp(tmp_path, options, match):
+    run = L.Trainer(accelerator="cpu", devices=2, logger=False, default_root_dir=tmp_path, callbacks=[lcs()], **options)
+    with pytest.raises(ValueError, match=match):
+        check_setup(run, Module())
+
+
+def test_plain_trainers_are_accepted(tmp_path):
+    for options in (
+        {},
+        {"strategy": "ddp", "devices": 2},
+        {"strategy": "ddp_find_unused_parameters_true", "devices": 2},
+    ):
+        check_setup(trainer(tmp_path, lcs(), **options), Module())
