@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,17 +52,13 @@ def check_setup(trainer: Trainer, module: LightningModule) -> None:
             raise ValueError(f"{kind} {_CALLBACKS[name]}: take it out of the trainer, or train without LCSCallback")
 
 
-def check_optimizers(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse optimizers that the sweep can't feed.
+def check_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Refuse optimizers that the sweep can't feed (Lightning itself refuses several without manual optimization).
 
     Raises:
-        ValueError: several optimizers, or one that runs the step more than once.
+        ValueError: one that runs the step more than once.
     """
-    if len(trainer.optimizers) != 1:
-        raise ValueError(
-            f"{type(module).__name__} has {len(trainer.optimizers)} optimizers, and LCSCallback works with one"
-        )
-    if isinstance(trainer.optimizers[0], torch.optim.LBFGS):
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise ValueError(
             "LBFGS runs the training step several times per batch, and each run would sweep over other gradients: use "
             "another optimizer with LCSCallback"

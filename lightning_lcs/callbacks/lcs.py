@@ -211,7 +211,7 @@ class LCSCallback(pl.Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the optimizer, and start endpoint 0 from the weights that training starts from."""
         model = self.adopted(pl_module)
-        check_optimizers(trainer, pl_module)
+        check_optimizers(trainer.optimizers)
         check_endpoints_are_trained(model, trainer.optimizers)
         # Weights may have been loaded since the endpoints were made.
         model.settle_endpoints()

@@ -18,12 +18,6 @@ class Manual(Module):
         self.automatic_optimization = False
 
 
-class Two(Module):
-    def configure_optimizers(self):
-        half = list(self.parameters())
-        return [torch.optim.SGD(half[:4], 0.1), torch.optim.SGD(half[4:], 0.1)], []
-
-
 class SecondOrder(Module):
     def configure_optimizers(self):
         return torch.optim.LBFGS(self.parameters())
@@ -57,7 +51,7 @@ def test_callbacks_in_either_order(tmp_path, train, val, make):
 
 @pytest.mark.parametrize(
     ("kind", "match"),
-    [(Manual, "manual optimization"), (Two, "2 optimizers"), (SecondOrder, "LBFGS runs the training step several")],
+    [(Manual, "manual optimization"), (SecondOrder, "LBFGS runs the training step several")],
 )
 def test_optimizers(tmp_path, train, val, kind, match):
     check_refused(tmp_path, kind(), train, val, match)
