@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_lcs.callbacks.tradeoff import TradeoffMonitor as TradeoffMonitor
     from lightning_lcs.model import SubspaceModel as SubspaceModel
     from lightning_lcs.modes import Structured as Structured
+    from lightning_lcs.modes import Unstructured as Unstructured
     from lightning_lcs.wrapper import CompressibleSubspaceWrapper as CompressibleSubspaceWrapper
 
 _HOMES = {
@@ -22,6 +23,7 @@ _HOMES = {
     "CompressibleSubspaceWrapper": "lightning_lcs.wrapper",
     "SubspaceModel": "lightning_lcs.model",
     "Structured": "lightning_lcs.modes",
+    "Unstructured": "lightning_lcs.modes",
     "BatchNormRecalibration": "lightning_lcs.callbacks.batchnorm",
     "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
 }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_lcs import _checkpoint
 from lightning_lcs.channels.program import MaterializedModel
 from lightning_lcs.channels.serial import graph_from_data, graph_to_data
+from lightning_lcs.modes import Structured, mode_to_dict
 
 if TYPE_CHECKING:
     from lightning_lcs.model import SubspaceModel
@@ -24,6 +25,11 @@ _KEY = "lightning_lcs"
 
 def save(model: SubspaceModel, path: str | os.PathLike[str]) -> None:
     """See :meth:`SubspaceModel.save`."""
+    if not isinstance(model.mode, Structured):
+        raise NotImplementedError(
+            f"save() writes structured subspaces, and this one is {mode_to_dict(model.mode)['name']}: keep its "
+            "checkpoint (SubspaceModel.from_checkpoint opens it), or save materialize(alpha).state_dict()"
+        )
     statistics, model.statistics = model.statistics, {}
     try:
         full = model.materialize(1.0)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_lcs._execution import Execution, Replaced, Traced
 from lightning_lcs._gradients import GradientSum
 from lightning_lcs.channels.network import TracedNetwork, training_flags
-from lightning_lcs.channels.plan import PlanAtWidth, Selection, select
-from lightning_lcs.channels.program import Program
+from lightning_lcs.channels.plan import Selection, select
+from lightning_lcs.functional.sparsity import largest_mask
 from lightning_lcs.functional.subspace import interpolate
-from lightning_lcs.modes import Mode
+from lightning_lcs.modes import Mode, Structured
 
 
 @dataclasses.dataclass
@@ -27,53 +28,102 @@ class Part:
         prefix: what its tensor names start with; empty for the only part.
         network: the network and its traces.
         endpoints: endpoint 0 by the network's own parameter names.
+        sparse: names of the weights that lose entries.
         calls: how often it has run, for the check that a training step calls it.
+        running: how many of these calls have not returned yet.
     """
 
     name: str
     prefix: str
     network: TracedNetwork
     endpoints: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
+    sparse: tuple[str, ...] = ()
     calls: int = 0
+    running: int = 0
+    _replaced: Replaced | None = None
+
+    def execution(self, mode: Mode, alpha: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
+        """How the network runs at a level, for this call and the current training flags."""
+        if isinstance(mode, Structured):
+            program = self.network.program(args, kwargs)
+            return Traced(program, self.network.plan.selection(mode.width(alpha)))
+        self.network.remember(args, kwargs)
+        return self.replaced()
+
+    def example_execution(self, mode: Mode, alpha: float, training: bool) -> Execution:
+        """The same for the call seen first, wholly in training or in evaluation.
+
+        Raises:
+            RuntimeError: in structured mode, the network was never called below alpha = 1: its input is not known.
+        """
+        if not isinstance(mode, Structured):
+            return self.replaced()
+        with training_flags(self.network.module, training):
+            return self.execution(mode, alpha, *self.network.example_inputs())
+
+    def replaced(self) -> Replaced:
+        """The network's own forward, with the tensors of the line and the sparse ones as arguments."""
+        if self._replaced is None:
+            self._replaced = Replaced(self.network, tuple(dict.fromkeys((*self.endpoints, *self.sparse))))
+        return self._replaced
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a level does to tensors.
+
+    Attributes:
+        alpha: position on the line.
+        sparsity: share of zeros in sparse weights.
+    """
+
+    alpha: float
+    sparsity: float = 0.0
 
 
 def level_tensors(
     part: Part,
-    program: Program,
-    at: PlanAtWidth,
-    alpha: float,
+    execution: Execution,
+    setting: Setting,
     statistics: Mapping[str, Tensor],
     complete: bool = False,
 ) -> list[Tensor | None]:
-    """The program's parameters and buffers at a level, differentiable where gradients are recorded.
+    """The parameters and buffers that a forward takes at a level, differentiable where gradients are recorded.
 
     Args:
         part: the network with its endpoints.
-        program: the traced forward.
-        at: the width.
-        alpha: position on the line.
+        execution: the forward.
+        setting: the level.
         statistics: running statistics of this level, which replace the cut ones.
-        complete: give tensors for the statistics that the program would only update, too; else they are ``None``.
+        complete: give tensors for the statistics that the forward would only update, too; else they are ``None``.
     """
     tensors: list[Tensor | None] = []
-    for name in program.names:
-        if name in program.batch_statistics and not complete:
+    untouched = execution.batch_statistics
+    for name in execution.names:
+        if name in untouched and not complete:
             tensors.append(None)
             continue
         stored = statistics.get(name)
         current = part.network.tensor(name)
-        value = _at_level(part, name, at.of(name), alpha) if stored is None else stored.to(current)
-        if name in program.updated:
+        if stored is None:
+            value, _ = _at_level(part, name, execution.cut(name), setting)
+        else:
+            value = stored.to(current)
+        if name in execution.updated:
             value = value.detach().clone()
         tensors.append(value.contiguous())
     return tensors
 
 
-def _at_level(part: Part, name: str, selection: Selection, alpha: float) -> Tensor:
+def _at_level(part: Part, name: str, selection: Selection, setting: Setting) -> tuple[Tensor, Tensor | None]:
+    """A tensor at a level, and the mask of its kept entries where it has one."""
     value = select(part.network.tensor(name), selection)
     if name in part.endpoints:
-        value = interpolate(select(part.endpoints[name], selection), value, alpha)
-    return value
+        value = interpolate(select(part.endpoints[name], selection), value, setting.alpha)
+    if setting.sparsity == 0.0 or name not in part.sparse:
+        return value, None
+    mask = largest_mask(value, setting.sparsity)
+    return value * mask, mask
 
 
 class TrainingLevel:
@@ -82,59 +132,84 @@ class TrainingLevel:
     The level's tensors are leaves of their own, whose gradients go to ``gradients`` as soon as backward has computed
     them. That is cheaper than back-propagating through every slice, which would build a full-sized gradient per tensor
     and level.
+
+    Args:
+        mode: of compression.
+        setting: what the level does.
+        gradients: takes the gradients; ``None`` to back-propagate into the parameters themselves.
     """
 
-    def __init__(self, alpha: float, width: float, gradients: GradientSum) -> None:
-        self.alpha = alpha
-        self.width = width
+    def __init__(self, mode: Mode, setting: Setting, gradients: GradientSum | None) -> None:
+        self.setting = setting
+        self._mode = mode
         self._gradients = gradients
-        self._leaves: dict[tuple[int, str], Tensor] = {}
-        self._at: dict[int, PlanAtWidth] = {}
+        self._tensors: dict[tuple[int, str], Tensor] = {}
 
-    def run(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a part at the level; calls within one step share their leaves."""
-        program = part.network.program(args, kwargs)
-        at = self._at.setdefault(id(part), part.network.plan.selection(self.width))
-        with torch.no_grad():
-            tensors = [self._tensor(part, program, at, name) for name in program.names]
-        return program.run(tensors, [at.size(dim) for dim in program.sizes], args, kwargs)
+    @property
+    def is_full(self) -> bool:
+        """Whether the network runs as it is."""
+        return self.setting.alpha == 1.0 and self.setting.sparsity == 0.0
 
-    def _tensor(self, part: Part, program: Program, at: PlanAtWidth, name: str) -> Tensor | None:
-        if name in program.batch_statistics:
-            return None
+    def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a part at the level; calls within one step share their tensors."""
+        execution = part.execution(self._mode, self.setting.alpha, args, kwargs)
+        untouched = execution.batch_statistics
+        tensors = [None if name in untouched else self._tensor(part, execution, name) for name in execution.names]
+        return execution.run(tensors, full, args, kwargs)
+
+    def _tensor(self, part: Part, execution: Execution, name: str) -> Tensor:
         key = (id(part), name)
-        if key not in self._leaves:
-            current, selection = part.network.tensor(name), at.of(name)
-            value = _at_level(part, name, selection, self.alpha).detach()
-            value = value.clone() if name in program.updated else value.contiguous()
-            sources = self._sources(part, name, current)
-            if sources:
-                hook = _Hand(self._gradients, sources, selection)
-                value.requires_grad_().register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-            self._leaves[key] = value
-        return self._leaves[key]
+        if key not in self._tensors:
+            selection = execution.cut(name)
+            if self._gradients is None:
+                value, _ = _at_level(part, name, selection, self.setting)
+                self._tensors[key] = value.detach().clone() if name in execution.updated else value
+            else:
+                self._tensors[key] = self._leaf(part, name, selection, name in execution.updated, self._gradients)
+        return self._tensors[key]
 
-    def _sources(self, part: Part, name: str, current: Tensor) -> list[tuple[nn.Parameter, float]]:
+    @torch.no_grad()
+    def _leaf(self, part: Part, name: str, selection: Selection, copied: bool, gradients: GradientSum) -> Tensor:
+        value, mask = _at_level(part, name, selection, self.setting)
+        value = value.detach()
+        value = value.clone() if copied else value.contiguous()
+        sources = self._sources(part, name)
+        if sources:
+            hook = _Hand(gradients, sources, selection, mask)
+            value.requires_grad_().register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        return value
+
+    def _sources(self, part: Part, name: str) -> list[tuple[nn.Parameter, float]]:
         """The trainable parameters that a tensor is made of, with the share of each."""
+        current = part.network.tensor(name)
         if not isinstance(current, nn.Parameter):
             return []
         sources = [(current, 1.0)]
         if name in part.endpoints:
-            sources = [(part.endpoints[name], 1.0 - self.alpha), (current, self.alpha)]
+            alpha = self.setting.alpha
+            sources = [(part.endpoints[name], 1.0 - alpha), (current, alpha)]
         return [(parameter, share) for parameter, share in sources if parameter.requires_grad and share > 0.0]
 
 
 class _Hand:
     """Hook of a leaf: hands its gradient on to the parameters that the leaf was cut from."""
 
-    def __init__(self, gradients: GradientSum, sources: list[tuple[nn.Parameter, float]], selection: Selection) -> None:
+    def __init__(
+        self,
+        gradients: GradientSum,
+        sources: list[tuple[nn.Parameter, float]],
+        selection: Selection,
+        mask: Tensor | None,
+    ) -> None:
         self._gradients = gradients
         self._sources = sources
         self._selection = selection
+        self._mask = mask
 
     def __call__(self, leaf: Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
         if gradient is not None:
+            gradient = gradient if self._mask is None else gradient * self._mask
             for parameter, share in self._sources:
                 self._gradients.add(parameter, self._selection, gradient, share)
 
@@ -168,20 +243,20 @@ class Collector:
             yield
 
     @torch.no_grad()
-    def run(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a batch at the level and take its statistics."""
-        program = part.network.program(args, kwargs)
-        at = part.network.plan.selection(self._mode.width(self.alpha))
+        execution = part.execution(self._mode, self.alpha, args, kwargs)
+        variances = (variance for variance, _ in execution.statistics.values())
         scratch = {
-            name: torch.zeros(at.shape(name)).to(part.network.tensor(name))
-            for mean, (variance, _) in program.statistics.items()
-            for name in (mean, variance)
+            name: torch.zeros(tuple(execution.shape(name))).to(part.network.tensor(name))
+            for name in {*execution.statistics, *variances, *execution.batch_statistics}
         }
-        tensors = level_tensors(part, program, at, self.alpha, {})
-        tensors = [scratch.get(name, value) for name, value in zip(program.names, tensors, strict=True)]
-        result = program.run(tensors, [at.size(dim) for dim in program.sizes], args, kwargs)
+        setting = Setting(self.alpha, self._mode.sparsity(self.alpha))
+        tensors = level_tensors(part, execution, setting, {})
+        tensors = [scratch.get(name, value) for name, value in zip(execution.names, tensors, strict=True)]
+        result = execution.run(tensors, full, args, kwargs)
         sums, counts = self._sums.setdefault(self.alpha, {}), self._counts.setdefault(self.alpha, {})
-        for mean, (variance, momentum) in program.statistics.items():
+        for mean, (variance, momentum) in execution.statistics.items():
             for name in (mean, variance):
                 key, value = part.prefix + name, scratch[name].float() / momentum
                 sums[key] = sums[key] + value if key in sums else value

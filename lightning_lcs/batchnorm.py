@@ -53,9 +53,34 @@ def recalibrate(
     Raises:
         ValueError: no batch was given, or a level is outside [0, 1].
     """
+    if model.has_batch_norm:
+        levels = [alpha for alpha in level_grid(alphas) if not model.mode.is_full(alpha)]
+        model.statistics = _collect(model, batches, levels, forward)
+
+
+def recalibrate_running(
+    model: SubspaceModel, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
+) -> None:
+    """Collect statistics for alpha = 1 and put them where it reads them: the network's own running statistics.
+
+    Arguments and errors as in :func:`recalibrate`. Where alpha = 1 compresses, too, they become a stored level.
+    """
     if not model.has_batch_norm:
         return
-    levels = [alpha for alpha in level_grid(alphas) if alpha < 1.0]
+    collected = _collect(model, batches, [1.0], forward)
+    if not model.mode.is_full(1.0):
+        model.statistics = collected
+        return
+    with torch.no_grad():
+        for part in model.parts:
+            for name, value in collected[1.0].items():
+                if name.startswith(part.prefix):
+                    part.network.tensor(name[len(part.prefix) :]).copy_(value)
+
+
+def _collect(
+    model: SubspaceModel, batches: Iterable[Any], levels: Sequence[float], forward: Callable[[Any], Any] | None
+) -> dict[float, dict[str, Tensor]]:
     forward = model if forward is None else forward
     with torch.inference_mode(False), torch.no_grad(), model.collecting() as collector:
         empty = True
@@ -66,8 +91,7 @@ def recalibrate(
                 forward(batch)
         if empty:
             raise ValueError("batches is empty: recalibration of batch norm needs training data")
-        statistics = {alpha: _reduced(tensors) for alpha, tensors in collector.averages().items()}
-    model.statistics = statistics
+        return {alpha: _reduced(tensors) for alpha, tensors in collector.averages().items()}
 
 
 def statistics_size_bytes(model: SubspaceModel) -> int:

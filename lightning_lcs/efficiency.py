@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from math import prod
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_lcs.channels.plan import PlanAtWidth
 from lightning_lcs.channels.program import Program
+from lightning_lcs.functional.sparsity import zeros_at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,10 +26,11 @@ class Efficiency:
         width: share of channels kept.
         sparsity: share of weights that are zero.
         bit_width: bits per weight.
-        params: number of parameters.
-        macs: multiply-accumulates of one sample of the traced shape (1 MAC = 2 FLOPs), over convolutions and matrix
-            products.
-        size_bytes: parameters, and the buffers that evaluation reads, in bytes.
+        params: number of parameters that are not zero by compression.
+        macs: multiply-accumulates of one sample of the shape seen first (1 MAC = 2 FLOPs), over convolutions and matrix
+            products. Those with a weight that is zero are not counted: dense kernels run them all the same.
+        size_bytes: parameters, and the buffers that evaluation reads, in bytes; a sparse weight as its entries that
+            are not zero and one bit per entry.
     """
 
     alpha: float
@@ -65,3 +69,46 @@ def count_params(at: PlanAtWidth, names: dict[str, Tensor]) -> tuple[int, int]:
         count += kept
         size_bytes += kept * value.element_size()
     return count, size_bytes
+
+
+def count_sparse_params(
+    parameters: Mapping[str, Tensor], sparse: Container[str], sparsity: float
+) -> tuple[int, int, dict[str, float]]:
+    """Number and bytes of parameters of which some are sparse, and the share kept of each of these.
+
+    Args:
+        parameters: by qualified name, at full size.
+        sparse: names of those that lose entries.
+        sparsity: share of zeros in them.
+    """
+    count = size_bytes = 0
+    density: dict[str, float] = {}
+    for name, value in parameters.items():
+        zeros = zeros_at(value.numel(), sparsity) if name in sparse else 0
+        count += value.numel() - zeros
+        size_bytes += (value.numel() - zeros) * value.element_size() + (-(-value.numel() // 8) if zeros else 0)
+        if name in sparse:
+            density[name] = 1.0 - zeros / value.numel()
+    return count, size_bytes, density
+
+
+def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mapping[str, float]) -> int:
+    """Multiply-accumulates of one sample: a network is run as it is, and its ops are counted.
+
+    Args:
+        module: the network.
+        args: arguments; the first tensor's first dimension is the batch.
+        kwargs: keyword arguments.
+        density: share of entries that are not zero, by qualified name of a weight.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), torch.random.fork_rng(devices=[]):
+        module(*args, **kwargs)
+    macs = float(counter.get_total_flops() // 2)
+    counts = counter.get_flop_counts()
+    root = type(module).__name__
+    for name, share in density.items():
+        path = ".".join([root, *name.split(".")[:-1]])
+        macs -= (1.0 - share) * sum(counts.get(path, {}).values()) / 2
+    batch = next(leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
+    return round(macs / batch)

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs import _artifact, _checkpoint, _endpoints
+from lightning_lcs._copies import cost_of, own_network
+from lightning_lcs._execution import Execution, sparse_weights
 from lightning_lcs._gradients import GradientSum
-from lightning_lcs._levels import Collector, Part, TrainingLevel, level_tensors
+from lightning_lcs._levels import Collector, Part, Setting, TrainingLevel, level_tensors
 from lightning_lcs.channels.network import TracedNetwork
 from lightning_lcs.channels.plan import ChannelPlan
-from lightning_lcs.channels.program import MaterializedModel, Program, materialize
-from lightning_lcs.efficiency import Efficiency, count_macs, count_params
+from lightning_lcs.efficiency import Efficiency
 from lightning_lcs.functional.subspace import endpoint_cosine
-from lightning_lcs.modes import Mode, check_alpha, check_subspace, parse_mode
+from lightning_lcs.modes import Mode, Structured, Unstructured, check_alpha, check_subspace, parse_mode
 
 
 class SubspaceModel(nn.Module):
@@ -67,7 +68,8 @@ class SubspaceModel(nn.Module):
         self.seed = seed
         self.parts: list[Part] = []
         for name, child in modules.items():
-            self.parts.append(Part(name, f"{name}." if len(modules) > 1 else "", TracedNetwork(child)))
+            sparse = sparse_weights(child, self.mode.dense) if isinstance(self.mode, Unstructured) else ()
+            self.parts.append(Part(name, f"{name}." if len(modules) > 1 else "", TracedNetwork(child), sparse=sparse))
         if subspace == "line":
             lines = _endpoints.attach(list(modules.values()), line_parameters, endpoint_start, seed)
             for part, line in zip(self.parts, lines, strict=True):
@@ -76,11 +78,11 @@ class SubspaceModel(nn.Module):
         self._alpha = 1.0
         self._training_level: TrainingLevel | None = None
         self._collector: Collector | None = None
-        self._prepared: dict[int, tuple[Any, list[Tensor | None], list[int]]] = {}
+        self._prepared: dict[Any, tuple[Any, list[Tensor | None]]] = {}
         self.warns = True  # of the first level that runs without batch-norm statistics of its own
         if example_inputs is not None:
             args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-            self._only_part("example_inputs").network.program(args, {})
+            self._only_part("example_inputs").execution(self.mode, 0.0, args, {})
 
     # -- levels -----------------------------------------------------------------------------------------------------
 
@@ -130,41 +132,50 @@ class SubspaceModel(nn.Module):
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one part at the level set; ``full`` is called at alpha = 1."""
         part.calls += 1
+        part.running += 1
+        try:
+            return self._run(part, full, args, kwargs)
+        finally:
+            part.running -= 1
+
+    def _run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._collector is not None:
-            return self._collector.run(part, args, kwargs)
+            return self._collector.run(part, full, args, kwargs)
         if self._training_level is not None:
             level = self._training_level
-            return full(*args, **kwargs) if level.alpha == 1.0 else level.run(part, args, kwargs)
+            return full(*args, **kwargs) if level.is_full else level.run(part, full, args, kwargs)
         alpha = self.nearest_level(self._alpha)
-        if alpha == 1.0:
+        if self.mode.is_full(alpha):
             return full(*args, **kwargs)
-        program = part.network.program(args, kwargs)
-        tensors, sizes = self._prepare(part, program, alpha)
-        return program.run(tensors, sizes, args, kwargs)
+        execution = part.execution(self.mode, alpha, args, kwargs)
+        return execution.run(self._prepare(part, execution, alpha), full, args, kwargs)
 
-    def _prepare(self, part: Part, program: Program, alpha: float) -> tuple[list[Tensor | None], list[int]]:
+    def _prepare(self, part: Part, execution: Execution, alpha: float) -> list[Tensor | None]:
         """The level's tensors, made anew only when a weight, the level or the need for gradients has changed."""
-        current = [part.network.tensor(name) for name in program.names]
+        current = [part.network.tensor(name) for name in execution.names]
         watched = current + list(part.endpoints.values())
         gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched)
         # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
         state = tuple([(tensor._version, tensor.data_ptr()) for tensor in watched])
-        key = (alpha, id(self.statistics.get(alpha)), torch.is_inference_mode_enabled(), state)
-        cached = self._prepared.get(id(program))
+        untouched = execution.batch_statistics
+        key = (alpha, id(self.statistics.get(alpha)), torch.is_inference_mode_enabled(), untouched, state)
+        cached = self._prepared.get((id(part), execution.names))
         if cached is not None and cached[0] == key:
-            return cached[1], cached[2]
-        at = part.network.plan.selection(self.mode.width(alpha))
-        statistics = self._statistics(part, program, alpha)
-        tensors = level_tensors(part, program, at, alpha, statistics)
-        sizes = [at.size(dim) for dim in program.sizes]
-        # A backward frees the graph in which tensors were cut; buffers that the program writes are copies for one call.
-        if not gradients and not program.updated:
-            self._prepared[id(program)] = (key, tensors, sizes)
-        return tensors, sizes
+            return cached[1]
+        statistics = self._statistics(part, execution, alpha)
+        tensors = level_tensors(part, execution, self._setting(alpha), statistics)
+        # A backward frees the graph in which tensors were cut; buffers that a forward writes are copies for one call.
+        if not gradients and not execution.updated:
+            self._prepared[id(part), execution.names] = (key, tensors)
+        return tensors
 
-    def _statistics(self, part: Part, program: Program, alpha: float) -> dict[str, Tensor]:
+    def _setting(self, alpha: float) -> Setting:
+        return Setting(alpha, self.mode.sparsity(alpha))
+
+    def _statistics(self, part: Part, execution: Execution, alpha: float) -> dict[str, Tensor]:
         """Stored running statistics of a level, by the part's own buffer names."""
-        read = [name for name in program.statistics if name not in program.batch_statistics]
+        untouched = execution.batch_statistics
+        read = [name for name in execution.statistics if name not in untouched]
         stored = self.statistics.get(alpha)
         if stored is None:
             if read and self.warns:
@@ -178,7 +189,9 @@ class SubspaceModel(nn.Module):
         return {name[len(part.prefix) :]: value for name, value in stored.items() if name.startswith(part.prefix)}
 
     @contextlib.contextmanager
-    def training_level(self, alpha: float, gradients: GradientSum | None = None) -> Iterator[None]:
+    def training_level(
+        self, alpha: float, gradients: GradientSum | None = None, *, strength: float = 1.0, direct: bool = False
+    ) -> Iterator[None]:
         """One level of a training step: forward and backward inside the block, at exactly ``alpha``.
 
         The level's own tensors and activations are gone at its end. No running statistics are written. At alpha = 1 the
@@ -188,13 +201,16 @@ class SubspaceModel(nn.Module):
             alpha: in [0, 1].
             gradients: takes the gradients of the network's parameters (both endpoints on a line) below alpha = 1; by
                 default they are added to the parameters' ``.grad`` on a normal exit.
+            strength: share of the level's sparsity that applies, in [0, 1], while a warm-up lasts.
+            direct: back-propagate into the parameters themselves, for a backward that comes after the block.
 
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN.
         """
         own = GradientSum()
         taker = own if gradients is None else gradients
-        self._training_level = TrainingLevel(check_alpha(alpha), self.mode.width(alpha), taker)
+        setting = Setting(check_alpha(alpha), strength * self.mode.sparsity(alpha))
+        self._training_level = TrainingLevel(self.mode, setting, None if direct else taker)
         try:
             with own.added():
                 yield
@@ -219,7 +235,11 @@ class SubspaceModel(nn.Module):
 
     @property
     def plan(self) -> ChannelPlan:
-        """Which channels shrink together; known once the network has been traced."""
+        """Which channels shrink together in structured mode; known once the network has been traced."""
+        if not isinstance(self.mode, Structured):
+            raise RuntimeError(
+                f"a plan is of channels, and {self.mode} keeps all of them: it belongs to structured mode"
+            )
         part = self._only_part("plan")
         part.network.in_mode(False)
         return part.network.plan
@@ -256,48 +276,40 @@ class SubspaceModel(nn.Module):
             RuntimeError: the network was never called below alpha = 1 and had no ``example_inputs``.
         """
         alpha = self.nearest_level(alpha)
-        width = self.mode.width(alpha)
-        params = macs = size_bytes = 0
-        for part in self.parts:
-            program = part.network.in_mode(False)
-            at = part.network.plan.selection(width)
-            parameters: dict[str, Tensor] = dict(_endpoints.user_parameters(part.network.module))
-            count, parameter_bytes = count_params(at, parameters)
-            buffers = {name: part.network.tensor(name) for name in program.names if name not in parameters}
-            _, buffer_bytes = count_params(at, {k: v for k, v in buffers.items() if not isinstance(v, nn.Parameter)})
-            params += count
-            size_bytes += parameter_bytes + buffer_bytes
-            macs += count_macs(program, at, part.network.tensor)
+        costs = [cost_of(part, self.mode, alpha) for part in self.parts]
+        params, macs, size_bytes = (sum(numbers) for numbers in zip(*costs, strict=True))
         return Efficiency(
-            alpha=alpha, width=width, sparsity=0.0, bit_width=32, params=params, macs=macs, size_bytes=size_bytes
+            alpha=alpha,
+            width=self.mode.width(alpha),
+            sparsity=self.mode.sparsity(alpha),
+            bit_width=32,
+            params=params,
+            macs=macs,
+            size_bytes=size_bytes,
         )
 
-    def materialize(self, alpha: float, train: bool = False) -> MaterializedModel | nn.ModuleDict:
-        """A plain network of one level, with its own small parameters and buffers.
+    def materialize(self, alpha: float, train: bool = False) -> nn.Module:
+        """A plain network of one level, with its own parameters and buffers.
 
         Args:
             alpha: in [0, 1].
-            train: make it for training instead of evaluation; the other of ``.train()`` and ``.eval()`` is an error.
+            train: make it for training instead of evaluation; in structured mode the other of ``.train()`` and
+                ``.eval()`` is an error afterwards.
 
         Returns:
-            An ``fx.GraphModule`` whose ``state_dict`` has the network's own names; for several networks a
-            ``ModuleDict`` of them.
+            A network whose ``state_dict`` has the network's own names: in structured mode an ``fx.GraphModule`` with
+            small tensors, else a copy of the network; for several networks a ``ModuleDict`` of them.
         """
         alpha = self.nearest_level(alpha)
         made: dict[str, nn.Module] = {}
         for part in self.parts:
-            program = part.network.in_mode(train)
-            at = part.network.plan.selection(self.mode.width(alpha))
+            execution = part.example_execution(self.mode, alpha, train)
             with torch.inference_mode(False), torch.no_grad():
-                statistics = self._statistics(part, program, alpha) if alpha < 1.0 else {}
-                tensors = level_tensors(part, program, at, alpha, statistics, complete=True)
-                own = {name: value.detach().clone() for name, value in zip(program.names, tensors, strict=True)}  # type: ignore[union-attr]
-            trainable = {
-                name: p.requires_grad for name, p in part.network.module.named_parameters(remove_duplicate=False)
-            }
-            made[part.name] = materialize(program, at, own, trainable, part.network.module.state_dict().keys(), train)
+                statistics = {} if self.mode.is_full(alpha) else self._statistics(part, execution, alpha)
+                tensors = level_tensors(part, execution, self._setting(alpha), statistics, complete=True)
+                made[part.name] = own_network(part, execution, tensors, train)
         if len(self.parts) == 1:
-            return made[self.parts[0].name]  # type: ignore[return-value]
+            return made[self.parts[0].name]
         return nn.ModuleDict({name.replace(".", "_"): module for name, module in made.items()})
 
     # -- files ------------------------------------------------------------------------------------------------------

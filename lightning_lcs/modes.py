@@ -37,9 +37,70 @@ class Structured:
         """Share of channels kept at ``alpha``, in [min_width, 1]."""
         return self.min_width + (1.0 - self.min_width) * check_alpha(alpha)
 
+    def sparsity(self, alpha: float) -> float:
+        """Share of weights that are zero: none."""
+        return 0.0
 
-Mode = Structured
-MODES: dict[str, type[Mode]] = {"structured": Structured}
+    def is_full(self, alpha: float) -> bool:
+        """Whether ``alpha`` is the network as it is."""
+        return alpha == 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unstructured:
+    """Sparsity: every convolution's and linear layer's weight keeps its entries of largest magnitude.
+
+    ``sparsity(alpha) = max_sparsity - (max_sparsity - min_sparsity) * alpha``. By default the share kept runs from
+    0.025 to 1 (arXiv 2110.04252, section 4.2); its high-sparsity variant is ``max_sparsity=0.995, min_sparsity=0.95``.
+
+    Args:
+        max_sparsity: share of zeros at alpha = 0, in [0, 1).
+        min_sparsity: share of zeros at alpha = 1, in [0, max_sparsity].
+        dense: layers whose weights are kept whole: any of "first" (the first convolution), "last" (the last linear
+            layer, the head) and "depthwise" (convolutions with as many groups as channels), by order of registration.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    max_sparsity: float = 0.975
+    min_sparsity: float = 0.0
+    dense: tuple[str, ...] = ("first", "last")
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_sparsity < 1.0:
+            raise ValueError(
+                f"max_sparsity={self.max_sparsity!r} is not in [0, 1): it is the share of zeros at alpha = 0, and 1 "
+                "would leave nothing; use, for example, 0.975"
+            )
+        if not 0.0 <= self.min_sparsity <= self.max_sparsity:
+            raise ValueError(
+                f"min_sparsity={self.min_sparsity!r} is not in [0, max_sparsity={self.max_sparsity!r}]: it is the "
+                "share of zeros at alpha = 1; use 0 for the full network there"
+            )
+        if not set(self.dense) <= set(DENSE_LAYERS):
+            raise ValueError(
+                f"dense={self.dense!r} holds something else than {', '.join(map(repr, DENSE_LAYERS))}; give a tuple of "
+                "these, () to make every layer sparse"
+            )
+        object.__setattr__(self, "dense", tuple(self.dense))
+
+    def width(self, alpha: float) -> float:
+        """Share of channels kept: all."""
+        return 1.0
+
+    def sparsity(self, alpha: float) -> float:
+        """Share of zeros in each compressed weight at ``alpha``."""
+        return self.max_sparsity - (self.max_sparsity - self.min_sparsity) * check_alpha(alpha)
+
+    def is_full(self, alpha: float) -> bool:
+        """Whether ``alpha`` is the network as it is."""
+        return alpha == 1.0 and self.min_sparsity == 0.0
+
+
+DENSE_LAYERS = ("first", "last", "depthwise")
+Mode = Structured | Unstructured
+MODES: dict[str, type[Structured] | type[Unstructured]] = {"structured": Structured, "unstructured": Unstructured}
 SUBSPACES = ("line", "point")
 
 
@@ -73,12 +134,12 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
     """The one place where a mode given as text is read.
 
     Args:
-        mode: a name ("structured"), a mode object, or a mapping as :func:`mode_to_dict` writes it.
+        mode: a name ("structured", "unstructured"), a mode object, or a mapping as :func:`mode_to_dict` writes it.
 
     Raises:
         ValueError: the name is not known.
     """
-    if isinstance(mode, Structured):
+    if isinstance(mode, (Structured, Unstructured)):
         return mode
     options = dict(mode) if isinstance(mode, Mapping) else {"name": mode}
     name = options.pop("name", "structured")
@@ -90,4 +151,5 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
 def mode_to_dict(mode: Mode) -> dict[str, Any]:
     """Plain data (numbers and text) that :func:`parse_mode` reads back; safe in checkpoints and hyperparameters."""
     name = next(key for key, kind in MODES.items() if isinstance(mode, kind))
-    return {"name": name, **dataclasses.asdict(mode)}
+    options = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(mode).items()}
+    return {"name": name, **options}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,16 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_lcs._gradients import GradientSum
+from lightning_lcs.callbacks._options import SweepOptions
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._target import guarded
-from lightning_lcs.functional.sampling import SAMPLERS, step_generator
 from lightning_lcs.model import SubspaceModel
 
 
 class Sweep:
-    """A module's ``training_step``, run at several levels; the last one, alpha = 1, is the step that Lightning sees.
+    """A module's ``training_step``, run at one or several levels; the last one is the step that Lightning sees.
+
+    With several it is alpha = 1.
 
     Every level but the last is back-propagated here, so that one level's activations are alive at a time. Lightning
     clears gradients between the step and its own backward: until then those of the other levels are kept apart.
@@ -29,16 +32,14 @@ class Sweep:
         trainer: Trainer,
         module: LightningModule,
         *,
-        sampler: str,
-        alphas_per_step: int,
+        options: SweepOptions,
         diversity_weight: float,
         seed: int,
     ) -> None:
         self.model = model
         self.trainer = trainer
         self.module = module
-        self.sampler = sampler
-        self.alphas_per_step = alphas_per_step
+        self.options = options
         self.diversity_weight = diversity_weight
         self.seed = seed
         self.__wrapped__: Callable[..., Any] = module.training_step  # Lightning reads the signature through this name
@@ -48,7 +49,8 @@ class Sweep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One micro-batch at every level drawn for it."""
         loop = self.trainer.fit_loop
-        alphas = SAMPLERS[self.sampler](step_generator(self.seed, loop.total_batch_idx), self.alphas_per_step)
+        *alphas, last = self.options.alphas(self.seed, loop.total_batch_idx)
+        strength = self._strength()
         first = loop.epoch_loop.batch_idx % self.trainer.accumulate_grad_batches == 0
         gradients = self._gradients = GradientSum()
         if first:
@@ -56,8 +58,11 @@ class Sweep:
                 parameter.grad = None
         losses: dict[float, Tensor] = {}
         with quiet(self.module, self.model):
-            for alpha in alphas[:-1]:
-                with guarded(self.model, alpha, "training_step") as guard, self.model.training_level(alpha, gradients):
+            for alpha in alphas:
+                with (
+                    guarded(self.model, alpha, "training_step") as guard,
+                    self.model.training_level(alpha, gradients, strength=strength),
+                ):
                     loss = loss_of(self.__wrapped__(*args, **kwargs))
                     guard.skipped = loss is None
                     if loss is not None:
@@ -66,8 +71,12 @@ class Sweep:
         if first:
             # Those of parameters outside the network, which Lightning is about to clear.
             gradients.take(self.module.parameters())
-        with self.model.training_level(1.0):
+        with (
+            guarded(self.model, last, "training_step") as guard,
+            self.model.training_level(last, strength=strength, direct=True),
+        ):
             output = self.__wrapped__(*args, **kwargs)
+            guard.skipped = loss_of(output) is None
         self._log(losses)
         return self._with_diversity(output)
 
@@ -75,6 +84,18 @@ class Sweep:
         """The module's ``backward`` of the last level, with the gradients of the others added."""
         with self._gradients.added():
             self._original_backward(loss, *args, **kwargs)
+
+    def _strength(self) -> float:
+        """Share of a level's sparsity that applies at this step."""
+        if self.options.warmup == 0.0:
+            return 1.0
+        total = self.trainer.estimated_stepping_batches
+        if not 0 < total < math.inf:
+            raise ValueError(
+                f"warmup={self.options.warmup:g} is a share of all training steps, and the training data has no "
+                "length: set Trainer(max_steps=...), or LCSCallback(warmup=0)"
+            )
+        return self.options.strength(self.trainer.global_step / total)
 
     def _backward(self, loss: Tensor) -> None:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -106,17 +127,6 @@ def loss_of(output: Any) -> Tensor | None:
     if isinstance(output, Mapping):
         output = output.get("loss")
     return output if isinstance(output, Tensor) else None
-
-
-def check_options(sampler: str, alphas_per_step: int) -> None:
-    """Raise on an unknown sampler or too few alphas.
-
-    Raises:
-        ValueError: with the allowed values.
-    """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler={sampler!r} is not known; choose one of {', '.join(map(repr, SAMPLERS))}")
-    SAMPLERS[sampler](step_generator(0, 0), alphas_per_step)
 
 
 def check_endpoints_are_trained(model: SubspaceModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:

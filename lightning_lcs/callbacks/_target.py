@@ -104,7 +104,7 @@ def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
             run uncompressed.
     """
     guard = Guard()
-    if level == 1.0:
+    if model.mode.is_full(level):
         yield guard
         return
     inner = {
@@ -120,7 +120,8 @@ def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
     calls = [part.calls for part in model.parts]
 
     def refuse(child: nn.Module, args: Any) -> None:
-        if id(child) in inner and not torch.compiler.is_exporting():
+        running = any(part.running for part in model.parts) or torch.compiler.is_exporting()
+        if id(child) in inner and not running:
             raise RuntimeError(
                 f"{step} called {inner[id(child)]} directly at alpha={level:g}, past the forward of the network, so "
                 "that it would run uncompressed; call the network itself, or name the parts that are called as "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, recalibrate
+from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, recalibrate, recalibrate_running
 from lightning_lcs.callbacks._loaders import training_batches
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._subspace import find_subspace_model
@@ -55,13 +55,28 @@ class BatchNormRecalibration(pl.Callback):
         Raises:
             RuntimeError: there is no training data.
         """
+        levels = sorted({*self.alphas, *also})
+        self._run(trainer, module, model, lambda batches, forward: recalibrate(model, batches, levels, forward))
+
+    def run_running(self, trainer: Trainer, module: LightningModule, model: SubspaceModel) -> None:
+        """Take the network's own running statistics anew, for training that does not visit alpha = 1 at every step.
+
+        Arguments and errors as in :meth:`run`.
+        """
+        self._run(trainer, module, model, lambda batches, forward: recalibrate_running(model, batches, forward))
+
+    def _run(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        model: SubspaceModel,
+        collect: Callable[[Iterable[Any], Callable[[Any], Any]], None],
+    ) -> None:
         if not model.has_batch_norm:
             return
-        levels = sorted({*self.alphas, *also})
         step = _bare_training_step(module)
         with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context():
-            batches = training_batches(trainer, module, self.images, self.seed)
-            recalibrate(model, batches, levels, forward=lambda item: step(*item))
+            collect(training_batches(trainer, module, self.images, self.seed), lambda item: step(*item))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Alone, before ``validate``."""

@@ -15,9 +15,10 @@ from lightning_lcs._checkpoint import CHECKPOINT_KEY
 from lightning_lcs.batchnorm import DEFAULT_LEVELS
 from lightning_lcs.callbacks._evaluation import evaluate_level
 from lightning_lcs.callbacks._hooks import AdoptFirst, Loading, Saving
+from lightning_lcs.callbacks._options import sweep_options
 from lightning_lcs.callbacks._quiet import Patches
 from lightning_lcs.callbacks._refused import check_optimizers, check_setup
-from lightning_lcs.callbacks._sweep import Sweep, check_endpoints_are_trained, check_options
+from lightning_lcs.callbacks._sweep import Sweep, check_endpoints_are_trained
 from lightning_lcs.callbacks._target import Redirect, Target, find_targets
 from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration
 from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
@@ -34,14 +35,19 @@ class LCSCallback(pl.Callback):
     module's own and is the alpha = 1 model; the second endpoint and the batch-norm statistics travel beside it.
 
     Args:
-        mode: "structured", or a mode object such as ``Structured(min_width=0.25)``.
+        mode: "structured", "unstructured", or a mode object such as ``Structured(min_width=0.25)``.
         subspace: "line" (two endpoints) or "point" (one set of weights for all levels).
         target: the network: a path in the module, a list of paths (networks that the step calls separately), "self"
             for the module's own forward. By default the only child with trainable parameters that is no metric and no
             loss.
         alphas: levels of the curve: their number, or the levels.
-        alphas_per_step: levels that each training step visits, alpha = 1 among them.
-        sampler: "sandwich" (both ends and uniform draws between) or "uniform" (uniform draws, and alpha = 1).
+        sampler: "sandwich" (both ends and uniform draws between), "uniform" (uniform draws, and alpha = 1),
+            "biased_endpoints" (each draw an end with probability 1/2, else uniform) or "uniform_draws"; by default
+            "sandwich" in structured mode, else "biased_endpoints" on a line and "uniform_draws" on a point.
+        alphas_per_step: levels that each training step visits; by default 4 with the first two samplers, else 1.
+        warmup: share of all steps in which sparsity grows to its level; by default 0.8 in unstructured mode.
+        warmup_schedule: "linear" (growing steadily) or "delayed" (none until the warm-up is over); by default "linear"
+            on a line and "delayed" on a point.
         diversity_weight: weight of the squared cosine between the endpoints of a line.
         line_parameters: what lies on the line: "norm" (scale and shift of the normalisation layers, as in the paper) or
             "all".
@@ -67,8 +73,10 @@ class LCSCallback(pl.Callback):
         target: Target = None,
         alphas: int | Sequence[float] = 7,
         *,
-        alphas_per_step: int = 4,
-        sampler: str = "sandwich",
+        sampler: str | None = None,
+        alphas_per_step: int | None = None,
+        warmup: float | None = None,
+        warmup_schedule: str | None = None,
         diversity_weight: float = 1.0,
         line_parameters: str = "norm",
         endpoint_start: str = "copy",
@@ -77,7 +85,6 @@ class LCSCallback(pl.Callback):
         recalibration_levels: int | Sequence[float] = DEFAULT_LEVELS,
         seed: int = 0,
     ) -> None:
-        check_options(sampler, alphas_per_step)
         _endpoints.check_options(line_parameters, endpoint_start)
         if recalibration_images < 1:
             raise ValueError(f"recalibration_images={recalibration_images} is below 1; use, for example, 2048")
@@ -86,8 +93,7 @@ class LCSCallback(pl.Callback):
         self.mode = parse_mode(mode)
         self.subspace = check_subspace(subspace)
         self.target = target
-        self.alphas_per_step = alphas_per_step
-        self.sampler = sampler
+        self.options = sweep_options(self.mode, subspace, sampler, alphas_per_step, warmup, warmup_schedule)
         self.diversity_weight = diversity_weight
         self.line_parameters = line_parameters
         self.endpoint_start = endpoint_start
@@ -134,8 +140,7 @@ class LCSCallback(pl.Callback):
                 self.subspace_model,  # type: ignore[arg-type]
                 trainer,
                 pl_module,
-                sampler=self.sampler,
-                alphas_per_step=self.alphas_per_step,
+                options=self.options,
                 diversity_weight=self.diversity_weight,
                 seed=self.seed,
             )
@@ -221,8 +226,10 @@ class LCSCallback(pl.Callback):
         self.adopted(pl_module).statistics.clear()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A network that was built late is in place by now."""
-        self.adopted(pl_module)
+        """A network that was built late is in place by now; alpha = 1 gets statistics where no step collects them."""
+        model = self.adopted(pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self.options.visits_full:
+            self._recalibration.run_running(trainer, pl_module, model)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A network that was built late is in place by now."""
@@ -283,6 +290,8 @@ class LCSCallback(pl.Callback):
         """Add the subspace to a checkpoint, with batch-norm statistics of the weights that it holds."""
         if self.subspace_model is not None:
             if trainer.state.fn == "fit" and not self._failed and not self.subspace_model.statistics:
+                if not self.options.visits_full:
+                    self._recalibration.run_running(trainer, pl_module, self.subspace_model)
                 self._recalibration.run(trainer, pl_module, self.subspace_model, also=self._monitor.alphas)
             state = self.subspace_model.subspace_state()
             checkpoint[CHECKPOINT_KEY] = {**state, "targets": list(self._targets)}

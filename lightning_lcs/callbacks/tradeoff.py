@@ -97,11 +97,7 @@ class TradeoffMonitor(pl.Callback):
         if not self.latency or len(model.parts) > 1:
             return dict.fromkeys(levels, math.nan)
         network = model.parts[0].network
-        args, kwargs = network.in_mode(False).example_inputs(batch=1, device="cpu")
-        device = next(network.module.parameters()).device
-        args, kwargs = torch.utils._pytree.tree_map(
-            lambda leaf: torch.rand_like(leaf, device=device) if _is_float(leaf) else leaf, (args, kwargs)
-        )
+        args, kwargs = network.example_inputs(samples=1)
 
         def call(small: torch.nn.Module) -> Callable[[], Any]:
             return lambda: small(*args, **kwargs)
@@ -133,10 +129,6 @@ class TradeoffMonitor(pl.Callback):
         model, owned = find_subspace_model(trainer, module)
         if not owned and trainer.state.fn != "fit":
             self.run(trainer, module, model)
-
-
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
 
 
 def _directory(trainer: Trainer, loggers: Sequence[Logger]) -> str:

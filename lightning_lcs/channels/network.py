@@ -59,7 +59,7 @@ class TracedNetwork:
         program = self._programs.get(key)
         if program is None:
             if self.example is None:
-                self.example = _sample(args, kwargs)
+                self.remember(args, kwargs)
                 # The forms for training and evaluation settle the plan together, before either is used.
                 self.in_mode(False)
                 self.in_mode(True)
@@ -72,14 +72,27 @@ class TracedNetwork:
         Raises:
             RuntimeError: the network was never called below alpha = 1, so that its input is not known.
         """
+        with training_flags(self.module, training):
+            return self.program(*self.example_inputs())
+
+    def remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the arguments of the first call, with at most two samples."""
+        if self.example is None:
+            self.example = _sample(args, kwargs)
+
+    def example_inputs(self, samples: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments kept, or so many samples of them, where and of what type the network is now.
+
+        Raises:
+            RuntimeError: the network was never called below alpha = 1, so that its input is not known.
+        """
         if self.example is None:
             raise RuntimeError(
                 "the network's input is not known yet: give SubspaceModel(..., example_inputs=...), or call it once "
                 "below alpha = 1"
             )
         args, kwargs = pytree.tree_map(self._as_parameters, self.example)
-        with training_flags(self.module, training):
-            return self.program(args, kwargs)
+        return (args, kwargs) if samples is None else _sample(args, kwargs, samples)
 
     def _as_parameters(self, leaf: Any) -> Any:
         """An example input, moved to where and to what type the network has been moved since."""
@@ -94,14 +107,18 @@ class TracedNetwork:
         self._children.clear()
         self._owners.clear()
 
-    def tensor(self, name: str) -> Tensor:
-        """The parameter or buffer of this qualified name, as it is now (``.to()`` replaces buffers)."""
+    def holder(self, name: str) -> tuple[dict[str, Any], str]:
+        """Where the parameter or buffer of this qualified name is kept: a dictionary of its module, and the key."""
         if name not in self._owners:
             path, _, leaf = name.rpartition(".")
             self._owners[name] = (self.module.get_submodule(path), leaf)
         owner, leaf = self._owners[name]
-        value: Tensor | None = owner._parameters.get(leaf)
-        value = owner._buffers.get(leaf) if value is None else value
+        return (owner._parameters if leaf in owner._parameters else owner._buffers), leaf
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter or buffer of this qualified name, as it is now (``.to()`` replaces buffers)."""
+        holder, leaf = self.holder(name)
+        value: Tensor | None = holder.get(leaf)
         if value is None:
             raise RuntimeError(f"{name} is gone from the network since it was traced")
         return value
@@ -137,13 +154,13 @@ def _call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return spec, tuple((leaf.shape[1:], leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 
 
-def _sample(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with at most two samples, to trace other forms of the network with later."""
+def _sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with at most so many samples: two serve to trace other forms of the network with later."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     batch = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
     with torch.inference_mode(False):
         small = [
-            leaf.detach()[:2].clone()
+            leaf.detach()[:samples].clone()
             if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
             else (leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
             for leaf in leaves

@@ -43,4 +43,40 @@ def uniform(generator: torch.Generator, count: int) -> list[float]:
     return [*torch.rand(count - 1, generator=generator, dtype=torch.float64).sort().values.tolist(), 1.0]
 
 
-SAMPLERS = {"sandwich": sandwich, "uniform": uniform}
+def biased_endpoints(generator: torch.Generator, count: int) -> list[float]:
+    """Draws of which each is an end of the range with probability 1/2 (either evenly), else uniform.
+
+    Arxiv 2110.04252 trains unstructured lines with one such draw per step.
+
+    Returns:
+        ``count`` alphas in ascending order.
+
+    Raises:
+        ValueError: ``count`` is below 1.
+    """
+    alphas = uniform_draws(generator, count)
+    kinds = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+    return sorted(0.0 if kind < 0.25 else 1.0 if kind < 0.5 else a for kind, a in zip(kinds, alphas, strict=True))
+
+
+def uniform_draws(generator: torch.Generator, count: int) -> list[float]:
+    """Uniform draws alone, alpha = 1 not among them; arXiv 2110.04252 trains unstructured points with one per step.
+
+    Returns:
+        ``count`` alphas in ascending order.
+
+    Raises:
+        ValueError: ``count`` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"alphas_per_step={count} is below 1: a step needs at least one level")
+    return torch.rand(count, generator=generator, dtype=torch.float64).sort().values.tolist()
+
+
+SAMPLERS = {
+    "sandwich": sandwich,
+    "uniform": uniform,
+    "biased_endpoints": biased_endpoints,
+    "uniform_draws": uniform_draws,
+}
+VISIT_FULL = frozenset({"sandwich", "uniform"})  # at every step

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ class CurvePoint(Efficiency):
 Curve = Sequence[CurvePoint]
 
 COSTS = ("alpha", "width", "sparsity", "bit_width", "params", "macs", "size_bytes", "latency_ms")
+
+
+def level_axis(curves: Iterable[Curve]) -> str:
+    """What the curves' levels change: "width" or "sparsity", as named in :class:`Efficiency`."""
+    points = [point for curve in curves for point in curve]
+    return "sparsity" if len({point.sparsity for point in points}) > 1 else "width"
 
 
 def alpha_key(alpha: float) -> str:

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_lcs.reporting.curve import Curve
+from lightning_lcs.reporting.curve import Curve, level_axis
 
-_AXES = (("width", "channel width", 1.0), ("macs", "MACs per sample (millions)", 1e-6))
+_LABELS = {
+    "width": ("channel width", 1.0),
+    "sparsity": ("share of zeros", 1.0),
+    "macs": ("MACs per sample (millions)", 1e-6),
+}
 
 
 def plot_curves(curves: Mapping[str, Curve], metric: str, path: str | os.PathLike[str], title: str = "") -> Path:
-    """Draw one metric of one or more curves against width and against MACs, into a PNG file.
+    """Draw one metric of one or more curves against width or sparsity and against MACs, into a PNG file.
 
     Args:
         curves: by name, as the legend shows it.
@@ -44,7 +48,9 @@ def curve_figure(curves: Mapping[str, Curve], metric: str, title: str = "") -> A
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     if title:
         figure.suptitle(title)
-    for axes, (cost, label, scale) in zip(figure.subplots(1, len(_AXES), sharey=True), _AXES, strict=True):
+    costs = (level_axis(curves.values()), "macs")
+    for axes, cost in zip(figure.subplots(1, len(costs), sharey=True), costs, strict=True):
+        label, scale = _LABELS[cost]
         for index, (name, curve) in enumerate(drawn.items()):
             x = [scale * getattr(point, cost) for point in curve]
             y = [point.metrics[metric] for point in curve]

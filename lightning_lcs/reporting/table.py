@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from lightning_lcs.reporting.curve import Curve, CurvePoint, metric_names
+from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
 
 
 def print_curves(curves: Mapping[str, Curve], console: Console | None = None) -> None:
@@ -19,21 +19,22 @@ def print_curves(curves: Mapping[str, Curve], console: Console | None = None) ->
     """
     first = next(iter(curves.values()))
     table = Table(title="Accuracy-efficiency curve", title_justify="left")
-    for heading in ("alpha", "width", "params", "MACs", "size", "latency"):
+    axis = level_axis(curves.values())
+    for heading in ("alpha", axis, "params", "MACs", "size", "latency"):
         table.add_column(heading, justify="right")
     columns = [(title, name) for title, curve in curves.items() for name in metric_names(curve)]
     for title, name in columns:
         table.add_column(f"{title}\n{name}" if len(curves) > 1 else name, justify="right")
     for index, point in enumerate(first):
         metrics = [curves[title][index].metrics.get(name) for title, name in columns]
-        table.add_row(*_costs(point), *("" if value is None else f"{value:.4f}" for value in metrics))
+        table.add_row(*_costs(point, axis), *("" if value is None else f"{value:.4f}" for value in metrics))
     (console or Console()).print(table)
 
 
-def _costs(point: CurvePoint) -> list[str]:
+def _costs(point: CurvePoint, axis: str) -> list[str]:
     return [
         f"{point.alpha:.3f}",
-        f"{point.width:.3f}",
+        f"{getattr(point, axis):.3f}",
         scaled(point.params),
         scaled(point.macs),
         f"{point.size_bytes / 1e6:.2f} MB",

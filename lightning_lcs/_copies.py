@@ -1,0 +1,63 @@
+"""What a level costs, and a network of its own at a level: both ways of running a network."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from lightning_lcs import _endpoints
+from lightning_lcs._execution import Execution, Traced
+from lightning_lcs._levels import Part
+from lightning_lcs.channels.network import training_flags
+from lightning_lcs.channels.program import materialize
+from lightning_lcs.efficiency import count_macs, count_module_macs, count_params, count_sparse_params
+from lightning_lcs.modes import Mode
+
+
+def cost_of(part: Part, mode: Mode, alpha: float) -> tuple[int, int, int]:
+    """Parameters, multiply-accumulates and bytes of one network at a level; see :class:`Efficiency`."""
+    execution = part.example_execution(mode, alpha, False)
+    module = part.network.module
+    parameters: dict[str, Tensor] = dict(_endpoints.user_parameters(module))
+    if isinstance(execution, Traced):
+        at, program = execution.at, execution.program
+        count, parameter_bytes = count_params(at, parameters)
+        buffers = {name: part.network.tensor(name) for name in program.names if name not in parameters}
+        _, buffer_bytes = count_params(at, {k: v for k, v in buffers.items() if not isinstance(v, nn.Parameter)})
+        return count, count_macs(program, at, part.network.tensor), parameter_bytes + buffer_bytes
+    count, parameter_bytes, density = count_sparse_params(parameters, part.sparse, mode.sparsity(alpha))
+    buffer_bytes = sum(value.numel() * value.element_size() for value in module.buffers() if value.is_floating_point())
+    with training_flags(module, False), _own_forward(module):
+        macs = count_module_macs(module, *part.network.example_inputs(), density)
+    return count, macs, parameter_bytes + buffer_bytes
+
+
+def own_network(part: Part, execution: Execution, tensors: Sequence[Tensor | None], train: bool) -> nn.Module:
+    """A network with these tensors as its own parameters and buffers."""
+    values = {name: value.detach().clone() for name, value in zip(execution.names, tensors, strict=True)}  # type: ignore[union-attr]
+    module = part.network.module
+    if isinstance(execution, Traced):
+        trainable = {name: p.requires_grad for name, p in module.named_parameters(remove_duplicate=False)}
+        return materialize(execution.program, execution.at, values, trainable, module.state_dict().keys(), train)
+    with _own_forward(module):
+        twin = copy.deepcopy(module)
+    _endpoints.detach(twin)
+    for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+        tensor.grad = None
+        if name in values:
+            tensor.data = values[name]
+    return twin.train(train)
+
+
+@contextlib.contextmanager
+def _own_forward(module: nn.Module) -> Iterator[None]:
+    """Inside the block the network's own forward stands, not one that a callback has put in front of it."""
+    patched = module.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if patched is not None:
+            module.__dict__["forward"] = patched

@@ -1,0 +1,70 @@
+"""How a training step visits the levels: options, and what a mode and a subspace mean by default."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lightning_lcs.functional.sampling import SAMPLERS, VISIT_FULL, step_generator
+from lightning_lcs.functional.schedules import SCHEDULES
+from lightning_lcs.modes import Mode, Structured
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """What a step visits, and how strongly it compresses.
+
+    Attributes:
+        sampler: a key of :data:`SAMPLERS`.
+        alphas_per_step: levels per step.
+        warmup: share of all steps during which the compression grows, in [0, 1].
+        warmup_schedule: a key of :data:`SCHEDULES`.
+    """
+
+    sampler: str
+    alphas_per_step: int
+    warmup: float
+    warmup_schedule: str
+
+    @property
+    def visits_full(self) -> bool:
+        """Whether every step visits alpha = 1, so that its running statistics are up to date."""
+        return self.sampler in VISIT_FULL
+
+    def alphas(self, seed: int, step: int) -> list[float]:
+        """The levels of a step, ascending: a function of its arguments alone."""
+        return SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
+
+    def strength(self, progress: float) -> float:
+        """Share of a level's sparsity that applies after ``progress`` of all steps."""
+        return SCHEDULES[self.warmup_schedule](progress, self.warmup)
+
+
+def sweep_options(
+    mode: Mode,
+    subspace: str,
+    sampler: str | None,
+    alphas_per_step: int | None,
+    warmup: float | None,
+    warmup_schedule: str | None,
+) -> SweepOptions:
+    """The options given, and for those that are ``None`` what arXiv 2110.04252 does in this mode.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or a warm-up of a mode without sparsity.
+    """
+    structured, line = isinstance(mode, Structured), subspace == "line"
+    default_sampler = "sandwich" if structured else "biased_endpoints" if line else "uniform_draws"
+    sampler = default_sampler if sampler is None else sampler
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler={sampler!r} is not known; choose one of {', '.join(map(repr, SAMPLERS))}")
+    count = (4 if sampler in VISIT_FULL else 1) if alphas_per_step is None else alphas_per_step
+    SAMPLERS[sampler](step_generator(0, 0), count)
+    share = (0.0 if structured else 0.8) if warmup is None else warmup
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"warmup={warmup!r} is not in [0, 1]: it is a share of all training steps; 0 turns it off")
+    if structured and share > 0.0:
+        raise ValueError(f"warmup={warmup!r}: structured mode has no sparsity that could grow; leave it out")
+    schedule = ("linear" if line else "delayed") if warmup_schedule is None else warmup_schedule
+    if schedule not in SCHEDULES:
+        raise ValueError(f"warmup_schedule={schedule!r} is not known; choose one of {', '.join(map(repr, SCHEDULES))}")
+    return SweepOptions(sampler=sampler, alphas_per_step=count, warmup=share, warmup_schedule=schedule)
