@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_lcs.callbacks.lcs import LCSCallback as LCSCallback
     from lightning_lcs.callbacks.tradeoff import TradeoffMonitor as TradeoffMonitor
     from lightning_lcs.model import SubspaceModel as SubspaceModel
+    from lightning_lcs.modes import Quantized as Quantized
     from lightning_lcs.modes import Structured as Structured
     from lightning_lcs.modes import Unstructured as Unstructured
     from lightning_lcs.wrapper import CompressibleSubspaceWrapper as CompressibleSubspaceWrapper
@@ -24,6 +25,7 @@ _HOMES = {
     "SubspaceModel": "lightning_lcs.model",
     "Structured": "lightning_lcs.modes",
     "Unstructured": "lightning_lcs.modes",
+    "Quantized": "lightning_lcs.modes",
     "BatchNormRecalibration": "lightning_lcs.callbacks.batchnorm",
     "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,10 +32,8 @@ def state_of(model: SubspaceModel) -> dict[str, Any]:
         "endpoint_0": {
             part.prefix + name: value.detach().clone() for part in model.parts for name, value in part.endpoints.items()
         },
-        "statistics": [
-            {"alpha": alpha, "tensors": {name: value.clone() for name, value in tensors.items()}}
-            for alpha, tensors in model.statistics.items()
-        ],
+        "statistics": _levels_to_data(model.statistics),
+        "ranges": _levels_to_data(model.ranges),
     }
 
 
@@ -71,7 +69,19 @@ def load_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
             for name, endpoint in part.endpoints.items():
                 endpoint.copy_(state["endpoint_0"][part.prefix + name])
             _endpoints.settle(part.network.module)
-    model.statistics = {float(level["alpha"]): dict(level["tensors"]) for level in state["statistics"]}
+    model.statistics, model.ranges = (_levels_from_data(state[key]) for key in ("statistics", "ranges"))
+
+
+def _levels_to_data(levels: Mapping[float, Mapping[str, Tensor]]) -> list[dict[str, Any]]:
+    """By level, for a file: no numbers as keys."""
+    return [
+        {"alpha": alpha, "tensors": {name: value.clone() for name, value in tensors.items()}}
+        for alpha, tensors in levels.items()
+    ]
+
+
+def _levels_from_data(data: Sequence[Mapping[str, Any]]) -> dict[float, dict[str, Tensor]]:
+    return {float(level["alpha"]): dict(level["tensors"]) for level in data}
 
 
 def open_checkpoint(cls: type[SubspaceModel], checkpoint: str | os.PathLike[str], module: nn.Module) -> SubspaceModel:

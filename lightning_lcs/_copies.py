@@ -9,12 +9,19 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from lightning_lcs import _endpoints
-from lightning_lcs._execution import Execution, Traced
+from lightning_lcs._activations import Inputs
+from lightning_lcs._execution import Execution, Traced, hook_inputs
 from lightning_lcs._levels import Part
 from lightning_lcs.channels.network import training_flags
 from lightning_lcs.channels.program import materialize
-from lightning_lcs.efficiency import count_macs, count_module_macs, count_params, count_sparse_params
-from lightning_lcs.modes import Mode
+from lightning_lcs.efficiency import (
+    count_macs,
+    count_module_macs,
+    count_params,
+    count_quantized_params,
+    count_sparse_params,
+)
+from lightning_lcs.modes import Mode, Quantized
 
 
 def cost_of(part: Part, mode: Mode, alpha: float) -> tuple[int, int, int]:
@@ -28,15 +35,22 @@ def cost_of(part: Part, mode: Mode, alpha: float) -> tuple[int, int, int]:
         buffers = {name: part.network.tensor(name) for name in program.names if name not in parameters}
         _, buffer_bytes = count_params(at, {k: v for k, v in buffers.items() if not isinstance(v, nn.Parameter)})
         return count, count_macs(program, at, part.network.tensor), parameter_bytes + buffer_bytes
-    count, parameter_bytes, density = count_sparse_params(parameters, part.sparse, mode.sparsity(alpha))
+    if isinstance(mode, Quantized):
+        bits = {name: part.fixed_bits.get(name, mode.bit_width(alpha)) for name in part.compressed}
+        count, parameter_bytes = count_quantized_params(parameters, bits, mode.per_channel)
+        density: dict[str, float] = {}
+    else:
+        count, parameter_bytes, density = count_sparse_params(parameters, part.compressed, mode.sparsity(alpha))
     buffer_bytes = sum(value.numel() * value.element_size() for value in module.buffers() if value.is_floating_point())
     with training_flags(module, False), _own_forward(module):
         macs = count_module_macs(module, *part.network.example_inputs(), density)
     return count, macs, parameter_bytes + buffer_bytes
 
 
-def own_network(part: Part, execution: Execution, tensors: Sequence[Tensor | None], train: bool) -> nn.Module:
-    """A network with these tensors as its own parameters and buffers."""
+def own_network(
+    part: Part, execution: Execution, tensors: Sequence[Tensor | None], train: bool, inputs: Inputs | None
+) -> nn.Module:
+    """A network with these tensors as its own parameters and buffers, and with inputs of layers changed."""
     values = {name: value.detach().clone() for name, value in zip(execution.names, tensors, strict=True)}  # type: ignore[union-attr]
     module = part.network.module
     if isinstance(execution, Traced):
@@ -49,6 +63,8 @@ def own_network(part: Part, execution: Execution, tensors: Sequence[Tensor | Non
         tensor.grad = None
         if name in values:
             tensor.data = values[name]
+    if inputs is not None:
+        hook_inputs(twin, [name.rpartition(".")[0] for name in part.compressed], inputs)
     return twin.train(train)
 
 

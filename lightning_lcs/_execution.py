@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from lightning_lcs._activations import Inputs, QuantizedInput
 from lightning_lcs.channels.network import TracedNetwork
 from lightning_lcs.channels.plan import PlanAtWidth, Selection
 from lightning_lcs.channels.program import Program
@@ -39,8 +40,15 @@ class Execution(Protocol):
     def shape(self, name: str) -> Sequence[int]:
         """The shape in which a tensor is taken."""
 
-    def run(self, tensors: Sequence[Tensor | None], full: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The result with these tensors; ``full`` is the network's own forward."""
+    def run(
+        self,
+        tensors: Sequence[Tensor | None],
+        full: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        inputs: Inputs | None = None,
+    ) -> Any:
+        """The result with these tensors; ``full`` is the network's own forward, ``inputs`` changes layers' inputs."""
 
 
 class Traced:
@@ -56,7 +64,14 @@ class Traced:
         self.cut = at.of
         self.shape = at.shape
 
-    def run(self, tensors: Sequence[Tensor | None], full: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def run(
+        self,
+        tensors: Sequence[Tensor | None],
+        full: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        inputs: Inputs | None = None,
+    ) -> Any:
         """See :class:`Execution`."""
         return self.program.run(tensors, [self.at.size(dim) for dim in self.program.sizes], args, kwargs)
 
@@ -69,10 +84,12 @@ class Replaced:
     Args:
         network: the network.
         parameters: qualified names of the parameters that are replaced.
+        layers: paths of the layers whose inputs may be changed.
     """
 
-    def __init__(self, network: TracedNetwork, parameters: Sequence[str]) -> None:
+    def __init__(self, network: TracedNetwork, parameters: Sequence[str], layers: Sequence[str]) -> None:
         self.network = network
+        self._layers = tuple(layers)
         self._norms = [
             (f"{path}." if path else "", child)
             for path, child in network.module.named_modules()
@@ -99,9 +116,17 @@ class Replaced:
         """See :class:`Execution`."""
         return self.network.tensor(name).shape
 
-    def run(self, tensors: Sequence[Tensor | None], full: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def run(
+        self,
+        tensors: Sequence[Tensor | None],
+        full: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        inputs: Inputs | None = None,
+    ) -> Any:
         """See :class:`Execution`."""
         before: list[tuple[dict[str, Any], str, Any]] = []
+        handles = [] if inputs is None else hook_inputs(self.network.module, self._layers, inputs)
         try:
             for name, tensor in zip(self.names, tensors, strict=True):
                 holder, leaf = self.network.holder(name)
@@ -111,15 +136,22 @@ class Replaced:
         finally:
             for holder, leaf, value in before:
                 holder[leaf] = value
+            for handle in handles:
+                handle.remove()
 
 
-def sparse_weights(module: nn.Module, dense: Sequence[str]) -> tuple[str, ...]:
-    """Qualified names of the weights of convolutions and linear layers, without the kinds in ``dense``.
+def hook_inputs(module: nn.Module, layers: Sequence[str], inputs: Inputs) -> list[Any]:
+    """Let layers of a network take changed inputs; the handles take this back."""
+    return [module.get_submodule(path).register_forward_pre_hook(QuantizedInput(inputs, path)) for path in layers]
+
+
+def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """Qualified names of the weights of convolutions and linear layers.
 
     Args:
         module: the network.
-        dense: any of "first" (the first convolution), "last" (the last linear layer) and "depthwise", by order of
-            registration.
+        without: kinds to leave out, any of "first" (the first convolution), "last" (the last linear layer) and
+            "depthwise", by order of registration.
 
     Raises:
         ValueError: nothing is left.
@@ -133,7 +165,7 @@ def sparse_weights(module: nn.Module, dense: Sequence[str]) -> tuple[str, ...]:
         "last": set(map(id, linear[-1:])),
         "depthwise": {id(child) for child in convolutions if child.groups == child.in_channels > 1},
     }
-    left_out = set[int]().union(*(whole[kind] for kind in dense))
+    left_out = set[int]().union(*(whole[kind] for kind in without))
     names = tuple(
         f"{path}.weight" if path else "weight"
         for path, child in found
@@ -141,7 +173,7 @@ def sparse_weights(module: nn.Module, dense: Sequence[str]) -> tuple[str, ...]:
     )
     if not names:
         raise ValueError(
-            f"{type(module).__name__} has no convolution or linear layer to make sparse"
-            + (f" besides those that dense={tuple(dense)!r} keeps whole" if found else "")
+            f"{type(module).__name__} has no convolution or linear layer to compress"
+            + (f" besides those that are kept whole ({', '.join(without)})" if found else "")
         )
     return names

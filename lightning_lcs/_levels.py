@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs._execution import Execution, Replaced, Traced
+from lightning_lcs._activations import Collecting, LayerBits, Observing
+from lightning_lcs._execution import Execution, Replaced, Traced, layer_weights
 from lightning_lcs._gradients import GradientSum
 from lightning_lcs.channels.network import TracedNetwork, training_flags
 from lightning_lcs.channels.plan import Selection, select
+from lightning_lcs.functional.quantization import fake_quantize, range_of
 from lightning_lcs.functional.sparsity import largest_mask
 from lightning_lcs.functional.subspace import interpolate
-from lightning_lcs.modes import Mode, Structured
+from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured
 
 
 @dataclasses.dataclass
@@ -28,7 +30,8 @@ class Part:
         prefix: what its tensor names start with; empty for the only part.
         network: the network and its traces.
         endpoints: endpoint 0 by the network's own parameter names.
-        sparse: names of the weights that lose entries.
+        compressed: names of the weights that lose entries or bits.
+        fixed_bits: bits of those among them that have the same at every level.
         calls: how often it has run, for the check that a training step calls it.
         running: how many of these calls have not returned yet.
     """
@@ -37,7 +40,8 @@ class Part:
     prefix: str
     network: TracedNetwork
     endpoints: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
-    sparse: tuple[str, ...] = ()
+    compressed: tuple[str, ...] = ()
+    fixed_bits: dict[str, int] = dataclasses.field(default_factory=dict)
     calls: int = 0
     running: int = 0
     _replaced: Replaced | None = None
@@ -62,10 +66,33 @@ class Part:
             return self.execution(mode, alpha, *self.network.example_inputs())
 
     def replaced(self) -> Replaced:
-        """The network's own forward, with the tensors of the line and the sparse ones as arguments."""
+        """The network's own forward, with the tensors of the line and the compressed ones as arguments."""
         if self._replaced is None:
-            self._replaced = Replaced(self.network, tuple(dict.fromkeys((*self.endpoints, *self.sparse))))
+            names = tuple(dict.fromkeys((*self.endpoints, *self.compressed)))
+            layers = tuple(name.rpartition(".")[0] for name in self.compressed)
+            self._replaced = Replaced(self.network, names, layers)
         return self._replaced
+
+    def layer_bits(self, bits: int) -> LayerBits:
+        """Bits of the layers at a level of so many."""
+        return LayerBits(bits, {name.rpartition(".")[0]: own for name, own in self.fixed_bits.items()})
+
+
+def compressed_weights(module: nn.Module, mode: Mode) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Names of the weights of a network that a mode compresses, and the bits of those that it pins.
+
+    Raises:
+        ValueError: the mode compresses weights, and finds none.
+    """
+    if isinstance(mode, Structured):
+        return (), {}
+    if isinstance(mode, Unstructured):
+        return layer_weights(module, mode.dense), {}
+    inner = layer_weights(module, ("first", "last"))
+    if mode.edge_bits == 32:
+        return inner, {}
+    every = layer_weights(module)
+    return every, {name: mode.edge_bits for name in every if name not in inner}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +101,24 @@ class Setting:
 
     Attributes:
         alpha: position on the line.
-        sparsity: share of zeros in sparse weights.
+        sparsity: share of zeros in compressed weights.
+        bits: of compressed weights and of their layers' inputs; ``None`` to leave both.
+        per_channel: quantize each output channel of a weight with its own range.
+        inputs: whether inputs of layers are quantized already.
     """
 
     alpha: float
     sparsity: float = 0.0
+    bits: int | None = None
+    per_channel: bool = False
+    inputs: bool = True
+
+
+def setting_of(mode: Mode, alpha: float, strength: float = 1.0) -> Setting:
+    """What a mode does at a level, of which a share applies while a warm-up lasts."""
+    if isinstance(mode, Quantized):
+        return Setting(alpha, bits=mode.bit_width(alpha), per_channel=mode.per_channel, inputs=strength >= 1.0)
+    return Setting(alpha, strength * mode.sparsity(alpha))
 
 
 def level_tensors(
@@ -120,7 +160,12 @@ def _at_level(part: Part, name: str, selection: Selection, setting: Setting) -> 
     value = select(part.network.tensor(name), selection)
     if name in part.endpoints:
         value = interpolate(select(part.endpoints[name], selection), value, setting.alpha)
-    if setting.sparsity == 0.0 or name not in part.sparse:
+    if name not in part.compressed:
+        return value, None
+    if setting.bits is not None:
+        low, high = range_of(value, setting.per_channel)
+        return fake_quantize(value, low, high, part.fixed_bits.get(name, setting.bits)), None
+    if setting.sparsity == 0.0:
         return value, None
     mask = largest_mask(value, setting.sparsity)
     return value * mask, mask
@@ -137,10 +182,12 @@ class TrainingLevel:
         mode: of compression.
         setting: what the level does.
         gradients: takes the gradients; ``None`` to back-propagate into the parameters themselves.
+        ranges: moving ranges of the level's quantized inputs.
     """
 
-    def __init__(self, mode: Mode, setting: Setting, gradients: GradientSum | None) -> None:
+    def __init__(self, mode: Mode, setting: Setting, gradients: GradientSum | None, ranges: dict[str, Tensor]) -> None:
         self.setting = setting
+        self._ranges = ranges
         self._mode = mode
         self._gradients = gradients
         self._tensors: dict[tuple[int, str], Tensor] = {}
@@ -148,14 +195,17 @@ class TrainingLevel:
     @property
     def is_full(self) -> bool:
         """Whether the network runs as it is."""
-        return self.setting.alpha == 1.0 and self.setting.sparsity == 0.0
+        return self.setting == Setting(1.0)
 
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a part at the level; calls within one step share their tensors."""
         execution = part.execution(self._mode, self.setting.alpha, args, kwargs)
         untouched = execution.batch_statistics
         tensors = [None if name in untouched else self._tensor(part, execution, name) for name in execution.names]
-        return execution.run(tensors, full, args, kwargs)
+        inputs = None
+        if self.setting.bits is not None:
+            inputs = Observing(self._ranges, part.prefix, part.layer_bits(self.setting.bits), self.setting.inputs)
+        return execution.run(tensors, full, args, kwargs, inputs)
 
     def _tensor(self, part: Part, execution: Execution, name: str) -> Tensor:
         key = (id(part), name)
@@ -230,6 +280,7 @@ class Collector:
         self._mode = mode
         self._sums: dict[float, dict[str, Tensor]] = {}
         self._counts: dict[float, dict[str, int]] = {}
+        self._ran = False
 
     @contextlib.contextmanager
     def flags(self) -> Iterator[None]:
@@ -251,25 +302,31 @@ class Collector:
             name: torch.zeros(tuple(execution.shape(name))).to(part.network.tensor(name))
             for name in {*execution.statistics, *variances, *execution.batch_statistics}
         }
-        setting = Setting(self.alpha, self._mode.sparsity(self.alpha))
+        setting = setting_of(self._mode, self.alpha)
         tensors = level_tensors(part, execution, setting, {})
         tensors = [scratch.get(name, value) for name, value in zip(execution.names, tensors, strict=True)]
-        result = execution.run(tensors, full, args, kwargs)
-        sums, counts = self._sums.setdefault(self.alpha, {}), self._counts.setdefault(self.alpha, {})
+        inputs = None
+        if setting.bits is not None:
+            inputs = Collecting(self._add, part.prefix, part.layer_bits(setting.bits))
+        result = execution.run(tensors, full, args, kwargs, inputs)
         for mean, (variance, momentum) in execution.statistics.items():
             for name in (mean, variance):
-                key, value = part.prefix + name, scratch[name].float() / momentum
-                sums[key] = sums[key] + value if key in sums else value
-                counts[key] = counts.get(key, 0) + 1
+                self._add(part.prefix + name, scratch[name].float() / momentum)
+        self._ran = True
         return result
 
+    def _add(self, name: str, value: Tensor) -> None:
+        sums, counts = self._sums.setdefault(self.alpha, {}), self._counts.setdefault(self.alpha, {})
+        sums[name] = sums[name] + value if name in sums else value
+        counts[name] = counts.get(name, 0) + 1
+
     def averages(self) -> dict[float, dict[str, Tensor]]:
-        """Level -> running means and variances by qualified name.
+        """Level -> running means and variances, and ranges of quantized inputs, by qualified name.
 
         Raises:
             RuntimeError: no batch was seen.
         """
-        if not self._counts:
+        if not self._ran:
             raise RuntimeError("no batch ran through the network: there is nothing to take batch-norm statistics from")
         return {
             alpha: {name: total / self._counts[alpha][name] for name, total in sums.items()}

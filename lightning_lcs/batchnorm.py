@@ -53,8 +53,8 @@ def recalibrate(
     Raises:
         ValueError: no batch was given, or a level is outside [0, 1].
     """
-    if model.has_batch_norm:
-        levels = [alpha for alpha in level_grid(alphas) if not model.mode.is_full(alpha)]
+    levels = sorted({model.mode.snap(alpha) for alpha in level_grid(alphas) if not model.mode.is_full(alpha)})
+    if model.needs_data(levels):
         model.statistics = _collect(model, batches, levels, forward)
 
 
@@ -65,7 +65,7 @@ def recalibrate_running(
 
     Arguments and errors as in :func:`recalibrate`. Where alpha = 1 compresses, too, they become a stored level.
     """
-    if not model.has_batch_norm:
+    if not model.needs_data([1.0]):
         return
     collected = _collect(model, batches, [1.0], forward)
     if not model.mode.is_full(1.0):

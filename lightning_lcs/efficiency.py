@@ -30,7 +30,7 @@ class Efficiency:
         macs: multiply-accumulates of one sample of the shape seen first (1 MAC = 2 FLOPs), over convolutions and matrix
             products. Those with a weight that is zero are not counted: dense kernels run them all the same.
         size_bytes: parameters, and the buffers that evaluation reads, in bytes; a sparse weight as its entries that
-            are not zero and one bit per entry.
+            are not zero and one bit per entry, a quantized one as its integers, scales and zero points.
     """
 
     alpha: float
@@ -90,6 +90,27 @@ def count_sparse_params(
         if name in sparse:
             density[name] = 1.0 - zeros / value.numel()
     return count, size_bytes, density
+
+
+def count_quantized_params(
+    parameters: Mapping[str, Tensor], bits: Mapping[str, int], per_channel: bool
+) -> tuple[int, int]:
+    """Number and bytes of parameters of which some are quantized, with a scale and a zero point for each range.
+
+    Args:
+        parameters: by qualified name.
+        bits: of those that are quantized.
+        per_channel: a range for each entry of dimension 0.
+    """
+    count = size_bytes = 0
+    for name, value in parameters.items():
+        count += value.numel()
+        if name in bits:
+            # A float32 scale and an int8 zero point.
+            size_bytes += -(-value.numel() * bits[name] // 8) + 5 * (value.shape[0] if per_channel else 1)
+        else:
+            size_bytes += value.numel() * value.element_size()
+    return count, size_bytes
 
 
 def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mapping[str, float]) -> int:

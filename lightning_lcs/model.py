@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lcs import _artifact, _checkpoint, _endpoints
+from lightning_lcs._activations import Inputs, Reading
 from lightning_lcs._copies import cost_of, own_network
-from lightning_lcs._execution import Execution, sparse_weights
+from lightning_lcs._execution import Execution
 from lightning_lcs._gradients import GradientSum
-from lightning_lcs._levels import Collector, Part, Setting, TrainingLevel, level_tensors
+from lightning_lcs._levels import Collector, Part, TrainingLevel, compressed_weights, level_tensors, setting_of
 from lightning_lcs.channels.network import TracedNetwork
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.efficiency import Efficiency
 from lightning_lcs.functional.subspace import endpoint_cosine
-from lightning_lcs.modes import Mode, Structured, Unstructured, check_alpha, check_subspace, parse_mode
+from lightning_lcs.modes import Mode, Quantized, Structured, check_alpha, check_subspace, parse_mode
 
 
 class SubspaceModel(nn.Module):
@@ -68,13 +69,15 @@ class SubspaceModel(nn.Module):
         self.seed = seed
         self.parts: list[Part] = []
         for name, child in modules.items():
-            sparse = sparse_weights(child, self.mode.dense) if isinstance(self.mode, Unstructured) else ()
-            self.parts.append(Part(name, f"{name}." if len(modules) > 1 else "", TracedNetwork(child), sparse=sparse))
+            names, fixed_bits = compressed_weights(child, self.mode)
+            prefix = f"{name}." if len(modules) > 1 else ""
+            self.parts.append(Part(name, prefix, TracedNetwork(child), compressed=names, fixed_bits=fixed_bits))
         if subspace == "line":
             lines = _endpoints.attach(list(modules.values()), line_parameters, endpoint_start, seed)
             for part, line in zip(self.parts, lines, strict=True):
                 part.endpoints = line
         self.statistics: dict[float, dict[str, Tensor]] = {}
+        self.ranges: dict[float, dict[str, Tensor]] = {}
         self._alpha = 1.0
         self._training_level: TrainingLevel | None = None
         self._collector: Collector | None = None
@@ -117,9 +120,9 @@ class SubspaceModel(nn.Module):
         """The level that runs when ``alpha`` is asked for.
 
         With stored batch-norm statistics it is the nearest stored one (or 1, whose statistics are the network's own);
-        without any it is ``alpha`` itself.
+        without any it is ``alpha`` itself. In quantized mode it is that of a bit width.
         """
-        alpha = check_alpha(alpha)
+        alpha = self.mode.snap(alpha)
         if not self.statistics:
             return alpha
         return min((*self.statistics, 1.0), key=lambda level: (abs(level - alpha), -level))
@@ -148,7 +151,15 @@ class SubspaceModel(nn.Module):
         if self.mode.is_full(alpha):
             return full(*args, **kwargs)
         execution = part.execution(self.mode, alpha, args, kwargs)
-        return execution.run(self._prepare(part, execution, alpha), full, args, kwargs)
+        tensors = self._prepare(part, execution, alpha)
+        return execution.run(tensors, full, args, kwargs, self._inputs(part, alpha))
+
+    def _inputs(self, part: Part, alpha: float) -> Inputs | None:
+        """What quantizes the inputs of layers at a level: with recalibrated ranges, else with those of training."""
+        if not isinstance(self.mode, Quantized):
+            return None
+        ranges = {**self.ranges.get(alpha, {}), **self.statistics.get(alpha, {})}
+        return Reading(ranges, part.prefix, part.layer_bits(self.mode.bit_width(alpha)))
 
     def _prepare(self, part: Part, execution: Execution, alpha: float) -> list[Tensor | None]:
         """The level's tensors, made anew only when a weight, the level or the need for gradients has changed."""
@@ -163,14 +174,11 @@ class SubspaceModel(nn.Module):
         if cached is not None and cached[0] == key:
             return cached[1]
         statistics = self._statistics(part, execution, alpha)
-        tensors = level_tensors(part, execution, self._setting(alpha), statistics)
+        tensors = level_tensors(part, execution, setting_of(self.mode, alpha), statistics)
         # A backward frees the graph in which tensors were cut; buffers that a forward writes are copies for one call.
         if not gradients and not execution.updated:
             self._prepared[id(part), execution.names] = (key, tensors)
         return tensors
-
-    def _setting(self, alpha: float) -> Setting:
-        return Setting(alpha, self.mode.sparsity(alpha))
 
     def _statistics(self, part: Part, execution: Execution, alpha: float) -> dict[str, Tensor]:
         """Stored running statistics of a level, by the part's own buffer names."""
@@ -201,7 +209,8 @@ class SubspaceModel(nn.Module):
             alpha: in [0, 1].
             gradients: takes the gradients of the network's parameters (both endpoints on a line) below alpha = 1; by
                 default they are added to the parameters' ``.grad`` on a normal exit.
-            strength: share of the level's sparsity that applies, in [0, 1], while a warm-up lasts.
+            strength: share of the level's sparsity that applies, in [0, 1], while a warm-up lasts; inputs of layers are
+                quantized at 1 only.
             direct: back-propagate into the parameters themselves, for a backward that comes after the block.
 
         Raises:
@@ -209,8 +218,10 @@ class SubspaceModel(nn.Module):
         """
         own = GradientSum()
         taker = own if gradients is None else gradients
-        setting = Setting(check_alpha(alpha), strength * self.mode.sparsity(alpha))
-        self._training_level = TrainingLevel(self.mode, setting, None if direct else taker)
+        alpha = self.mode.snap(alpha)
+        setting = setting_of(self.mode, alpha, strength)
+        ranges = self.ranges.setdefault(alpha, {}) if isinstance(self.mode, Quantized) else {}
+        self._training_level = TrainingLevel(self.mode, setting, None if direct else taker, ranges)
         try:
             with own.added():
                 yield
@@ -253,6 +264,13 @@ class SubspaceModel(nn.Module):
             for child in part.network.module.modules()
         )
 
+    def needs_data(self, alphas: Sequence[float]) -> bool:
+        """Whether levels need training images: for batch-norm statistics, or for ranges that no training has seen."""
+        if self.has_batch_norm:
+            return True
+        unseen = {self.mode.snap(alpha) for alpha in alphas} - {level for level, found in self.ranges.items() if found}
+        return isinstance(self.mode, Quantized) and bool(unseen)
+
     def endpoint_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """``(w0, w1)`` of every parameter on the line, each once."""
         pairs = {id(w0): (w0, part.network.tensor(name)) for part in self.parts for name, w0 in part.endpoints.items()}
@@ -282,7 +300,7 @@ class SubspaceModel(nn.Module):
             alpha=alpha,
             width=self.mode.width(alpha),
             sparsity=self.mode.sparsity(alpha),
-            bit_width=32,
+            bit_width=self.mode.bit_width(alpha),
             params=params,
             macs=macs,
             size_bytes=size_bytes,
@@ -306,8 +324,8 @@ class SubspaceModel(nn.Module):
             execution = part.example_execution(self.mode, alpha, train)
             with torch.inference_mode(False), torch.no_grad():
                 statistics = {} if self.mode.is_full(alpha) else self._statistics(part, execution, alpha)
-                tensors = level_tensors(part, execution, self._setting(alpha), statistics, complete=True)
-                made[part.name] = own_network(part, execution, tensors, train)
+                tensors = level_tensors(part, execution, setting_of(self.mode, alpha), statistics, complete=True)
+                made[part.name] = own_network(part, execution, tensors, train, self._inputs(part, alpha))
         if len(self.parts) == 1:
             return made[self.parts[0].name]
         return nn.ModuleDict({name.replace(".", "_"): module for name, module in made.items()})

@@ -41,6 +41,14 @@ class Structured:
         """Share of weights that are zero: none."""
         return 0.0
 
+    def bit_width(self, alpha: float) -> int:
+        """Bits per weight: those of a float."""
+        return 32
+
+    def snap(self, alpha: float) -> float:
+        """The level that ``alpha`` stands for: itself."""
+        return check_alpha(alpha)
+
     def is_full(self, alpha: float) -> bool:
         """Whether ``alpha`` is the network as it is."""
         return alpha == 1.0
@@ -97,10 +105,81 @@ class Unstructured:
         """Whether ``alpha`` is the network as it is."""
         return alpha == 1.0 and self.min_sparsity == 0.0
 
+    def bit_width(self, alpha: float) -> int:
+        """Bits per weight: those of a float."""
+        return 32
+
+    def snap(self, alpha: float) -> float:
+        """The level that ``alpha`` stands for: itself."""
+        return check_alpha(alpha)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """Bit width: weights and input activations of convolutions and linear layers are affine-quantized to b bits.
+
+    With ``n = max_bits - min_bits + 1`` bit widths, ``alpha = k / n`` is the k-th of them, and so is every alpha down
+    to ``(k - 1) / n``; alpha = 0 is the smallest (arXiv 2110.04252, section 4.3, with 3 to 8 bits). The quantization is
+    simulated in floating point. A line is trained at ``k / n`` only, and never at its endpoint 0 itself.
+
+    Args:
+        min_bits: at alpha = 0, in 2..8.
+        max_bits: at alpha = 1, in min_bits..8.
+        edge_bits: of the first convolution and the last linear layer, at every alpha: 2..8, or 32 for full precision,
+            as in the paper.
+        per_channel: a range per output channel of each weight instead of one per weight.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    min_bits: int = 3
+    max_bits: int = 8
+    edge_bits: int = 8
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.min_bits <= self.max_bits <= 8:
+            raise ValueError(
+                f"min_bits={self.min_bits!r} and max_bits={self.max_bits!r} are not in order in 2..8; use, for "
+                "example, 3 and 8"
+            )
+        if self.edge_bits not in (*range(2, 9), 32):
+            raise ValueError(f"edge_bits={self.edge_bits!r} is neither in 2..8 nor 32, which is full precision")
+
+    def width(self, alpha: float) -> float:
+        """Share of channels kept: all."""
+        return 1.0
+
+    def sparsity(self, alpha: float) -> float:
+        """Share of weights that are zero by compression: none."""
+        return 0.0
+
+    def bit_width(self, alpha: float) -> int:
+        """Bits per weight and activation at ``alpha``."""
+        return self.min_bits - 1 + self._number(alpha)
+
+    def snap(self, alpha: float) -> float:
+        """The level that ``alpha`` stands for: ``k / n``."""
+        return self._number(alpha) / (self.max_bits - self.min_bits + 1)
+
+    def is_full(self, alpha: float) -> bool:
+        """Whether ``alpha`` is the network as it is: never."""
+        return False
+
+    def _number(self, alpha: float) -> int:
+        count = self.max_bits - self.min_bits + 1
+        # k / n as a float may lie a little above k / n.
+        return max(1, math.ceil(check_alpha(alpha) * count - 1e-9))
+
 
 DENSE_LAYERS = ("first", "last", "depthwise")
-Mode = Structured | Unstructured
-MODES: dict[str, type[Structured] | type[Unstructured]] = {"structured": Structured, "unstructured": Unstructured}
+Mode = Structured | Unstructured | Quantized
+MODES: dict[str, type[Structured] | type[Unstructured] | type[Quantized]] = {
+    "structured": Structured,
+    "unstructured": Unstructured,
+    "quantized": Quantized,
+}
 SUBSPACES = ("line", "point")
 
 
@@ -134,12 +213,13 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
     """The one place where a mode given as text is read.
 
     Args:
-        mode: a name ("structured", "unstructured"), a mode object, or a mapping as :func:`mode_to_dict` writes it.
+        mode: a name ("structured", "unstructured", "quantized"), a mode object, or a mapping as :func:`mode_to_dict`
+            writes it.
 
     Raises:
         ValueError: the name is not known.
     """
-    if isinstance(mode, (Structured, Unstructured)):
+    if isinstance(mode, (Structured, Unstructured, Quantized)):
         return mode
     options = dict(mode) if isinstance(mode, Mapping) else {"name": mode}
     name = options.pop("name", "structured")

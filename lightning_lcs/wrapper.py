@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_lcs._checkpoint import CHECKPOINT_KEY
 from lightning_lcs.callbacks.lcs import LCSCallback
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.modes import Structured, Unstructured, check_subspace, mode_to_dict, parse_mode
+from lightning_lcs.modes import Quantized, Structured, Unstructured, check_subspace, mode_to_dict, parse_mode
 
 SCHEDULERS = ("cosine", "constant")
 
@@ -53,7 +53,7 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
         self,
         model: str | nn.Module,
         num_classes: int = 10,
-        mode: str | Structured | Unstructured | dict[str, Any] = "structured",
+        mode: str | Structured | Unstructured | Quantized | dict[str, Any] = "structured",
         subspace: str = "line",
         pretrained: bool = False,
         in_chans: int = 3,

@@ -6,7 +6,7 @@ import dataclasses
 
 from lightning_lcs.functional.sampling import SAMPLERS, VISIT_FULL, step_generator
 from lightning_lcs.functional.schedules import SCHEDULES
-from lightning_lcs.modes import Mode, Structured
+from lightning_lcs.modes import Mode, Structured, Unstructured
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,12 +14,14 @@ class SweepOptions:
     """What a step visits, and how strongly it compresses.
 
     Attributes:
+        mode: whose levels are drawn.
         sampler: a key of :data:`SAMPLERS`.
         alphas_per_step: levels per step.
         warmup: share of all steps during which the compression grows, in [0, 1].
         warmup_schedule: a key of :data:`SCHEDULES`.
     """
 
+    mode: Mode
     sampler: str
     alphas_per_step: int
     warmup: float
@@ -28,14 +30,15 @@ class SweepOptions:
     @property
     def visits_full(self) -> bool:
         """Whether every step visits alpha = 1, so that its running statistics are up to date."""
-        return self.sampler in VISIT_FULL
+        return self.sampler in VISIT_FULL and self.mode.is_full(1.0)
 
     def alphas(self, seed: int, step: int) -> list[float]:
         """The levels of a step, ascending: a function of its arguments alone."""
-        return SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
+        drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
+        return [self.mode.snap(alpha) for alpha in drawn]
 
     def strength(self, progress: float) -> float:
-        """Share of a level's sparsity that applies after ``progress`` of all steps."""
+        """Share of a level's compression that applies after ``progress`` of all steps."""
         return SCHEDULES[self.warmup_schedule](progress, self.warmup)
 
 
@@ -53,7 +56,8 @@ def sweep_options(
         ValueError: an unknown name, a number out of range, or a warm-up of a mode without sparsity.
     """
     structured, line = isinstance(mode, Structured), subspace == "line"
-    default_sampler = "sandwich" if structured else "biased_endpoints" if line else "uniform_draws"
+    biased = isinstance(mode, Unstructured) and line
+    default_sampler = "sandwich" if structured else "biased_endpoints" if biased else "uniform_draws"
     sampler = default_sampler if sampler is None else sampler
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler={sampler!r} is not known; choose one of {', '.join(map(repr, SAMPLERS))}")
@@ -63,8 +67,8 @@ def sweep_options(
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"warmup={warmup!r} is not in [0, 1]: it is a share of all training steps; 0 turns it off")
     if structured and share > 0.0:
-        raise ValueError(f"warmup={warmup!r}: structured mode has no sparsity that could grow; leave it out")
-    schedule = ("linear" if line else "delayed") if warmup_schedule is None else warmup_schedule
+        raise ValueError(f"warmup={warmup!r}: structured mode trains all widths from the first step; leave it out")
+    schedule = ("linear" if biased else "delayed") if warmup_schedule is None else warmup_schedule
     if schedule not in SCHEDULES:
         raise ValueError(f"warmup_schedule={schedule!r} is not known; choose one of {', '.join(map(repr, SCHEDULES))}")
-    return SweepOptions(sampler=sampler, alphas_per_step=count, warmup=share, warmup_schedule=schedule)
+    return SweepOptions(mode=mode, sampler=sampler, alphas_per_step=count, warmup=share, warmup_schedule=schedule)

@@ -56,23 +56,24 @@ class BatchNormRecalibration(pl.Callback):
             RuntimeError: there is no training data.
         """
         levels = sorted({*self.alphas, *also})
-        self._run(trainer, module, model, lambda batches, forward: recalibrate(model, batches, levels, forward))
+        self._run(trainer, module, model, levels, lambda batches, forward: recalibrate(model, batches, levels, forward))
 
     def run_running(self, trainer: Trainer, module: LightningModule, model: SubspaceModel) -> None:
         """Take the network's own running statistics anew, for training that does not visit alpha = 1 at every step.
 
         Arguments and errors as in :meth:`run`.
         """
-        self._run(trainer, module, model, lambda batches, forward: recalibrate_running(model, batches, forward))
+        self._run(trainer, module, model, [1.0], lambda batches, forward: recalibrate_running(model, batches, forward))
 
     def _run(
         self,
         trainer: Trainer,
         module: LightningModule,
         model: SubspaceModel,
+        levels: Sequence[float],
         collect: Callable[[Iterable[Any], Callable[[Any], Any]], None],
     ) -> None:
-        if not model.has_batch_norm:
+        if not model.needs_data(levels):
             return
         step = _bare_training_step(module)
         with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context():

@@ -35,7 +35,7 @@ class LCSCallback(pl.Callback):
     module's own and is the alpha = 1 model; the second endpoint and the batch-norm statistics travel beside it.
 
     Args:
-        mode: "structured", "unstructured", or a mode object such as ``Structured(min_width=0.25)``.
+        mode: "structured", "unstructured", "quantized", or a mode object such as ``Structured(min_width=0.25)``.
         subspace: "line" (two endpoints) or "point" (one set of weights for all levels).
         target: the network: a path in the module, a list of paths (networks that the step calls separately), "self"
             for the module's own forward. By default the only child with trainable parameters that is no metric and no
@@ -45,7 +45,8 @@ class LCSCallback(pl.Callback):
             "biased_endpoints" (each draw an end with probability 1/2, else uniform) or "uniform_draws"; by default
             "sandwich" in structured mode, else "biased_endpoints" on a line and "uniform_draws" on a point.
         alphas_per_step: levels that each training step visits; by default 4 with the first two samplers, else 1.
-        warmup: share of all steps in which sparsity grows to its level; by default 0.8 in unstructured mode.
+        warmup: share of all steps in which sparsity grows to its level, or in which inputs of layers are not quantized
+            yet; by default 0.8 in these two modes.
         warmup_schedule: "linear" (growing steadily) or "delayed" (none until the warm-up is over); by default "linear"
             on a line and "delayed" on a point.
         diversity_weight: weight of the squared cosine between the endpoints of a line.
@@ -228,7 +229,10 @@ class LCSCallback(pl.Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A network that was built late is in place by now; alpha = 1 gets statistics where no step collects them."""
         model = self.adopted(pl_module)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self.options.visits_full:
+        if trainer.state.fn != "fit" or self.options.visits_full:
+            return
+        # Before training the network's own statistics stay as they came; what alpha = 1 can't run without is needed.
+        if not trainer.sanity_checking or not model.mode.is_full(1.0):
             self._recalibration.run_running(trainer, pl_module, model)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -247,6 +251,9 @@ class LCSCallback(pl.Callback):
             self._rehearse(trainer, pl_module)
         elif trainer.state.fn != "fit" or self._is_due(trainer):
             self._measure(trainer, pl_module, dict(trainer.callback_metrics))
+        elif not self.adopted(pl_module).mode.is_full(1.0):
+            # What was collected for this validation is one level, and no grid to choose the nearest from.
+            self.adopted(pl_module).statistics.clear()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the curve on the test data."""

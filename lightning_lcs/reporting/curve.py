@@ -32,9 +32,9 @@ COSTS = ("alpha", "width", "sparsity", "bit_width", "params", "macs", "size_byte
 
 
 def level_axis(curves: Iterable[Curve]) -> str:
-    """What the curves' levels change: "width" or "sparsity", as named in :class:`Efficiency`."""
+    """What the curves' levels change: "width", "sparsity" or "bit_width", as named in :class:`Efficiency`."""
     points = [point for curve in curves for point in curve]
-    return "sparsity" if len({point.sparsity for point in points}) > 1 else "width"
+    return next((axis for axis in ("sparsity", "bit_width") if len({getattr(p, axis) for p in points}) > 1), "width")
 
 
 def alpha_key(alpha: float) -> str:

@@ -12,6 +12,7 @@ from lightning_lcs.reporting.curve import Curve, level_axis
 _LABELS = {
     "width": ("channel width", 1.0),
     "sparsity": ("share of zeros", 1.0),
+    "bit_width": ("bits", 1.0),
     "macs": ("MACs per sample (millions)", 1e-6),
 }
 

@@ -34,7 +34,7 @@ def print_curves(curves: Mapping[str, Curve], console: Console | None = None) ->
 def _costs(point: CurvePoint, axis: str) -> list[str]:
     return [
         f"{point.alpha:.3f}",
-        f"{getattr(point, axis):.3f}",
+        f"{getattr(point, axis):.3f}" if axis != "bit_width" else str(point.bit_width),
         scaled(point.params),
         scaled(point.macs),
         f"{point.size_bytes / 1e6:.2f} MB",

@@ -100,7 +100,7 @@ def test_a_warm_up_over_data_without_a_length_says_what_is_missing(tmp_path, val
     [
         ({"mode": "unstructured", "warmup": 1.5}, "warmup=1.5"),
         ({"mode": "unstructured", "warmup_schedule": "cosine"}, "warmup_schedule='cosine'"),
-        ({"mode": "structured", "warmup": 0.5}, "structured mode has no sparsity"),
+        ({"mode": "structured", "warmup": 0.5}, "structured mode trains all widths"),
         ({"sampler": "none"}, "sampler='none'"),
         ({"mode": "unstructured", "alphas_per_step": 0}, "alphas_per_step=0"),
     ],

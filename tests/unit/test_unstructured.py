@@ -113,12 +113,12 @@ def test_which_layers_stay_dense():
     depthwise = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1), nn.Linear(8, 4))
 
     def sparse(*dense):
-        return SubspaceModel(depthwise, mode=Unstructured(dense=dense), subspace="point").parts[0].sparse
+        return SubspaceModel(depthwise, mode=Unstructured(dense=dense), subspace="point").parts[0].compressed
 
     assert sparse() == ("0.weight", "1.weight", "2.weight", "3.weight")
     assert sparse("first") == ("1.weight", "2.weight", "3.weight")
     assert sparse("last", "depthwise") == ("0.weight", "2.weight")
-    with pytest.raises(ValueError, match="besides those that dense="):
+    with pytest.raises(ValueError, match="besides those that are kept whole"):
         SubspaceModel(nn.Sequential(nn.Linear(2, 2)), mode=Unstructured(dense=("last",)), subspace="point")
     with pytest.raises(ValueError, match="no convolution or linear layer"):
         SubspaceModel(nn.Sequential(nn.BatchNorm2d(2)), mode=all_sparse(), subspace="point")
@@ -163,7 +163,7 @@ def test_timm_models(name):
         assert torch.equal(small(x), sparse)
         model.set_alpha(1.0)
         assert torch.equal(model(x), net(x))
-    for weight in model.parts[0].sparse:
+    for weight in model.parts[0].compressed:
         parameter = small.get_parameter(weight)
         assert int((parameter == 0).sum()) == zeros_at(parameter.numel(), 0.9)
 

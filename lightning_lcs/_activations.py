@@ -1,0 +1,112 @@
+"""Quantized inputs of layers: the ranges that levels of a bit width need, moving while training, fixed afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lcs.functional.quantization import fake_quantize, range_of
+
+# Of the moving ranges (arXiv 2110.04252).
+MOMENTUM = 0.1
+
+# Takes the path of a layer and its input, and gives the input that the layer gets.
+Inputs = Callable[[str, Tensor], Tensor]
+
+
+def range_key(prefix: str, path: str) -> str:
+    """The name under which a layer's range is kept among a level's statistics."""
+    return f"{prefix}{path}.input_range"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerBits:
+    """Bits of a layer by its path: its own, or those of the level."""
+
+    bits: int
+    fixed: Mapping[str, int]
+
+    def __call__(self, path: str) -> int:
+        """The bits of a layer."""
+        return self.fixed.get(path, self.bits)
+
+
+@dataclasses.dataclass
+class Observing:
+    """Inputs that move a level's ranges, each started from the first batch, and are quantized with them.
+
+    Attributes:
+        ranges: of the level; changed.
+        prefix: of the network in names.
+        bits: of a layer.
+        quantize: whether the inputs are quantized yet.
+    """
+
+    ranges: dict[str, Tensor]
+    prefix: str
+    bits: LayerBits
+    quantize: bool
+
+    def __call__(self, path: str, x: Tensor) -> Tensor:
+        """The input that a layer gets."""
+        key = range_key(self.prefix, path)
+        current, held = torch.stack(range_of(x)).float(), self.ranges.get(key)
+        self.ranges[key] = current if held is None else torch.lerp(held.to(current), current, MOMENTUM)
+        low, high = self.ranges[key].unbind()
+        return fake_quantize(x, low, high, self.bits(path)) if self.quantize else x
+
+
+@dataclasses.dataclass
+class Collecting:
+    """Inputs that are quantized with each batch's own range, which goes to ``add``; else as :class:`Observing`."""
+
+    add: Callable[[str, Tensor], None]
+    prefix: str
+    bits: LayerBits
+
+    def __call__(self, path: str, x: Tensor) -> Tensor:
+        """The input that a layer gets."""
+        current = torch.stack(range_of(x)).float()
+        self.add(range_key(self.prefix, path), current)
+        low, high = current.unbind()
+        return fake_quantize(x, low, high, self.bits(path))
+
+
+@dataclasses.dataclass
+class Reading:
+    """Inputs that are quantized with the ranges of a level; else as :class:`Observing`.
+
+    Raises:
+        RuntimeError: (when called) the layer has no range yet.
+    """
+
+    ranges: Mapping[str, Tensor]
+    prefix: str
+    bits: LayerBits
+
+    def __call__(self, path: str, x: Tensor) -> Tensor:
+        """The input that a layer gets."""
+        held = self.ranges.get(range_key(self.prefix, path))
+        if held is None:
+            raise RuntimeError(
+                f"the inputs of {path or 'the layer'} were never observed at {self.bits(path)} bits, so that their "
+                "range is not known: train the network at this level, or recalibrate() with training images"
+            )
+        low, high = held.to(x.device).unbind()
+        return fake_quantize(x, low, high, self.bits(path))
+
+
+class QuantizedInput:
+    """A forward pre-hook with a fixed range; a plain object, so that it can be pickled and copied."""
+
+    def __init__(self, inputs: Inputs, path: str) -> None:
+        self.inputs = inputs
+        self.path = path
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The layer's arguments, the first of them quantized."""
+        return (self.inputs(self.path, args[0]), *args[1:])

@@ -1,0 +1,83 @@
+"""Affine quantization to a few bits, simulated in floating point (arXiv 2110.04252, quantized mode).
+
+Nothing here reads a value back to Python: ranges, scales and zero points stay tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIN_BITS, MAX_BITS = 2, 8
+
+
+def integer_range(bits: int) -> tuple[int, int]:
+    """``[-2^(b-1), 2^(b-1) - 1]``.
+
+    Raises:
+        ValueError: ``bits`` is not in 2..8.
+    """
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"bits={bits!r} is not in {MIN_BITS}..{MAX_BITS}")
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a range.
+
+    The range is widened to include 0, ``scale = (high - low) / (2^b - 1)``, and ``zero_point = round(qmin - low /
+    scale)``, clipped, so that 0 is represented exactly.
+
+    Args:
+        low: smallest value or values.
+        high: largest, of the same shape.
+        bits: 2 to 8.
+
+    Returns:
+        Scale, and the zero point as int32; for a range that is 0 alone the scale is 1.
+    """
+    qmin, qmax = integer_range(bits)
+    low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
+    scale = (high - low) / (qmax - qmin)
+    # A range below float32's smallest normal number has no reciprocal: its values are 0 at any precision.
+    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
+    zero_point = (qmin - low / scale).round().clamp(qmin, qmax).to(torch.int32)
+    return scale, zero_point
+
+
+def fake_quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """``(q - zero_point) * scale`` with ``q = clip(round(x / scale) + zero_point)``; gradients pass straight through.
+
+    Args:
+        x: values of any shape.
+        low: lower end of the range: a scalar, or one per entry of dimension 0 of ``x``.
+        high: upper end.
+        bits: 2 to 8.
+    """
+    result: Tensor = _FakeQuantize.apply(x, low, high, bits)
+    return result
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+        qmin, qmax = integer_range(bits)
+        scale, zero_point = affine_parameters(low, high, bits)
+        if scale.ndim:
+            result = torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, 0, qmin, qmax)
+        else:
+            result = torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, qmin, qmax)
+        return result.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradients[0], None, None, None
+
+
+@torch.no_grad()
+def range_of(x: Tensor, per_channel: bool = False) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value: of all, or of each entry of dimension 0."""
+    low, high = torch.aminmax(x.detach().flatten(1), dim=1) if per_channel else torch.aminmax(x.detach())
+    return low, high
