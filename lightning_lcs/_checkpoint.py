@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_lcs import _endpoints
 from lightning_lcs.modes import mode_to_dict
+from lightning_lcs.norms import state_without_statistics
 
 if TYPE_CHECKING:
     from lightning_lcs.model import SubspaceModel
@@ -27,6 +28,7 @@ def state_of(model: SubspaceModel) -> dict[str, Any]:
         "mode": mode_to_dict(model.mode),
         "subspace": model.subspace,
         "line_parameters": model.line_parameters,
+        "norm": model.norm,
         "targets": [part.name for part in model.parts],
         "shapes": _shapes(model),
         "endpoint_0": {
@@ -48,7 +50,7 @@ def check_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
     missing = [key for key in mine if key not in state]
     if missing:
         raise ValueError(f"the subspace in the checkpoint is incomplete: it lacks {', '.join(missing)}")
-    for key in ("mode", "subspace", "line_parameters"):
+    for key in ("mode", "subspace", "line_parameters", "norm"):
         if mine[key] != state[key] and not (key == "line_parameters" and model.subspace == "point"):
             raise ValueError(
                 f"the checkpoint holds {key}={state[key]!r}, and this model was built with {key}={mine[key]!r}; build "
@@ -98,7 +100,8 @@ def open_checkpoint(cls: type[SubspaceModel], checkpoint: str | os.PathLike[str]
     check_version(state)
     targets = list(state["targets"])
     prefix = f"{targets[0]}." if targets[0] else ""
-    if len(targets) == 1 and set(module.state_dict()) != set(weights):
+    own = set(module.state_dict()) if state["norm"] == "keep" else state_without_statistics(module)
+    if len(targets) == 1 and own != set(weights):
         # Not the LightningModule, so its network: the weights lie under the name of the target.
         weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
         parts: nn.Module | dict[str, nn.Module] = module
@@ -107,12 +110,14 @@ def open_checkpoint(cls: type[SubspaceModel], checkpoint: str | os.PathLike[str]
     else:
         parts = {name: module.get_submodule(name) for name in targets}
     mine: dict[str, Tensor] = module.state_dict()
-    shapes = {name: list(value.shape) for name, value in mine.items()}
+    own = set(mine) if state["norm"] == "keep" else state_without_statistics(module)
+    shapes = {name: list(value.shape) for name, value in mine.items() if name in own}
     theirs = {name: list(value.shape) for name, value in weights.items()}
     if shapes != theirs:
         raise ValueError(f"{os.fspath(checkpoint)} is of another architecture: {_difference(shapes, theirs)}")
     trained = _endpoints.is_settled(module)
-    model = cls(parts, mode=state["mode"], subspace=state["subspace"], line_parameters=state["line_parameters"])
+    options = {key: state[key] for key in ("mode", "subspace", "line_parameters", "norm")}
+    model = cls(parts, **options)
     try:
         check_state(model, state)
     except ValueError:

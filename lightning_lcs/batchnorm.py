@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.modes import check_alpha
+from lightning_lcs.modes import Quantized, check_alpha
 
 DEFAULT_LEVELS = 25
 
@@ -30,6 +30,14 @@ def level_grid(alphas: int | Sequence[float]) -> list[float]:
     if not alphas:
         raise ValueError("alphas is empty: give at least one level, or a number of levels")
     return sorted({check_alpha(alpha) for alpha in alphas})
+
+
+def needs_data(model: SubspaceModel, alphas: Sequence[float]) -> bool:
+    """Whether levels need training images: for batch-norm statistics, or for ranges that no training has seen."""
+    if model.has_batch_norm:
+        return True
+    unseen = {model.mode.snap(alpha) for alpha in alphas} - {level for level, found in model.ranges.items() if found}
+    return isinstance(model.mode, Quantized) and bool(unseen)
 
 
 def recalibrate(
@@ -54,7 +62,7 @@ def recalibrate(
         ValueError: no batch was given, or a level is outside [0, 1].
     """
     levels = sorted({model.mode.snap(alpha) for alpha in level_grid(alphas) if not model.mode.is_full(alpha)})
-    if model.needs_data(levels):
+    if needs_data(model, levels):
         model.statistics = _collect(model, batches, levels, forward)
 
 
@@ -65,7 +73,7 @@ def recalibrate_running(
 
     Arguments and errors as in :func:`recalibrate`. Where alpha = 1 compresses, too, they become a stored level.
     """
-    if not model.needs_data([1.0]):
+    if not needs_data(model, [1.0]):
         return
     collected = _collect(model, batches, [1.0], forward)
     if not model.mode.is_full(1.0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,12 @@ from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.efficiency import Efficiency
 from lightning_lcs.functional.subspace import endpoint_cosine
 from lightning_lcs.modes import Mode, Quantized, Structured, check_alpha, check_subspace, parse_mode
+from lightning_lcs.norms import convert_norms
+
+NO_STATISTICS = (
+    "running at alpha={alpha:g} on the batch-norm statistics of alpha=1: accuracy will be poor; recalibrate() collects "
+    "statistics for every level (LCSCallback does so by itself)"
+)
 
 
 class SubspaceModel(nn.Module):
@@ -39,6 +45,8 @@ class SubspaceModel(nn.Module):
             arXiv 2110.04252) or "all".
         endpoint_start: how endpoint 0 starts: "copy", or "independent" (each weight of two or more dimensions redrawn
             with its own mean and deviation).
+        norm: "keep", or "instance" or "group" to replace the network's batch norms, in place, by norms that need no
+            statistics.
         seed: of the independent draws.
 
     Raises:
@@ -55,6 +63,7 @@ class SubspaceModel(nn.Module):
         subspace: str = "line",
         line_parameters: str = "norm",
         endpoint_start: str = "copy",
+        norm: str = "keep",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -64,6 +73,9 @@ class SubspaceModel(nn.Module):
         if not modules:
             raise ValueError("module is empty: give at least one network")
         self.module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleList(modules.values())
+        self.norm = norm
+        for child in modules.values():
+            convert_norms(child, norm, sliced=isinstance(self.mode, Structured))
         self.line_parameters = line_parameters
         self.endpoint_start = endpoint_start
         self.seed = seed
@@ -188,11 +200,7 @@ class SubspaceModel(nn.Module):
         if stored is None:
             if read and self.warns:
                 self.warns = False
-                warnings.warn(
-                    f"running at alpha={alpha:g} on the batch-norm statistics of alpha=1, cut to size: accuracy will "
-                    "be poor; recalibrate() collects statistics for every level (LCSCallback does so by itself)",
-                    stacklevel=5,
-                )
+                warnings.warn(NO_STATISTICS.format(alpha=alpha), stacklevel=6)
             return {}
         return {name[len(part.prefix) :]: value for name, value in stored.items() if name.startswith(part.prefix)}
 
@@ -263,13 +271,6 @@ class SubspaceModel(nn.Module):
             for part in self.parts
             for child in part.network.module.modules()
         )
-
-    def needs_data(self, alphas: Sequence[float]) -> bool:
-        """Whether levels need training images: for batch-norm statistics, or for ranges that no training has seen."""
-        if self.has_batch_norm:
-            return True
-        unseen = {self.mode.snap(alpha) for alpha in alphas} - {level for level, found in self.ranges.items() if found}
-        return isinstance(self.mode, Quantized) and bool(unseen)
 
     def endpoint_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """``(w0, w1)`` of every parameter on the line, each once."""

@@ -30,13 +30,14 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
     Args:
         model: the name of a timm model, or a network from images to logits.
         num_classes: number of classes.
-        mode: "structured", or a mode object.
+        mode: "structured", "unstructured", "quantized", or a mode object.
         subspace: "line" or "point".
         pretrained: start from timm's published weights (they are downloaded); on a line both endpoints start there.
         in_chans: channels of the images (timm models).
         model_options: further arguments of ``timm.create_model``, such as ``{"drop_path_rate": 0.1}``.
         line_parameters: see :class:`LCSCallback`.
         endpoint_start: see :class:`LCSCallback`.
+        norm: see :class:`LCSCallback`.
         optimizer: a name that ``timm.optim.create_optimizer_v2`` knows.
         learning_rate: its peak.
         weight_decay: on weights of two or more dimensions.
@@ -60,6 +61,7 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
         model_options: dict[str, Any] | None = None,
         line_parameters: str = "norm",
         endpoint_start: str = "copy",
+        norm: str = "keep",
         optimizer: str = "sgd",
         learning_rate: float = 0.1,
         weight_decay: float = 5e-4,
@@ -80,7 +82,12 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
             options = {"in_chans": in_chans, "num_classes": num_classes, **(model_options or {})}
             model = timm.create_model(model, pretrained=pretrained, **options)
         self.subspace_model = SubspaceModel(
-            model, mode=parsed, subspace=subspace, line_parameters=line_parameters, endpoint_start=endpoint_start
+            model,
+            mode=parsed,
+            subspace=subspace,
+            line_parameters=line_parameters,
+            endpoint_start=endpoint_start,
+            norm=norm,
         )
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, recalibrate, recalibrate_running
+from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, needs_data, recalibrate, recalibrate_running
 from lightning_lcs.callbacks._loaders import training_batches
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._subspace import find_subspace_model
@@ -73,7 +73,7 @@ class BatchNormRecalibration(pl.Callback):
         levels: Sequence[float],
         collect: Callable[[Iterable[Any], Callable[[Any], Any]], None],
     ) -> None:
-        if not model.needs_data(levels):
+        if not needs_data(model, levels):
             return
         step = _bare_training_step(module)
         with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context():

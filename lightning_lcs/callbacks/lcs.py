@@ -24,6 +24,7 @@ from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration
 from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.modes import Mode, check_subspace, parse_mode
+from lightning_lcs.norms import check_norm
 from lightning_lcs.reporting.curve import CurvePoint
 
 
@@ -54,6 +55,9 @@ class LCSCallback(pl.Callback):
             "all".
         endpoint_start: how endpoint 0 starts: "copy" of the weights, or "independent" (redrawn with their mean and
             deviation).
+        norm: "keep" batch norms, with statistics per level; or replace them by "instance" or "group" norms, which need
+            none. The module's ``state_dict`` then has no running statistics, and its own class does not load it:
+            :meth:`SubspaceModel.from_checkpoint` does.
         every_n_epochs: measure the curve every n-th epoch, too; by default at the last validation only.
         recalibration_images: training images from which each level's batch-norm statistics are taken.
         recalibration_levels: levels whose statistics are kept: their number, or the levels. Any alpha asked for later
@@ -81,6 +85,7 @@ class LCSCallback(pl.Callback):
         diversity_weight: float = 1.0,
         line_parameters: str = "norm",
         endpoint_start: str = "copy",
+        norm: str = "keep",
         every_n_epochs: int | None = None,
         recalibration_images: int = 2048,
         recalibration_levels: int | Sequence[float] = DEFAULT_LEVELS,
@@ -98,6 +103,7 @@ class LCSCallback(pl.Callback):
         self.diversity_weight = diversity_weight
         self.line_parameters = line_parameters
         self.endpoint_start = endpoint_start
+        self.norm = check_norm(norm)
         self.seed = seed
         self.subspace_model: SubspaceModel | None = None
         self._recalibration = BatchNormRecalibration(recalibration_levels, recalibration_images, seed)
@@ -170,6 +176,7 @@ class LCSCallback(pl.Callback):
                     subspace=self.subspace,
                     line_parameters=self.line_parameters,
                     endpoint_start=self.endpoint_start,
+                    norm=self.norm,
                     seed=self.seed,
                 )
             for part in self.subspace_model.parts:
@@ -188,7 +195,7 @@ class LCSCallback(pl.Callback):
                     f"LCSCallback has {name}={mine!r} and the module's SubspaceModel {name}={theirs!r}: give both one"
                 )
         # What was left at its default was not asked for, and the model's own choice holds.
-        for name in ("line_parameters", "endpoint_start"):
+        for name in ("line_parameters", "endpoint_start", "norm"):
             mine, theirs = getattr(self, name), getattr(model, name)
             if mine not in (theirs, inspect.signature(LCSCallback).parameters[name].default):
                 raise ValueError(

@@ -1,0 +1,119 @@
+"""Norms without running statistics: a network's batch norms turned into instance or group norms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+NORMS = ("keep", "instance", "group")
+GROUPS = 32
+# Channels that a group must have for widths down to a quarter to cut it evenly.
+_CHANNELS_PER_GROUP = 8
+
+
+class ConvertedNorm(nn.Module):
+    """An instance or group norm in the place of a batch norm, with its scale, shift and whatever follows in it.
+
+    timm's batch norms hold an activation; it is kept. Parameters keep their names.
+
+    Args:
+        norm: the batch norm.
+        groups: number of groups; ``None`` for an instance norm.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, groups: int | None) -> None:
+        super().__init__()
+        self.num_features = norm.num_features
+        self.eps = norm.eps
+        self.groups = groups
+        self.register_parameter("weight", norm.weight)
+        self.register_parameter("bias", norm.bias)
+        self.after = tuple(norm._modules)
+        for name, child in norm.named_children():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values ``(N, C, ...)`` of the same shape."""
+        if self.groups is None:
+            x = nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        else:
+            x = nn.functional.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        for name in self.after:
+            x = self._modules[name](x)  # type: ignore[misc]
+        return x
+
+    def extra_repr(self) -> str:
+        """Shown by ``print``."""
+        return f"{self.num_features}, {'instance' if self.groups is None else f'{self.groups} groups'}"
+
+
+def check_norm(norm: str) -> str:
+    """``norm`` itself.
+
+    Raises:
+        ValueError: it is not one of "keep", "instance" and "group".
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r} is not known; choose one of {', '.join(map(repr, NORMS))}")
+    return norm
+
+
+def group_count(channels: int, sliced: bool) -> int:
+    """Groups of a norm over so many channels: 32, or the next smaller number that divides them.
+
+    Where channels are sliced, groups keep their number and lose channels: each then has at least 8, or there is one.
+    """
+    limit = min(GROUPS, channels // _CHANNELS_PER_GROUP if sliced else channels)
+    return next((groups for groups in range(limit, 1, -1) if channels % groups == 0), 1)
+
+
+def convert_norms(module: nn.Module, norm: str, sliced: bool) -> list[str]:
+    """Replace every batch norm of a network, in place.
+
+    Args:
+        module: the network.
+        norm: "instance" or "group"; "keep" changes nothing.
+        sliced: whether channels will be sliced, see :func:`group_count`.
+
+    Returns:
+        What was replaced, and with what, a line each.
+
+    Raises:
+        ValueError: ``norm`` is not known, the network has no batch norm, or is one itself.
+    """
+    if check_norm(norm) == "keep":
+        return []
+    found = [(path, child) for path, child in module.named_modules() if _is_batch_norm(child)]
+    if not found:
+        if any(isinstance(child, ConvertedNorm) for child in module.modules()):
+            return []
+        raise ValueError(f"norm={norm!r}, and {type(module).__name__} has no batch norm to replace: leave it out")
+    report = []
+    for path, child in found:
+        if not path:
+            raise ValueError("the network is a batch norm itself, which nothing can be put in the place of")
+        parent_path, _, leaf = path.rpartition(".")
+        groups = None if norm == "instance" else group_count(child.num_features, sliced)
+        converted = ConvertedNorm(child, groups)
+        converted.train(child.training)
+        setattr(module.get_submodule(parent_path), leaf, converted)
+        report.append(f"{path}: {converted.extra_repr()}")
+    return report
+
+
+def state_without_statistics(module: nn.Module) -> set[str]:
+    """Names of the ``state_dict`` that a converted copy of a network has."""
+    gone = {
+        f"{path}.{buffer}" if path else buffer
+        for path, child in module.named_modules()
+        if _is_batch_norm(child)
+        for buffer in child._buffers
+    }
+    return set(module.state_dict()) - gone
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, torch.nn.SyncBatchNorm)
