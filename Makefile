@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint types contracts docs bench fashion levels env clean
+.PHONY: demo test lint types contracts docs bench fashion levels results results-long env clean
 
 env: $(READY)
 
@@ -40,6 +40,12 @@ fashion: $(READY)  ## the Fashion-MNIST table: an hour on two cores
 
 levels: fashion  ## batch-norm statistics between the stored levels
 	$(BIN)/python examples/stored_levels.py
+
+results: $(READY)  ## the table of modes, subspaces and norms after 4 epochs: hours; goes on where it was stopped
+	$(BIN)/python examples/results.py
+
+results-long: $(READY)  ## the same after 20 epochs
+	$(BIN)/python examples/results.py --epochs 20
 
 clean:
 	rm -rf .venv runs site

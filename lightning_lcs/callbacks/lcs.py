@@ -23,9 +23,12 @@ from lightning_lcs.callbacks._target import Redirect, Target, find_targets
 from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration
 from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.modes import Mode, check_subspace, parse_mode
+from lightning_lcs.modes import Mode, Quantized, Unstructured, check_subspace, parse_mode
 from lightning_lcs.norms import check_norm
 from lightning_lcs.reporting.curve import CurvePoint
+
+# At which arXiv 2110.04252 evaluates its unstructured subspaces.
+PAPER_SHARES_KEPT = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 
 
 class LCSCallback(pl.Callback):
@@ -114,6 +117,33 @@ class LCSCallback(pl.Callback):
         self._loaded: Mapping[str, Any] | None = None
         self._measured_at = -1
         self._failed = False
+
+    @classmethod
+    def paper(cls, mode: str, subspace: str = "line", **options: Any) -> LCSCallback:
+        """The settings of arXiv 2110.04252 for one of its modes.
+
+        Structured: instance norm, the norms' scale and shift on the line. Unstructured and quantized: group norm with
+        32 groups, all parameters on the line, the first convolution and the head dense and in full precision. Weights
+        of both endpoints start independently. Everything else is the default of the mode.
+
+        Args:
+            mode: "structured", "unstructured" or "quantized".
+            subspace: "line" or "point".
+            options: of the callback, in place of the paper's.
+        """
+        modes: dict[str, Mode] = {"unstructured": Unstructured(), "quantized": Quantized(edge_bits=32)}
+        structured = mode == "structured"
+        settings: dict[str, Any] = {
+            "mode": modes.get(mode, mode),
+            "subspace": subspace,
+            "norm": "instance" if structured else "group",
+            "line_parameters": "norm" if structured else "all",
+            "endpoint_start": "independent",
+            "diversity_weight": 1.0,
+        }
+        if mode == "unstructured":
+            settings["alphas"] = [(kept - 0.025) / 0.975 for kept in PAPER_SHARES_KEPT]
+        return cls(**{**settings, **options})
 
     @property
     def curve(self) -> list[CurvePoint]:

@@ -12,6 +12,23 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 _FILES = {"train": "train", "test": "t10k"}
 
 
+class _Augmented(Dataset[tuple[torch.Tensor, ...]]):
+    """Images cropped and flipped at random."""
+
+    def __init__(self, dataset: Dataset[tuple[torch.Tensor, ...]]) -> None:
+        from torchvision.transforms import v2
+
+        self.dataset = dataset
+        self.transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()])
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        image, *rest = self.dataset[index]
+        return self.transform(image), *rest
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+
 class FashionMNISTDataModule(pl.LightningDataModule):
     """60,000 training and 10,000 test images of 28 x 28 pixels, padded with 2 to 32 x 32.
 
@@ -24,6 +41,7 @@ class FashionMNISTDataModule(pl.LightningDataModule):
         channels: 1, or 3 (the image repeated).
         train_images: use only the first so many training images.
         eval_batch_size: of validation and test.
+        augment: crop training images at random after padding with 4, and flip half of them (needs torchvision).
 
     Raises:
         FileNotFoundError: a file is missing (from ``setup``).
@@ -38,6 +56,7 @@ class FashionMNISTDataModule(pl.LightningDataModule):
         channels: int = 1,
         train_images: int | None = None,
         eval_batch_size: int = 500,
+        augment: bool = False,
     ) -> None:
         super().__init__()
         self.root = Path(root)
@@ -45,6 +64,7 @@ class FashionMNISTDataModule(pl.LightningDataModule):
         self.channels = channels
         self.train_images = train_images
         self.eval_batch_size = eval_batch_size
+        self.augment = augment
         self._sets: dict[str, Dataset[tuple[torch.Tensor, ...]]] = {}
 
     def setup(self, stage: str) -> None:
@@ -58,6 +78,8 @@ class FashionMNISTDataModule(pl.LightningDataModule):
                 count = self.train_images if part == "train" else None
                 images = images.expand(-1, self.channels, -1, -1)[:count]
                 self._sets[part] = TensorDataset(images, labels[:count])
+        if self.augment and not isinstance(self._sets["train"], _Augmented):
+            self._sets["train"] = _Augmented(self._sets["train"])
 
     def _read(self, name: str, header: int) -> torch.Tensor:
         path = self.root / name
