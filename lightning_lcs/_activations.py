@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.functional.quantization import fake_quantize, range_of
+from lightning_lcs.functional.quantization import fake_quantize, grid_of, range_of, round_to_grid
 
 # Of the moving ranges (arXiv 2110.04252).
 MOMENTUM = 0.1
@@ -87,17 +87,24 @@ class Reading:
     ranges: Mapping[str, Tensor]
     prefix: str
     bits: LayerBits
+    _grids: dict[str, tuple[Tensor, Tensor, Tensor]] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
+        grid = self._grids.get(path)
+        if grid is None or grid[0].device != x.device:
+            grid = self._grids[path] = self._grid(path, x.device)
+        return round_to_grid(x, *grid)
+
+    def _grid(self, path: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         held = self.ranges.get(range_key(self.prefix, path))
         if held is None:
             raise RuntimeError(
                 f"the inputs of {path or 'the layer'} were never observed at {self.bits(path)} bits, so that their "
                 "range is not known: train the network at this level, or recalibrate() with training images"
             )
-        low, high = held.to(x.device).unbind()
-        return fake_quantize(x, low, high, self.bits(path))
+        low, high = held.to(device).unbind()
+        return grid_of(low, high, self.bits(path))
 
 
 class QuantizedInput:

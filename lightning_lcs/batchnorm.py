@@ -102,6 +102,16 @@ def _collect(
         return {alpha: _reduced(tensors) for alpha, tensors in collector.averages().items()}
 
 
+def reduce_ranges(model: SubspaceModel) -> None:
+    """In a distributed run, put the mean over ranks in the place of each rank's ranges of quantized inputs.
+
+    All ranks must have trained the same levels.
+    """
+    for level, ranges in model.ranges.items():
+        if ranges:
+            model.ranges[level] = _reduced(ranges)
+
+
 def statistics_size_bytes(model: SubspaceModel) -> int:
     """Bytes of all stored statistics."""
     return sum(t.numel() * t.element_size() for level in model.statistics.values() for t in level.values())

@@ -93,7 +93,7 @@ class SubspaceModel(nn.Module):
         self._alpha = 1.0
         self._training_level: TrainingLevel | None = None
         self._collector: Collector | None = None
-        self._prepared: dict[Any, tuple[Any, list[Tensor | None]]] = {}
+        self._prepared: dict[Any, tuple[Any, list[Tensor | None], Inputs | None]] = {}
         self.warns = True  # of the first level that runs without batch-norm statistics of its own
         if example_inputs is not None:
             args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
@@ -163,8 +163,8 @@ class SubspaceModel(nn.Module):
         if self.mode.is_full(alpha):
             return full(*args, **kwargs)
         execution = part.execution(self.mode, alpha, args, kwargs)
-        tensors = self._prepare(part, execution, alpha)
-        return execution.run(tensors, full, args, kwargs, self._inputs(part, alpha))
+        tensors, inputs = self._prepare(part, execution, alpha)
+        return execution.run(tensors, full, args, kwargs, inputs)
 
     def _inputs(self, part: Part, alpha: float) -> Inputs | None:
         """What quantizes the inputs of layers at a level: with recalibrated ranges, else with those of training."""
@@ -173,7 +173,7 @@ class SubspaceModel(nn.Module):
         ranges = {**self.ranges.get(alpha, {}), **self.statistics.get(alpha, {})}
         return Reading(ranges, part.prefix, part.layer_bits(self.mode.bit_width(alpha)))
 
-    def _prepare(self, part: Part, execution: Execution, alpha: float) -> list[Tensor | None]:
+    def _prepare(self, part: Part, execution: Execution, alpha: float) -> tuple[list[Tensor | None], Inputs | None]:
         """The level's tensors, made anew only when a weight, the level or the need for gradients has changed."""
         current = [part.network.tensor(name) for name in execution.names]
         watched = current + list(part.endpoints.values())
@@ -184,13 +184,14 @@ class SubspaceModel(nn.Module):
         key = (alpha, id(self.statistics.get(alpha)), torch.is_inference_mode_enabled(), untouched, state)
         cached = self._prepared.get((id(part), execution.names))
         if cached is not None and cached[0] == key:
-            return cached[1]
+            return cached[1], cached[2]
         statistics = self._statistics(part, execution, alpha)
         tensors = level_tensors(part, execution, setting_of(self.mode, alpha), statistics)
+        inputs = self._inputs(part, alpha)
         # A backward frees the graph in which tensors were cut; buffers that a forward writes are copies for one call.
         if not gradients and not execution.updated:
-            self._prepared[id(part), execution.names] = (key, tensors)
-        return tensors
+            self._prepared[id(part), execution.names] = (key, tensors, inputs)
+        return tensors, inputs
 
     def _statistics(self, part: Part, execution: Execution, alpha: float) -> dict[str, Tensor]:
         """Stored running statistics of a level, by the part's own buffer names."""
@@ -224,6 +225,7 @@ class SubspaceModel(nn.Module):
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN.
         """
+        self._prepared.clear()  # weights and ranges are about to change
         own = GradientSum()
         taker = own if gradients is None else gradients
         alpha = self.mode.snap(alpha)

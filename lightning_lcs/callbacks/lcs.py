@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs import _endpoints
 from lightning_lcs._checkpoint import CHECKPOINT_KEY
-from lightning_lcs.batchnorm import DEFAULT_LEVELS
+from lightning_lcs.batchnorm import DEFAULT_LEVELS, reduce_ranges
 from lightning_lcs.callbacks._evaluation import evaluate_level
 from lightning_lcs.callbacks._hooks import AdoptFirst, Loading, Saving
 from lightning_lcs.callbacks._options import sweep_options
@@ -262,6 +262,13 @@ class LCSCallback(pl.Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stored batch-norm statistics are those of other weights from here on."""
         self.adopted(pl_module).statistics.clear()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ranges of quantized inputs are those of all ranks."""
+        if trainer.world_size > 1:
+            reduce_ranges(self.adopted(pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A network that was built late is in place by now; alpha = 1 gets statistics where no step collects them."""

@@ -56,20 +56,33 @@ def fake_quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
         high: upper end.
         bits: 2 to 8.
     """
-    result: Tensor = _FakeQuantize.apply(x, low, high, bits)
+    return round_to_grid(x, *grid_of(low, high, bits))
+
+
+def grid_of(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale, and the smallest and largest multiple of it that a range of so many bits holds."""
+    qmin, qmax = integer_range(bits)
+    scale, zero_point = affine_parameters(low, high, bits)
+    return scale, (qmin - zero_point).float(), (qmax - zero_point).float()
+
+
+def round_to_grid(x: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """:func:`fake_quantize` with a grid that :func:`grid_of` gave."""
+    result: Tensor = _RoundToGrid.apply(x, scale, first, last) if x.requires_grad else _round(x, scale, first, last)
     return result
 
 
-class _FakeQuantize(torch.autograd.Function):
+def _round(x: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    # Four passes in place: less than half the time of torch's fake_quantize, which computes a mask, too.
+    if scale.ndim:
+        scale, first, last = (t.view(-1, *[1] * (x.ndim - 1)) for t in (scale, first, last))
+    return torch.div(x.float(), scale).round_().clamp_(first, last).mul_(scale).to(x.dtype)
+
+
+class _RoundToGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-        qmin, qmax = integer_range(bits)
-        scale, zero_point = affine_parameters(low, high, bits)
-        if scale.ndim:
-            result = torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, 0, qmin, qmax)
-        else:
-            result = torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, qmin, qmax)
-        return result.to(x.dtype)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        return _round(x, scale, first, last)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:

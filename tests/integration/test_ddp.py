@@ -70,6 +70,20 @@ def test_two_processes_train_as_one(tmp_path, options, ddp):
     assert first["synchronised"] == first["steps"] == one["steps"]
 
 
+@pytest.mark.parametrize("mode", ["unstructured", "quantized"])
+def test_other_modes(tmp_path, mode):
+    """One level per step, back-propagated by Lightning itself."""
+    first, second = run(tmp_path / "two", 2, mode=mode, subspace="line", warmup=0, line_parameters="all")
+    check_ranks_agree(first, second)
+    assert first["synchronised"] == first["steps"]
+    assert first["ranges"].keys() == second["ranges"].keys()
+    for level, ranges in first["ranges"].items():
+        assert largest_difference(ranges, second["ranges"][level]) == 0.0
+    if mode == "unstructured":
+        one = run(tmp_path / "one", 1, mode=mode, subspace="line", warmup=0, line_parameters="all")[0]
+        assert largest_difference(one["weights"], first["weights"]) <= TOLERANCE
+
+
 def test_batch_norm_statistics_are_reduced_over_ranks(tmp_path):
     first, second = run(tmp_path / "two", 2, subspace="line", batch_norm=True)
     check_ranks_agree(first, second)

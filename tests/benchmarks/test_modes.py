@@ -1,0 +1,94 @@
+"""What a training step, a forward and a change of level cost in each mode, on the paper's kind of network.
+
+cPreResNet with one block per stage, 32 pixels, batch 128, one thread; norms as the paper has them. Against a plain step
+of the same network with the same norm.
+"""
+
+import importlib.util
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_lcs import LCSCallback, SubspaceModel
+from tests.benchmarks.timing import images, medians
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]
+STEP = {"structured": 2.5, "unstructured": 1.05, "quantized": 1.25}
+FORWARD = {"structured": 1.03, "unstructured": 1.03, "quantized": 1.5}
+
+
+def _network() -> nn.Module:
+    path = Path(__file__).parents[2] / "examples" / "preresnet.py"
+    spec = importlib.util.spec_from_file_location("preresnet", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PreResNet(blocks=1)
+
+
+def _subspace(mode: str) -> SubspaceModel:
+    paper = LCSCallback.paper(mode, "point")
+    return SubspaceModel(_network(), images(2, 3, 32), mode=paper.mode, subspace="point", norm=paper.norm)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", list(STEP))
+def test_a_training_step(mode):
+    model = _subspace(mode).train()
+    options = LCSCallback.paper(mode, "point").options
+    x, y = images(128, 3, 32), torch.arange(128) % 10
+    steps = iter(range(10**6))
+
+    def plain() -> None:
+        nn.functional.cross_entropy(model.module(x), y).backward()
+
+    def swept() -> None:
+        *alphas, last = options.alphas(0, next(steps))
+        for alpha in alphas:
+            with model.training_level(alpha):
+                nn.functional.cross_entropy(model(x), y).backward()
+        with model.training_level(last, direct=True):
+            loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+
+    times = medians({"swept": swept, "plain": plain}, 12, model.zero_grad)
+    ratio = times["swept"] / times["plain"]
+    print(f"\n{mode}: a step / a plain step {ratio:.3f}")
+    assert ratio <= STEP[mode]
+
+
+@pytest.mark.parametrize("mode", list(FORWARD))
+def test_a_forward_with_one_image(mode):
+    model = _subspace(mode).eval()
+    x = images(1, 3, 32)
+    with model.training_level(0.5), torch.no_grad():
+        model(x)  # ranges of quantized inputs
+    model.set_alpha(0.5)
+    native = model.materialize(0.5) if mode == "structured" else model.module
+
+    def level() -> None:
+        with torch.inference_mode():
+            model(x)
+
+    def plain() -> None:
+        with torch.inference_mode():
+            native(x)
+
+    ratios = []
+    for _ in range(5):
+        times = medians({"level": level, "plain": plain}, 60)
+        ratios.append(times["level"] / times["plain"])
+    ratio = statistics.median(ratios)
+    print(
+        f"\n{mode}: a forward at a level / {'the narrow' if mode == 'structured' else 'the plain'} network {ratio:.3f}"
+    )
+    assert ratio <= FORWARD[mode]
