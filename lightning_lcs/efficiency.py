@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -50,14 +51,17 @@ def count_macs(program: Program, at: PlanAtWidth, tensor: Callable[[str], Tensor
         at: the width.
         tensor: gives a parameter or buffer by qualified name.
     """
-    tensors = [
-        torch.empty(at.shape(name), dtype=tensor(name).dtype, device="meta") if name in at.plan.tensors else None
-        for name in program.names
-    ]
-    args, kwargs = program.example_inputs(batch=1)
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        program.run(tensors, [at.size(dim) for dim in program.sizes], args, kwargs)
+    with FakeTensorMode(), torch.no_grad():
+        tensors = [
+            torch.empty(at.shape(name), dtype=tensor(name).dtype, device=tensor(name).device)
+            if name in at.plan.tensors
+            else None
+            for name in program.names
+        ]
+        args, kwargs = program.example_inputs(1, next(t.device for t in tensors if t is not None))
+        with counter:
+            program.run(tensors, [at.size(dim) for dim in program.sizes], args, kwargs)
     return counter.get_total_flops() // 2
 
 

@@ -33,7 +33,7 @@ def training_flags(module: nn.Module, mode: bool) -> Iterator[None]:
 
 
 class TracedNetwork:
-    """A network and the programs traced from it: one per state of its training flags and shape of its input.
+    """A network and its traced programs: one per state of its training flags and shape, type and device of its input.
 
     Args:
         module: the network; not changed.
@@ -148,10 +148,11 @@ def _shape(plan: ChannelPlan, name: str) -> list[int]:
 
 
 def _call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # Tensors that the code makes have the type and the device with which they were traced: another one, another trace.
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return args[0].shape[1:]
+        return args[0].shape[1:], args[0].dtype, args[0].device
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    return spec, tuple((leaf.shape[1:], leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    return spec, tuple([(v.shape[1:], v.dtype, v.device) if isinstance(v, Tensor) else v for v in leaves])
 
 
 def _sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -76,7 +76,7 @@ class Program:
             return results[0]
         return pytree.tree_unflatten(list(results), self.trace.out_spec)
 
-    def example_inputs(self, batch: int, device: str = "meta") -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def example_inputs(self, batch: int, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Empty arguments of the traced shape with ``batch`` samples."""
         leaves = []
         for name in self.trace.inputs:

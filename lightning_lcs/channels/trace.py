@@ -56,10 +56,14 @@ def _neutral(module: nn.Module) -> Iterator[None]:
     tracing must not move the user's generator.
     """
     patched = module.__dict__.pop("forward", None)
+    cumulative = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is None]
     exporter = logging.getLogger("torch.export")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
     try:
+        for norm in cumulative:
+            # It reads a counter, which can't be traced. Below alpha = 1 the momentum has no effect: nothing is written.
+            norm.momentum = 0.1
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
@@ -69,6 +73,8 @@ def _neutral(module: nn.Module) -> Iterator[None]:
                     stack.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
+        for norm in cumulative:
+            norm.momentum = None
         exporter.setLevel(level)
         if patched is not None:
             module.__dict__["forward"] = patched

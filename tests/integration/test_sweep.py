@@ -95,9 +95,9 @@ def recorded_alphas(monkeypatch):
     seen = []
     original = SubspaceModel.training_level
 
-    def spy(self, alpha, *gradients):
+    def spy(self, alpha, *gradients, **options):
         seen.append(alpha)
-        return original(self, alpha, *gradients)
+        return original(self, alpha, *gradients, **options)
 
     monkeypatch.setattr(SubspaceModel, "training_level", spy)
     return seen

@@ -25,10 +25,6 @@ def pooled(m: nn.Module, x: Tensor) -> Tensor:
     return m.head(x.mean((2, 3)))  # type: ignore[operator,return-value]
 
 
-def broken(reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def learned_table() -> nn.Module:
     """Position embeddings resampled to the size of the input."""
     return Lambda(
@@ -216,7 +212,7 @@ NETWORKS = [
     embedding_bilinear,
     weight_norm,
     weights_used_twice,
-    pytest.param(batch_norm_of_cumulative_average, marks=broken("momentum=None is not traced: TraceError")),
+    batch_norm_of_cumulative_average,
 ]
 
 
@@ -264,7 +260,6 @@ def filled() -> nn.Module:
     return Lambda(forward, a=conv(8), b=nn.Linear(4, 8), head=nn.Linear(8, 5))
 
 
-@broken("the dtype of a tensor made in forward is baked in")
 def test_tensors_made_in_forward_follow_the_dtype_of_the_input() -> None:
     net, x = filled(), torch.randn(3, 3, 8, 8)
     model = at_width(net, x, 0.5).double()
@@ -272,7 +267,6 @@ def test_tensors_made_in_forward_follow_the_dtype_of_the_input() -> None:
         assert model(x.double()).dtype == torch.float64
 
 
-@broken("the device of a tensor made in forward is baked in: a network traced on the CPU fails on a GPU")
-def test_tensors_made_in_forward_follow_the_device_of_the_input() -> None:
-    # efficiency() runs the trace on the meta device.
+def test_tensors_made_in_forward_do_not_hinder_counting() -> None:
+    # efficiency() runs the trace on tensors without data.
     assert at_width(filled(), torch.randn(3, 3, 8, 8), 0.5).efficiency(0.0).macs > 0
