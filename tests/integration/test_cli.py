@@ -61,6 +61,18 @@ def test_the_example_twice_and_then_validated(tmp_path, monkeypatch):
         assert float(row["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("mode", "axis", "levels"),
+    [("unstructured", "sparsity", [0.975, 0.4875, 0.0]), ("quantized", "bit_width", [3, 5, 8])],
+)
+def test_the_other_modes(tmp_path, monkeypatch, mode, axis, levels):
+    monkeypatch.chdir(tmp_path)
+    example = EXAMPLE.with_name(f"{mode}.yaml")
+    main(["fit", "--config", str(example), *SHORT, f"--trainer.callbacks.mode={mode}", "--trainer.callbacks.alphas=3"])
+    found = rows(tmp_path / "runs" / mode / "curve.csv")
+    assert [float(row[axis]) for row in found] == pytest.approx(levels)
+
+
 def config(folder, **model):
     """A user's own file."""
     content = {
