@@ -16,8 +16,8 @@ $(READY): pyproject.toml
 demo: $(READY)  ## train on real images in about two minutes, and show the curve
 	$(BIN)/python examples/demo.py
 
-test: $(READY)
-	$(BIN)/python -m pytest -m 'not benchmark'
+test: $(READY)  ## on two cores, one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark' -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_lcs.callbacks._loaders import is_combined
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._target import guarded
 from lightning_lcs.model import SubspaceModel
@@ -123,7 +124,7 @@ def evaluation_loaders(trainer: Trainer, testing: bool) -> Any:
 
 def _batches(trainer: Trainer, module: LightningModule, testing: bool) -> Iterator[tuple[Any, int, int, bool]]:
     loaders = evaluation_loaders(trainer, testing)
-    if isinstance(loaders, CombinedLoader):
+    if is_combined(loaders):
         combined = CombinedLoader(loaders.iterables, loaders._mode)
     else:
         combined = CombinedLoader(loaders, "sequential")

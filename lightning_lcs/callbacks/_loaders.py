@@ -40,13 +40,11 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
         datamodule.setup("fit")
     loaders = trainer.train_dataloader if fitting else None
     loaders = source.dataloader() if loaders is None else loaders
-    mode = (
-        loaders._mode if isinstance(loaders, CombinedLoader) else "max_size_cycle"
-    )  # Lightning's default for training
-    loaders = loaders.iterables if isinstance(loaders, CombinedLoader) else loaders
+    mode = loaders._mode if is_combined(loaders) else "max_size_cycle"  # Lightning's default for training
+    loaders = loaders.iterables if is_combined(loaders) else loaders
     rank, ranks = trainer.global_rank, trainer.world_size
     own = tree_map(lambda loader: _own_loader(loader, images, seed, rank, ranks), loaders)
-    combined = CombinedLoader(own, mode)
+    combined = CombinedLoader(own, mode)  # type: ignore[arg-type]
     seen = 0
     for index, (batch, _, _) in enumerate(iter(combined)):
         if seen * ranks >= images or (fitting and index >= trainer.num_training_batches):
@@ -55,6 +53,11 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         yield trainer.strategy.batch_to_device(batch, dataloader_idx=0), index
+
+
+def is_combined(loaders: Any) -> bool:
+    """Whether loaders are a ``CombinedLoader`` of either of Lightning's namespaces."""
+    return any(kind.__name__ == "CombinedLoader" for kind in type(loaders).__mro__)
 
 
 def _own_loader(loader: Any, images: int, seed: int, rank: int, ranks: int) -> Any:

@@ -49,7 +49,9 @@ class Sweep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One micro-batch at every level drawn for it."""
         loop = self.trainer.fit_loop
-        *alphas, last = self.options.alphas(self.seed, loop.total_batch_idx)
+        # Counted by what was completed: a batch that failed and is repeated after a resume draws the same levels.
+        done = loop.epoch_loop.batch_progress.total.completed
+        *alphas, last = self.options.alphas(self.seed, done)
         strength = self._strength()
         first = loop.epoch_loop.batch_idx % self.trainer.accumulate_grad_batches == 0
         gradients = self._gradients = GradientSum()

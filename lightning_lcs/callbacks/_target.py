@@ -38,14 +38,24 @@ def find_targets(module: LightningModule, target: Target, final: bool = True) ->
         paths = [target] if isinstance(target, str) else list(target)
         if not final and any(_missing(module, path) for path in paths):
             return None
-        return {path: _named(module, path) for path in paths}
+        return _uncompiled({path: _named(module, path) for path in paths})
     candidates = {name: child for name, child in module.named_children() if _is_candidate(child)}
     if len(candidates) > 1:
         raise ValueError(
             f"target is not given, and {type(module).__name__} has several networks: {', '.join(candidates)}; name one "
             f"(target={next(iter(candidates))!r}), a list of them, or target='self' for the module's own forward"
         )
-    return candidates or None
+    return _uncompiled(candidates) or None
+
+
+def _uncompiled(targets: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    for path, network in targets.items():
+        if "_orig_mod" in network._modules:
+            raise ValueError(
+                f"{path} was wrapped by torch.compile, and levels are cut from the network inside: compile it in place "
+                f"({path}.compile()), or name what is inside with target={path + '._orig_mod'!r}"
+            )
+    return targets
 
 
 def _missing(module: LightningModule, path: str) -> bool:

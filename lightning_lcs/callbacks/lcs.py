@@ -158,6 +158,9 @@ class LCSCallback(pl.Callback):
             raise ValueError("the trainer has two LCSCallbacks: give it one")
         if stage == "fit":
             check_setup(trainer, pl_module)
+            # First in the list, so that every monitor that looks after a validation sees the curve of that validation.
+            others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+            trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
         self._recalibration = _agreed(
             self._recalibration,
             _only(trainer, BatchNormRecalibration),

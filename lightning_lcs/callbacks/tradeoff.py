@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_lcs.batchnorm import level_grid
@@ -111,8 +111,8 @@ class TradeoffMonitor(pl.Callback):
             return
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-            if isinstance(logger, WandbLogger):
-                log_curve(logger.experiment, self.curve)
+            if any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__):  # of either namespace
+                log_curve(logger.experiment, self.curve)  # type: ignore[attr-defined]
         write_csv({"": self.curve}, Path(_directory(trainer, trainer.loggers)) / "curve.csv")
         if trainer.progress_bar_callback is not None:
             print_curves({"": self.curve})
