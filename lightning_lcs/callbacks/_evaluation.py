@@ -11,12 +11,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_lcs.callbacks._loaders import is_combined
+from lightning_lcs.callbacks._loaders import batch_size, is_combined
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._target import guarded
 from lightning_lcs.model import SubspaceModel
@@ -97,7 +96,7 @@ def evaluate_level(
             getattr(module, f"on_{stage}_epoch_start")()
             batches = itertools.islice(_batches(trainer, module, testing), max_batches)
             for batch, batch_idx, loader_idx, several in batches:
-                recorder.batch_size = _batch_size(batch)
+                recorder.batch_size = batch_size(batch)
                 recorder.suffix = f"/dataloader_idx_{loader_idx}" if several else ""
                 getattr(module, f"on_{stage}_batch_start")(batch, batch_idx, *([loader_idx] if several else []))
                 with trainer.precision_plugin.val_step_context():
@@ -142,10 +141,3 @@ def _batches(trainer: Trainer, module: LightningModule, testing: bool) -> Iterat
 def _arguments(step: Any, batch: Any, batch_idx: int, loader_idx: int) -> list[Any]:
     """What Lightning passes: the batch, its index, and with several loaders the loader's index, by position."""
     return [batch, batch_idx, loader_idx][: max(1, len(inspect.signature(step).parameters))]
-
-
-def _batch_size(batch: Any) -> int:
-    try:
-        return int(extract_batch_size(batch))
-    except RuntimeError:
-        return 1

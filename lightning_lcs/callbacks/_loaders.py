@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
@@ -49,7 +51,7 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
     for index, (batch, _, _) in enumerate(iter(combined)):
         if seen * ranks >= images or (fitting and index >= trainer.num_training_batches):
             return
-        seen += max(1, _size(batch))
+        seen += max(1, batch_size(batch))
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         yield trainer.strategy.batch_to_device(batch, dataloader_idx=0), index
@@ -84,8 +86,11 @@ def _own_loader(loader: Any, images: int, seed: int, rank: int, ranks: int) -> A
     return DataLoader(Subset(dataset, chosen), batch_size=batch_size, drop_last=drop_last, **common)
 
 
-def _size(batch: Any) -> int:
+def batch_size(batch: Any) -> int:
+    """Number of samples, guessed from the first tensor as Lightning does; 1 where there is none."""
     try:
-        return int(extract_batch_size(batch))
-    except RuntimeError:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Trying to infer the `batch_size`")
+            return int(extract_batch_size(batch))
+    except (RuntimeError, MisconfigurationException):
         return 1

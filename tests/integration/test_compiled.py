@@ -1,0 +1,63 @@
+"""Networks under ``torch.compile``: they train as they do uncompiled, or the error says what to do."""
+
+import pytest
+import torch
+
+from tests.integration.beside import Mine, assert_same_curve, fit
+from tests.integration.support import lcs
+
+pytestmark = [
+    # Of the guard that looks for calls past the network's forward.
+    pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks:UserWarning"),
+    # Of the compiler, which looks at every tensor that it meets.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    torch.compiler.reset()
+
+
+def in_place(module):
+    module.net.compile(backend="aot_eager")
+    return module
+
+
+def wrapped(module):
+    module.net = torch.compile(module.net, backend="eager")
+    return module
+
+
+def whole(module):
+    return torch.compile(module, backend="eager")
+
+
+def check_trained_as_uncompiled(folder, compiled, **options):
+    limits = {"limit_train_batches": 1, "limit_val_batches": 1}
+    module, callback, _ = fit(folder, make=lambda: compiled(Mine()), callback=lcs(**options), **limits)
+    plain, plain_callback, _ = fit(folder, **limits)
+    ours = {name.replace("_orig_mod.", ""): value for name, value in module.named_parameters()}
+    theirs = dict(plain.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        # Compilers that keep every operation as it is give every bit as it is.
+        assert torch.equal(ours[name], value), name
+    assert_same_curve(callback, plain_callback)
+
+
+@pytest.mark.parametrize("compiled", [in_place, whole])
+def test_compiled_where_nothing_is_renamed(tmp_path, compiled):
+    check_trained_as_uncompiled(tmp_path, compiled)
+
+
+def test_a_wrapped_network_that_is_named(tmp_path):
+    check_trained_as_uncompiled(tmp_path, wrapped, target="net._orig_mod")
+
+
+def test_a_wrapped_network(tmp_path):
+    try:
+        check_trained_as_uncompiled(tmp_path, wrapped)
+    except Exception as error:
+        if "torch.compile" not in str(error):
+            raise
