@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
 
 
@@ -55,6 +55,15 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         yield trainer.strategy.batch_to_device(batch, dataloader_idx=0), index
+
+
+def taken_from_training(trainer: Trainer) -> bool:
+    """Whether reading training data now would take batches from the epoch that runs: a loader is its own iterator."""
+    if trainer.state.fn != "fit" or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        return False
+    loaders: Any = trainer.train_dataloader
+    loaders = loaders.iterables if is_combined(loaders) else loaders
+    return any(hasattr(loader, "__next__") for loader in tree_leaves(loaders))
 
 
 def is_combined(loaders: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, needs_data, recalibrate, recalibrate_running
-from lightning_lcs.callbacks._loaders import training_batches
+from lightning_lcs.callbacks._loaders import taken_from_training, training_batches
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._subspace import find_subspace_model
 from lightning_lcs.callbacks._sweep import Sweep
@@ -74,6 +75,13 @@ class BatchNormRecalibration(pl.Callback):
         collect: Callable[[Iterable[Any], Callable[[Any], Any]], None],
     ) -> None:
         if not needs_data(model, levels):
+            return
+        if taken_from_training(trainer):
+            warnings.warn(
+                "no statistics of the levels are collected within an epoch: the training loader is its own iterator, "
+                "and training would lose the images read; a checkpoint of the end of an epoch holds them",
+                stacklevel=2,
+            )
             return
         step = _bare_training_step(module)
         with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context():
