@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_lcs.callbacks._loaders import batch_size, is_combined
+from lightning_lcs.callbacks._loaders import batch_size
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._target import guarded
 from lightning_lcs.model import SubspaceModel
@@ -122,17 +122,19 @@ def evaluation_loaders(trainer: Trainer, testing: bool) -> Any:
 
 
 def _batches(trainer: Trainer, module: LightningModule, testing: bool) -> Iterator[tuple[Any, int, int, bool]]:
-    loaders = evaluation_loaders(trainer, testing)
-    if is_combined(loaders):
-        combined = CombinedLoader(loaders.iterables, loaders._mode)
-    else:
-        combined = CombinedLoader(loaders, "sequential")
+    evaluation_loaders(trainer, testing)  # set up, if no validation has run yet
+    loops = (trainer.validate_loop, trainer.fit_loop.epoch_loop.val_loop)
+    loop = trainer.test_loop if testing else loops[trainer.state.fn == "fit"]
+    used = loop._combined_loader
+    assert used is not None
+    combined = CombinedLoader(used.iterables, used._mode)
+    sequential = used._mode == "sequential"
     limits: Any = trainer.num_test_batches if testing else trainer.num_val_batches
-    combined.limits = limits if isinstance(limits, list) else None
-    several = len(combined.flattened) > 1
+    combined.limits = limits if isinstance(limits, list) and sequential else None
+    several = len(combined.flattened) > 1 and sequential
     for batch, batch_idx, loader_idx in iter(combined):
-        if isinstance(limits, (int, float)) and batch_idx >= limits:
-            continue
+        if not sequential and batch_idx >= (max(limits) if isinstance(limits, list) else limits):
+            return
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=loader_idx)
         yield trainer.strategy.batch_to_device(batch, dataloader_idx=loader_idx), batch_idx, loader_idx, several

@@ -57,7 +57,6 @@ def both(batch):
     return tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))
 
 
-@pytest.mark.xfail(strict=True, reason="the curve reads the loaders one after the other, whatever their mode")
 @pytest.mark.parametrize("mode", ["min_size", "max_size", "max_size_cycle"])
 def test_validation_on_several_loaders_at_once(tmp_path, mode):
     """The metrics of each level, alpha = 1 included, are those that Lightning's own pass gives."""
