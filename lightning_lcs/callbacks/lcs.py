@@ -117,6 +117,7 @@ class LCSCallback(pl.Callback):
         self._loaded: Mapping[str, Any] | None = None
         self._measured_at = -1
         self._failed = False
+        self._resumed = False
 
     @classmethod
     def paper(cls, mode: str, subspace: str = "line", **options: Any) -> LCSCallback:
@@ -276,6 +277,7 @@ class LCSCallback(pl.Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A network that was built late is in place by now; alpha = 1 gets statistics where no step collects them."""
         model = self.adopted(pl_module)
+        self._resumed = trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
         if trainer.state.fn != "fit" or self.options.visits_full:
             return
         # Before training the network's own statistics stay as they came; what alpha = 1 can't run without is needed.
@@ -332,8 +334,8 @@ class LCSCallback(pl.Callback):
         model = self.adopted(module)
         if trainer.state.fn == "fit" or not model.statistics:
             self._recalibration.run(trainer, module, model, also=self._monitor.alphas)
-        if model.alpha != 1.0 or trainer.world_size > 1:
-            # Measured at another level, or perhaps on one rank's share of the data only.
+        if model.alpha != 1.0 or trainer.world_size > 1 or self._resumed:
+            # Measured at another level, or on a part of the data: one rank's share, or the rest after a resume.
             full_metrics = None
         self._monitor.run(trainer, module, model, full_metrics)
         self._measured_at = trainer.global_step

@@ -200,11 +200,6 @@ def test_saved_by_the_exception_in_the_first_batch_of_an_epoch(tmp_path, subspac
     assert_same(result(resumed), whole(subspace))
 
 
-partial = pytest.mark.xfail(
-    strict=True, reason="alpha = 1 is that of the rest of a validation, which Lightning resumes, and not of all of it"
-)
-
-
 @pytest.mark.parametrize(
     ("subspace", "call"),
     [
@@ -215,8 +210,8 @@ partial = pytest.mark.xfail(
         ("point", 8),
         ("line", 2),
         ("line", 8),
-        pytest.param("point", 9 + 2, marks=partial),
-        pytest.param("line", 9 + 2, marks=partial),
+        ("point", 9 + 2),
+        ("line", 9 + 2),
         ("point", 9 + 8),
         ("line", 9 + 8),
     ],
