@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,7 +61,8 @@ def count_macs(program: Program, at: PlanAtWidth, tensor: Callable[[str], Tensor
             for name in program.names
         ]
         args, kwargs = program.example_inputs(1, next(t.device for t in tensors if t is not None))
-        with counter:
+        # Fused attention is not counted on every device.
+        with sdpa_kernel(SDPBackend.MATH), counter:
             program.run(tensors, [at.size(dim) for dim in program.sizes], args, kwargs)
     return counter.get_total_flops() // 2
 
@@ -127,7 +129,7 @@ def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mappin
         density: share of entries that are not zero, by qualified name of a weight.
     """
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad(), torch.random.fork_rng(devices=[]):
         module(*args, **kwargs)
     macs = float(counter.get_total_flops() // 2)
     counts = counter.get_flop_counts()

@@ -189,3 +189,10 @@ def test_what_belongs_to_structured_mode_is_refused(tmp_path, images):
 def test_options_out_of_range(options, match):
     with pytest.raises(ValueError, match=match):
         Unstructured(**options)
+
+
+def test_attention_is_counted():
+    net = timm.create_model("test_vit", num_classes=5).eval()
+    x = torch.randn(2, 3, 160, 160)
+    sparse = SubspaceModel(net, x, mode="unstructured", subspace="point").efficiency(1.0).macs
+    assert sparse == SubspaceModel(net, x, subspace="point").efficiency(1.0).macs
