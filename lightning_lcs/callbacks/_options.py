@@ -1,8 +1,12 @@
-"""How a training step visits the levels: options, and what a mode and a subspace mean by default."""
+"""Options: how a training step visits the levels, by default and as given, and settings given in two places."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
 
 from lightning_lcs.functional.sampling import SAMPLERS, VISIT_FULL, step_generator
 from lightning_lcs.functional.schedules import SCHEDULES
@@ -72,3 +76,33 @@ def sweep_options(
     if schedule not in SCHEDULES:
         raise ValueError(f"warmup_schedule={schedule!r} is not known; choose one of {', '.join(map(repr, SCHEDULES))}")
     return SweepOptions(mode=mode, sampler=sampler, alphas_per_step=count, warmup=share, warmup_schedule=schedule)
+
+
+def agreed(own: Any, given: Any, options: Mapping[str, str]) -> Any:
+    """The trainer's callback where it has one, else our own.
+
+    Args:
+        own: made from the options of ``LCSCallback``.
+        given: the trainer's, or ``None``.
+        options: attribute of both -> name of the option of ``LCSCallback``.
+
+    Raises:
+        ValueError: an option that was set, here not at its default, says something else than the trainer's callback.
+    """
+    if given is None:
+        return own
+    default = type(given)()
+    for attribute, option in options.items():
+        mine, theirs = getattr(own, attribute), getattr(given, attribute)
+        if mine not in (theirs, getattr(default, attribute)):
+            kind = type(given).__name__
+            raise ValueError(f"LCSCallback has {option}={mine!r} and {kind} {attribute}={theirs!r}: give one of them")
+    return given
+
+
+def only_callback(trainer: Trainer, kind: type[Any]) -> Any:
+    """The trainer's callback of a kind, if it has one."""
+    found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+    if len(found) > 1:
+        raise ValueError(f"the trainer has {len(found)} callbacks of kind {kind.__name__}: give it one")
+    return found[0] if found else None

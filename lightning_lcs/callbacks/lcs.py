@@ -15,7 +15,7 @@ from lightning_lcs._checkpoint import CHECKPOINT_KEY
 from lightning_lcs.batchnorm import DEFAULT_LEVELS, reduce_ranges
 from lightning_lcs.callbacks._evaluation import evaluate_level
 from lightning_lcs.callbacks._hooks import AdoptFirst, Loading, Saving
-from lightning_lcs.callbacks._options import sweep_options
+from lightning_lcs.callbacks._options import agreed, only_callback, sweep_options
 from lightning_lcs.callbacks._quiet import Patches
 from lightning_lcs.callbacks._refused import check_optimizers, check_setup
 from lightning_lcs.callbacks._sweep import Sweep, check_endpoints_are_trained
@@ -162,13 +162,15 @@ class LCSCallback(pl.Callback):
             # First in the list, so that every monitor that looks after a validation sees the curve of that validation.
             others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
             trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
-        self._recalibration = _agreed(
+        self._recalibration = agreed(
             self._recalibration,
-            _only(trainer, BatchNormRecalibration),
+            only_callback(trainer, BatchNormRecalibration),
             {"images": "recalibration_images", "alphas": "recalibration_levels"},
         )
-        self._monitor = _agreed(
-            self._monitor, _only(trainer, TradeoffMonitor), {"alphas": "alphas", "every_n_epochs": "every_n_epochs"}
+        self._monitor = agreed(
+            self._monitor,
+            only_callback(trainer, TradeoffMonitor),
+            {"alphas": "alphas", "every_n_epochs": "every_n_epochs"},
         )
         self._failed = False
         self._patches.undo()
@@ -318,8 +320,10 @@ class LCSCallback(pl.Callback):
         model = self.adopted(module)
         # There are no batch-norm statistics for the level yet, and nobody sees the result.
         warns, model.warns = model.warns, False
-        evaluate_level(trainer, module, model, 0.0, max_batches=1)
-        model.warns = warns
+        try:
+            evaluate_level(trainer, module, model, 0.0, max_batches=1)
+        finally:
+            model.warns = warns
 
     def _is_due(self, trainer: Trainer) -> bool:
         every, epoch = self._monitor.every_n_epochs, trainer.current_epoch + 1
@@ -384,33 +388,3 @@ class LCSCallback(pl.Callback):
             )
         assert self.subspace_model is not None
         return self.subspace_model
-
-
-def _agreed(own: Any, given: Any, options: Mapping[str, str]) -> Any:
-    """The trainer's callback where it has one, else our own.
-
-    Args:
-        own: made from the options of ``LCSCallback``.
-        given: the trainer's, or ``None``.
-        options: attribute of both -> name of the option of ``LCSCallback``.
-
-    Raises:
-        ValueError: an option that was set, here not at its default, says something else than the trainer's callback.
-    """
-    if given is None:
-        return own
-    default = type(given)()
-    for attribute, option in options.items():
-        mine, theirs = getattr(own, attribute), getattr(given, attribute)
-        if mine not in (theirs, getattr(default, attribute)):
-            kind = type(given).__name__
-            raise ValueError(f"LCSCallback has {option}={mine!r} and {kind} {attribute}={theirs!r}: give one of them")
-    return given
-
-
-def _only(trainer: Trainer, kind: type[Any]) -> Any:
-    """The trainer's callback of a kind, if it has one."""
-    found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
-    if len(found) > 1:
-        raise ValueError(f"the trainer has {len(found)} callbacks of kind {kind.__name__}: give it one")
-    return found[0] if found else None
