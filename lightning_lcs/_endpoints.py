@@ -11,8 +11,13 @@ from torch import nn
 from lightning_lcs.channels.network import ENDPOINT_NAME
 from lightning_lcs.functional.subspace import redraw
 
-LINE_PARAMETERS = ("norm", "all")
+LINE_PARAMETERS = ("norm", "backbone", "all")
 ENDPOINT_STARTS = ("copy", "independent")
+NOTHING_ON_LINE = {
+    "norm": "no normalisation layer with scale and shift",
+    "backbone": "no parameter outside the head",
+    "all": "no parameter",
+}
 
 
 class Endpoint(nn.Module):
@@ -33,6 +38,12 @@ class Endpoint(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+
+def _head(module: nn.Module) -> nn.Module:
+    """The last linear layer of a network, by order of registration; an empty module where it has none."""
+    linear = [child for child in module.modules() if isinstance(child, nn.Linear)]
+    return linear[-1] if linear else nn.Module()
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -60,7 +71,8 @@ def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> l
 
     Args:
         modules: the networks; their modules get children named ``lcs_endpoint_0``. On an error none has any.
-        which: "norm" (scale and shift of the normalisation layers) or "all".
+        which: "norm" (scale and shift of the normalisation layers), "backbone" (all but the last linear layer, the
+            head) or "all".
         start: "copy", or "independent" (see :func:`lightning_lcs.functional.subspace.redraw`).
         seed: of the independent draws.
 
@@ -76,8 +88,8 @@ def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> l
     on_line = [list(_on_line(module, which)) for module in modules]
     if not all(on_line):
         raise ValueError(
-            "line_parameters='norm' finds no normalisation layer with scale and shift in the network; use "
-            "line_parameters='all' or subspace='point'"
+            f"line_parameters={which!r} finds {NOTHING_ON_LINE[which]} in the network; use line_parameters='all' or "
+            "subspace='point'"
         )
     if settled:
         return [_existing(module, found, which) for module, found in zip(modules, on_line, strict=True)]
@@ -133,11 +145,13 @@ def settle(module: nn.Module) -> None:
 
 
 def _on_line(module: nn.Module, which: str) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    for path, child in list(module.named_modules()):
+    children = list(module.named_modules())
+    shared = {id(parameter) for parameter in _head(module).parameters()} if which == "backbone" else set()
+    for path, child in children:
         if isinstance(child, Endpoint) or (which == "norm" and not is_norm(child)):
             continue
         for leaf, parameter in list(child._parameters.items()):
-            if parameter is not None and parameter.is_floating_point():
+            if parameter is not None and parameter.is_floating_point() and id(parameter) not in shared:
                 yield f"{path}.{leaf}" if path else leaf, child, leaf, parameter
 
 

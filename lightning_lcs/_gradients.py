@@ -43,9 +43,9 @@ class GradientSum:
             add_selected(held[0], selection, gradient)
 
     def take(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Move the parameters' ``.grad`` in here."""
+        """Move the ``.grad`` of the parameters that are trained in here."""
         for parameter in parameters:
-            if parameter.grad is not None:
+            if parameter.grad is not None and parameter.requires_grad:
                 self.add(parameter, (), parameter.grad)
                 parameter.grad = None
 

@@ -41,8 +41,9 @@ class SubspaceModel(nn.Module):
         example_inputs: a tensor or a tuple of arguments; without it the first call below alpha = 1 serves.
         mode: "structured", or a mode object with options.
         subspace: "line" or "point".
-        line_parameters: which parameters lie on the line: "norm" (scale and shift of normalisation layers, as in
-            arXiv 2110.04252) or "all".
+        line_parameters: which parameters lie on the line: "norm" (scale and shift of normalisation layers, as in the
+            structured mode of arXiv 2110.04252), "backbone" (all but the last linear layer, the head, as in its other
+            two) or "all".
         endpoint_start: how endpoint 0 starts: "copy", or "independent" (each weight of two or more dimensions redrawn
             with its own mean and deviation).
         norm: "keep", or "instance" or "group" to replace the network's batch norms, in place, by norms that need no
@@ -287,8 +288,13 @@ class SubspaceModel(nn.Module):
                 _endpoints.settle(part.network.module)
 
     def endpoint_cosine(self) -> Tensor:
-        """Cosine between the endpoints over all parameters of the line; see :func:`functional.subspace`."""
-        return endpoint_cosine(self.endpoint_pairs())
+        """Cosine between the endpoints; see :func:`functional.subspace`.
+
+        Scales and shifts count only where nothing else lies on the line, as in arXiv 2110.04252: all of them start at
+        the same constants, whatever the weights do.
+        """
+        pairs = self.endpoint_pairs()
+        return endpoint_cosine([pair for pair in pairs if pair[0].ndim > 1] or pairs)
 
     def efficiency(self, alpha: float) -> Efficiency:
         """What a level costs; with stored batch-norm statistics, the level that is nearest to ``alpha``.

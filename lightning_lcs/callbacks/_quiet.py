@@ -40,7 +40,7 @@ class Patches:
 
 @contextlib.contextmanager
 def quiet(module: LightningModule, model: SubspaceModel, log: Callable[..., None] | None = None) -> Iterator[None]:
-    """Inside the block the module's ``log`` goes elsewhere, and its torchmetrics start afresh.
+    """Inside the block what the module logs goes elsewhere, and its torchmetrics start afresh.
 
     Afterwards both are as before, and so are the module's plain attributes and collections (a best value, a counter, a
     list of outputs) and the buffers outside the network (below alpha = 1 nothing writes those inside).
@@ -48,26 +48,33 @@ def quiet(module: LightningModule, model: SubspaceModel, log: Callable[..., None
     Args:
         module: the user's LightningModule.
         model: the subspace model of its network.
-        log: takes the module's ``log`` calls; by default they go nowhere.
+        log: takes the calls that reach Lightning's ``log``; by default they go nowhere.
     """
+    with metrics_set_aside(module), _attributes_kept(module), _buffers_kept(module, model), _logs_to(log, module):
+        yield
 
-    def nowhere(*args: Any, **kwargs: Any) -> None:
-        pass
 
-    sink = nowhere if log is None else log
+@contextlib.contextmanager
+def _logs_to(sink: Callable[..., None] | None, module: LightningModule) -> Iterator[None]:
+    """Inside the block Lightning's own ``log`` is replaced for a module; one that the user wrote on top of it runs.
 
-    def log_dict(dictionary: Any, *args: Any, **kwargs: Any) -> None:
-        for name, value in dictionary.items():
+    A method of the class is replaced, which only this module notices.
+    """
+    base = next(kind for kind in reversed(type(module).__mro__) if "log" in kind.__dict__)
+    original = base.log  # type: ignore[attr-defined]
+
+    @functools.wraps(original)
+    def log(self: LightningModule, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if self is not module:
+            original(self, name, value, *args, **kwargs)
+        elif sink is not None:
             sink(name, value, *args, **kwargs)
 
-    patches = Patches()
-    with metrics_set_aside(module), _attributes_kept(module), _buffers_kept(module, model):
-        patches.set(module, "log", sink)
-        patches.set(module, "log_dict", log_dict)
-        try:
-            yield
-        finally:
-            patches.undo()
+    base.log = log  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        base.log = original  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

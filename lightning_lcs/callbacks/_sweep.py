@@ -20,7 +20,7 @@ from lightning_lcs.model import SubspaceModel
 class Sweep:
     """A module's ``training_step``, run at one or several levels; the last one is the step that Lightning sees.
 
-    With several it is alpha = 1.
+    With several it is alpha = 1. :meth:`step` and :meth:`backward` stand in for the module's methods.
 
     Every level but the last is back-propagated here, so that one level's activations are alive at a time. Lightning
     clears gradients between the step and its own backward: until then those of the other levels are kept apart.
@@ -42,11 +42,10 @@ class Sweep:
         self.options = options
         self.diversity_weight = diversity_weight
         self.seed = seed
-        self.__wrapped__: Callable[..., Any] = module.training_step  # Lightning reads the signature through this name
         self._original_backward: Callable[..., None] = module.backward
         self._gradients = GradientSum()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """One micro-batch at every level drawn for it."""
         loop = self.trainer.fit_loop
         # Counted by what was completed: a batch that failed and is repeated after a resume draws the same levels.
@@ -56,8 +55,9 @@ class Sweep:
         first = loop.epoch_loop.batch_idx % self.trainer.accumulate_grad_batches == 0
         gradients = self._gradients = GradientSum()
         if first:
-            for parameter in self.module.parameters():
-                parameter.grad = None
+            # Lightning does so after this step. What no optimizer trains keeps its gradients, as without us.
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
         losses: dict[float, Tensor] = {}
         with quiet(self.module, self.model):
             for alpha in alphas:
@@ -65,7 +65,7 @@ class Sweep:
                     guarded(self.model, alpha, "training_step") as guard,
                     self.model.training_level(alpha, gradients, strength=strength),
                 ):
-                    loss = loss_of(self.__wrapped__(*args, **kwargs))
+                    loss = loss_of(original(*args, **kwargs))
                     guard.skipped = loss is None
                     if loss is not None:
                         losses[alpha] = loss.detach()
@@ -77,15 +77,15 @@ class Sweep:
             guarded(self.model, last, "training_step") as guard,
             self.model.training_level(last, strength=strength, direct=True),
         ):
-            output = self.__wrapped__(*args, **kwargs)
+            output = original(*args, **kwargs)
             guard.skipped = loss_of(output) is None
         self._log(losses)
         return self._with_diversity(output)
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The module's ``backward`` of the last level, with the gradients of the others added."""
         with self._gradients.added():
-            self._original_backward(loss, *args, **kwargs)
+            original(loss, *args, **kwargs)
 
     def _strength(self) -> float:
         """Share of a level's sparsity that applies at this step."""
@@ -108,9 +108,15 @@ class Sweep:
     def _with_diversity(self, output: Any) -> Any:
         """The step's output with the gradient of the diversity term, and with its value as it was."""
         loss = loss_of(output)
-        if loss is None or not self.model.endpoint_pairs():
+        pairs = self.model.endpoint_pairs()
+        if loss is None or not pairs:
             return output
         term = self.diversity_weight * self.model.endpoint_cosine().square()
+        # At an end of the line a step reads one endpoint alone. DDP waits for the gradients of both, and optimizers
+        # skip a parameter without: scales and shifts, which the cosine may leave out, get zeros.
+        vectors = [w.flatten() for pair in pairs for w in pair if w.ndim < 2 and w.requires_grad]
+        if vectors:
+            term = term + 0.0 * torch.cat(vectors).sum()
         loss = loss + (term - term.detach())
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
@@ -131,11 +137,14 @@ def loss_of(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
-def check_endpoints_are_trained(model: SubspaceModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Raise unless each endpoint 0 is in its partner's parameter group.
+def train_endpoints_alike(model: SubspaceModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Let each endpoint 0 be trained where its partner is, in the same parameter group, and nowhere else.
+
+    One whose partner no optimizer trains is frozen, also where an optimizer holds it: finetuning callbacks leave frozen
+    batch norms out of their groups, and do not know that what is inside of them belongs to them.
 
     Raises:
-        RuntimeError: an optimizer was built without the second endpoints.
+        RuntimeError: an optimizer was built without second endpoints of what it trains.
     """
     groups = {
         id(parameter): (number, index)
@@ -143,7 +152,14 @@ def check_endpoints_are_trained(model: SubspaceModel, optimizers: Sequence[torch
         for index, group in enumerate(optimizer.param_groups)
         for parameter in group["params"]
     }
-    missing = sum(groups.get(id(w0)) != groups.get(id(w1)) for w0, w1 in model.endpoint_pairs())
+    missing = 0
+    for w0, w1 in model.endpoint_pairs():
+        mine, partners = groups.get(id(w0)), groups.get(id(w1))
+        if partners is not None:
+            missing += mine != partners
+            w0.requires_grad_(w1.requires_grad)
+        elif mine is not None:
+            w0.requires_grad_(False)
     if missing:
         raise RuntimeError(
             f"{missing} second endpoints are not in the optimizer's parameter group of their partners, and would not "

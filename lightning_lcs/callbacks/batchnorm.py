@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, needs_data, recalibrate, recalibrate_running
 from lightning_lcs.callbacks._loaders import taken_from_training, training_batches
 from lightning_lcs.callbacks._quiet import quiet
+from lightning_lcs.callbacks._stand_in import StandIn
 from lightning_lcs.callbacks._subspace import find_subspace_model
-from lightning_lcs.callbacks._sweep import Sweep
 from lightning_lcs.model import SubspaceModel
 
 
@@ -108,6 +108,6 @@ class BatchNormRecalibration(pl.Callback):
 def _bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:
     """The user's own step, called as Lightning calls it."""
     step: Callable[..., Any] = module.training_step
-    step = step.__wrapped__ if isinstance(step, Sweep) else step
+    step = step.__wrapped__ if isinstance(step, StandIn) else step
     takes_index = len(inspect.signature(step).parameters) > 1
     return lambda batch, index: step(batch, index) if takes_index else step(batch)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,21 +15,20 @@ from lightning_lcs import _endpoints
 from lightning_lcs._checkpoint import CHECKPOINT_KEY
 from lightning_lcs.batchnorm import DEFAULT_LEVELS, reduce_ranges
 from lightning_lcs.callbacks._evaluation import evaluate_level
-from lightning_lcs.callbacks._hooks import AdoptFirst, Loading, Saving
 from lightning_lcs.callbacks._options import agreed, only_callback, sweep_options
+from lightning_lcs.callbacks._presets import paper_settings
 from lightning_lcs.callbacks._quiet import Patches
 from lightning_lcs.callbacks._refused import check_optimizers, check_setup
-from lightning_lcs.callbacks._sweep import Sweep, check_endpoints_are_trained
+from lightning_lcs.callbacks._saving import Saving
+from lightning_lcs.callbacks._stand_in import StandIn
+from lightning_lcs.callbacks._sweep import Sweep, train_endpoints_alike
 from lightning_lcs.callbacks._target import Redirect, Target, find_targets
 from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration
 from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.modes import Mode, Quantized, Unstructured, check_subspace, parse_mode
+from lightning_lcs.modes import Mode, check_subspace, parse_mode
 from lightning_lcs.norms import check_norm
 from lightning_lcs.reporting.curve import CurvePoint
-
-# At which arXiv 2110.04252 evaluates its unstructured subspaces.
-PAPER_SHARES_KEPT = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 
 
 class LCSCallback(pl.Callback):
@@ -54,8 +54,8 @@ class LCSCallback(pl.Callback):
         warmup_schedule: "linear" (growing steadily) or "delayed" (none until the warm-up is over); by default "linear"
             on a line and "delayed" on a point.
         diversity_weight: weight of the squared cosine between the endpoints of a line.
-        line_parameters: what lies on the line: "norm" (scale and shift of the normalisation layers, as in the paper) or
-            "all".
+        line_parameters: what lies on the line: "norm" (scale and shift of the normalisation layers, as in the paper's
+            structured mode), "backbone" (all but the last linear layer, the head, as in its other two) or "all".
         endpoint_start: how endpoint 0 starts: "copy" of the weights, or "independent" (redrawn with their mean and
             deviation).
         norm: "keep" batch norms, with statistics per level; or replace them by "instance" or "group" norms, which need
@@ -124,27 +124,15 @@ class LCSCallback(pl.Callback):
         """The settings of arXiv 2110.04252 for one of its modes.
 
         Structured: instance norm, the norms' scale and shift on the line. Unstructured and quantized: group norm with
-        32 groups, all parameters on the line, the first convolution and the head dense and in full precision. Weights
-        of both endpoints start independently. Everything else is the default of the mode.
+        32 groups, all parameters but the head's on the line, the first convolution and the head dense and in full
+        precision. Weights of both endpoints start independently. Everything else is the default of the mode.
 
         Args:
             mode: "structured", "unstructured" or "quantized".
             subspace: "line" or "point".
             options: of the callback, in place of the paper's.
         """
-        modes: dict[str, Mode] = {"unstructured": Unstructured(), "quantized": Quantized(edge_bits=32)}
-        structured = mode == "structured"
-        settings: dict[str, Any] = {
-            "mode": modes.get(mode, mode),
-            "subspace": subspace,
-            "norm": "instance" if structured else "group",
-            "line_parameters": "norm" if structured else "all",
-            "endpoint_start": "independent",
-            "diversity_weight": 1.0,
-        }
-        if mode == "unstructured":
-            settings["alphas"] = [(kept - 0.025) / 0.975 for kept in PAPER_SHARES_KEPT]
-        return cls(**{**settings, **options})
+        return cls(**{**paper_settings(mode, subspace), **options})
 
     @property
     def curve(self) -> list[CurvePoint]:
@@ -174,11 +162,13 @@ class LCSCallback(pl.Callback):
         )
         self._failed = False
         self._patches.undo()
-        self._patches.set(pl_module, "on_load_checkpoint", Loading(self, trainer, pl_module))
+        loading = functools.partial(self._load_first, trainer, pl_module)
+        self._patches.set(pl_module, "on_load_checkpoint", StandIn(pl_module.on_load_checkpoint, loading))
         Saving.put_into(trainer, self)
         self._adopt(pl_module, final=False)
         if stage == "fit":
-            self._patches.set(pl_module, "configure_optimizers", AdoptFirst(self, pl_module))
+            adopting = functools.partial(self._adopt_first, pl_module)
+            self._patches.set(pl_module, "configure_optimizers", StandIn(pl_module.configure_optimizers, adopting))
             self._sweep = Sweep(
                 self.subspace_model,  # type: ignore[arg-type]
                 trainer,
@@ -187,8 +177,8 @@ class LCSCallback(pl.Callback):
                 diversity_weight=self.diversity_weight,
                 seed=self.seed,
             )
-            self._patches.set(pl_module, "training_step", self._sweep)
-            self._patches.set(pl_module, "backward", self._sweep.backward)
+            self._patches.set(pl_module, "training_step", StandIn(pl_module.training_step, self._sweep.step))
+            self._patches.set(pl_module, "backward", StandIn(pl_module.backward, self._sweep.backward))
 
     def _adopt(self, module: LightningModule, final: bool = True) -> bool:
         """Put the subspace model in front of the network; False where the module has no network yet."""
@@ -245,6 +235,12 @@ class LCSCallback(pl.Callback):
         self._targets = [f"{path}.module" if path else "module"]
         self.subspace_model = model
 
+    def _adopt_first(self, module: LightningModule, configure_optimizers: Callable[[], Any]) -> Any:
+        """Optimizers, after all that was built or frozen in ``setup()``, ``configure_model()`` or other callbacks."""
+        for w0, w1 in self.adopted(module).endpoint_pairs():
+            w0.requires_grad_(w1.requires_grad)
+        return configure_optimizers()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every patch away."""
         self._patches.undo()
@@ -261,13 +257,17 @@ class LCSCallback(pl.Callback):
         """Check the optimizer, and start endpoint 0 from the weights that training starts from."""
         model = self.adopted(pl_module)
         check_optimizers(trainer.optimizers)
-        check_endpoints_are_trained(model, trainer.optimizers)
+        train_endpoints_alike(model, trainer.optimizers)
         # Weights may have been loaded since the endpoints were made.
         model.settle_endpoints()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stored batch-norm statistics are those of other weights from here on."""
-        self.adopted(pl_module).statistics.clear()
+        model = self.adopted(pl_module)
+        model.statistics.clear()
+        if batch_idx == 0:
+            # Finetuning callbacks have added their groups by now.
+            train_endpoints_alike(model, trainer.optimizers)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -356,7 +356,13 @@ class LCSCallback(pl.Callback):
             state = self.subspace_model.subspace_state()
             checkpoint[CHECKPOINT_KEY] = {**state, "targets": list(self._targets)}
 
-    def load_from(self, trainer: Trainer, module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    def _load_first(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        on_load_checkpoint: Callable[[Any], None],
+        checkpoint: dict[str, Any],
+    ) -> None:
         """Take the subspace out of a checkpoint, if it holds one."""
         self._loaded = checkpoint.get(CHECKPOINT_KEY)
         if self._loaded is None:
@@ -369,6 +375,7 @@ class LCSCallback(pl.Callback):
             self._adopt(module)
         else:
             self._take_loaded()
+        on_load_checkpoint(checkpoint)
 
     def _take_loaded(self) -> None:
         if self.subspace_model is not None and self._loaded is not None:

@@ -123,7 +123,6 @@ def test_nothing_is_left_that_a_plain_run_would_not_leave(tmp_path, run, subspac
     )
 
 
-@pytest.mark.xfail(strict=True, reason="every step clears all gradients of the module, not only the optimizer's")
 def test_gradients_that_no_optimizer_knows_are_the_users(tmp_path):
     """One that the user has put there stays, and one that nobody clears grows: here by 1 per level and step."""
 

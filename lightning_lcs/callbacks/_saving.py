@@ -1,4 +1,4 @@
-"""What stands in for methods of the user's module and trainer: plain objects, which can be pickled and copied."""
+"""Checkpoints that never leave the subspace out."""
 
 from __future__ import annotations
 
@@ -57,34 +57,3 @@ class _Adding:
         if CHECKPOINT_KEY not in checkpoint:
             self.callback.on_save_checkpoint(self.trainer, self.module, checkpoint)
         self.__wrapped__(checkpoint)
-
-
-class Loading:
-    """The module's ``on_load_checkpoint``, and the subspace taken over."""
-
-    def __init__(self, callback: LCSCallback, trainer: Trainer, module: LightningModule) -> None:
-        self.callback = callback
-        self.trainer = trainer
-        self.module = module
-        self.__wrapped__ = module.on_load_checkpoint
-
-    def __call__(self, checkpoint: dict[str, Any]) -> None:
-        self.callback.load_from(self.trainer, self.module, checkpoint)
-        self.__wrapped__(checkpoint)
-
-
-class AdoptFirst:
-    """The module's ``configure_optimizers``, after all that was built or frozen before it.
-
-    A network may be built in ``setup()`` or ``configure_model()``; other callbacks may freeze parts of it in theirs.
-    """
-
-    def __init__(self, callback: LCSCallback, module: LightningModule) -> None:
-        self.callback = callback
-        self.module = module
-        self.__wrapped__ = module.configure_optimizers
-
-    def __call__(self) -> Any:
-        for w0, w1 in self.callback.adopted(self.module).endpoint_pairs():
-            w0.requires_grad_(w1.requires_grad)
-        return self.__wrapped__()
