@@ -15,6 +15,7 @@ from lightning_lcs._levels import Part
 from lightning_lcs.channels.network import training_flags
 from lightning_lcs.channels.program import materialize
 from lightning_lcs.efficiency import (
+    Efficiency,
     count_macs,
     count_module_macs,
     count_params,
@@ -45,6 +46,21 @@ def cost_of(part: Part, mode: Mode, alpha: float) -> tuple[int, int, int]:
     with training_flags(module, False), _own_forward(module):
         macs = count_module_macs(module, *part.network.example_inputs(), density)
     return count, macs, parameter_bytes + buffer_bytes
+
+
+def efficiency_of(parts: Sequence[Part], mode: Mode, alpha: float) -> Efficiency:
+    """What a level of all networks together costs."""
+    costs = [cost_of(part, mode, alpha) for part in parts]
+    params, macs, size_bytes = (sum(numbers) for numbers in zip(*costs, strict=True))
+    return Efficiency(
+        alpha=alpha,
+        width=mode.width(alpha),
+        sparsity=mode.sparsity(alpha),
+        bit_width=mode.bit_width(alpha),
+        params=params,
+        macs=macs,
+        size_bytes=size_bytes,
+    )
 
 
 def own_network(

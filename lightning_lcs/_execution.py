@@ -145,6 +145,18 @@ def hook_inputs(module: nn.Module, layers: Sequence[str], inputs: Inputs) -> lis
     return [module.get_submodule(path).register_forward_pre_hook(QuantizedInput(inputs, path)) for path in layers]
 
 
+def attention_weights(module: nn.Module) -> tuple[str, ...]:
+    """Qualified names of the input projections that torch's attention keeps as parameters of its own."""
+    leaves = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    return tuple(
+        f"{path}.{leaf}" if path else leaf
+        for path, child in module.named_modules()
+        if isinstance(child, nn.MultiheadAttention)
+        for leaf in leaves
+        if isinstance(child._parameters.get(leaf), Tensor)
+    )
+
+
 def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, ...]:
     """Qualified names of the weights of convolutions and linear layers.
 

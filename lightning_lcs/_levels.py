@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs._activations import Collecting, LayerBits, Observing
-from lightning_lcs._execution import Execution, Replaced, Traced, layer_weights
+from lightning_lcs._coverage import warn_of_whole
+from lightning_lcs._execution import Execution, Replaced, Traced, attention_weights, layer_weights
 from lightning_lcs._gradients import GradientSum
 from lightning_lcs.channels.network import TracedNetwork, training_flags
 from lightning_lcs.channels.plan import Selection, select
@@ -87,12 +88,24 @@ def compressed_weights(module: nn.Module, mode: Mode) -> tuple[tuple[str, ...], 
     if isinstance(mode, Structured):
         return (), {}
     if isinstance(mode, Unstructured):
-        return layer_weights(module, mode.dense), {}
+        return layer_weights(module, mode.dense) + attention_weights(module), {}
     inner = layer_weights(module, ("first", "last"))
     if mode.edge_bits == 32:
         return inner, {}
     every = layer_weights(module)
     return every, {name: mode.edge_bits for name in every if name not in inner}
+
+
+def parts_of(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
+    """The networks of a subspace model, by name, and a warning where much of one can't be compressed."""
+    parts = []
+    for name, module in modules.items():
+        weights, fixed_bits = compressed_weights(module, mode)
+        if not isinstance(mode, Structured):
+            warn_of_whole(module, weights)
+        prefix = f"{name}." if len(modules) > 1 else ""
+        parts.append(Part(name, prefix, TracedNetwork(module), compressed=weights, fixed_bits=fixed_bits))
+    return parts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,8 +26,8 @@ class Efficiency:
     Attributes:
         alpha: the level that runs; with stored batch-norm statistics, the nearest stored one.
         width: share of channels kept.
-        sparsity: share of weights that are zero.
-        bit_width: bits per weight.
+        sparsity: share of zeros in the weights that the mode compresses; :meth:`SubspaceModel.report` names the others.
+        bit_width: bits of the weights that the mode compresses, without those whose bits are fixed.
         params: number of parameters that are not zero by compression.
         macs: multiply-accumulates of one sample of the shape seen first (1 MAC = 2 FLOPs), over convolutions and matrix
             products. Those with a weight that is zero are not counted: dense kernels run them all the same.
@@ -129,13 +129,21 @@ def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mappin
         density: share of entries that are not zero, by qualified name of a weight.
     """
     counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad(), torch.random.fork_rng(devices=[]):
-        module(*args, **kwargs)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one op that is not counted
+    try:
+        with sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module(*args, **kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     macs = float(counter.get_total_flops() // 2)
     counts = counter.get_flop_counts()
     root = type(module).__name__
     for name, share in density.items():
-        path = ".".join([root, *name.split(".")[:-1]])
+        *path_of, leaf = name.split(".")
+        if leaf != "weight":
+            continue  # of torch's attention, whose count holds other products than this weight's: counted whole
+        path = ".".join([root, *path_of])
         macs -= (1.0 - share) * sum(counts.get(path, {}).values()) / 2
     batch = next(leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
     return round(macs / batch)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lightning_lcs import _artifact, _checkpoint, _endpoints
 from lightning_lcs._activations import Inputs, Reading
-from lightning_lcs._copies import cost_of, own_network
+from lightning_lcs._copies import efficiency_of, own_network
+from lightning_lcs._coverage import norm_lines, report
 from lightning_lcs._execution import Execution
 from lightning_lcs._gradients import GradientSum
-from lightning_lcs._levels import Collector, Part, TrainingLevel, compressed_weights, level_tensors, setting_of
-from lightning_lcs.channels.network import TracedNetwork
+from lightning_lcs._levels import Collector, Part, TrainingLevel, level_tensors, parts_of, setting_of
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.efficiency import Efficiency
 from lightning_lcs.functional.subspace import endpoint_cosine
@@ -75,16 +75,12 @@ class SubspaceModel(nn.Module):
             raise ValueError("module is empty: give at least one network")
         self.module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleList(modules.values())
         self.norm = norm
-        for child in modules.values():
-            convert_norms(child, norm, sliced=isinstance(self.mode, Structured))
+        converted = [convert_norms(child, norm, isinstance(self.mode, Structured)) for child in modules.values()]
+        self._converted = [line for lines in converted for line in lines]
         self.line_parameters = line_parameters
         self.endpoint_start = endpoint_start
         self.seed = seed
-        self.parts: list[Part] = []
-        for name, child in modules.items():
-            names, fixed_bits = compressed_weights(child, self.mode)
-            prefix = f"{name}." if len(modules) > 1 else ""
-            self.parts.append(Part(name, prefix, TracedNetwork(child), compressed=names, fixed_bits=fixed_bits))
+        self.parts = parts_of(modules, self.mode)
         if subspace == "line":
             lines = _endpoints.attach(list(modules.values()), line_parameters, endpoint_start, seed)
             for part, line in zip(self.parts, lines, strict=True):
@@ -266,6 +262,12 @@ class SubspaceModel(nn.Module):
         part.network.in_mode(False)
         return part.network.plan
 
+    def report(self, alpha: float = 0.0) -> str:
+        """What is compressed at a level, what stays whole and why, and which norms were replaced; see :attr:`plan`."""
+        if isinstance(self.mode, Structured):
+            return "\n".join([self.plan.report(self.mode.width(alpha)), *norm_lines(self._converted)])
+        return "\n".join(report(part.network.module, part.compressed, self._converted) for part in self.parts)
+
     @property
     def has_batch_norm(self) -> bool:
         """Whether the network holds running statistics that depend on the level."""
@@ -302,18 +304,7 @@ class SubspaceModel(nn.Module):
         Raises:
             RuntimeError: the network was never called below alpha = 1 and had no ``example_inputs``.
         """
-        alpha = self.nearest_level(alpha)
-        costs = [cost_of(part, self.mode, alpha) for part in self.parts]
-        params, macs, size_bytes = (sum(numbers) for numbers in zip(*costs, strict=True))
-        return Efficiency(
-            alpha=alpha,
-            width=self.mode.width(alpha),
-            sparsity=self.mode.sparsity(alpha),
-            bit_width=self.mode.bit_width(alpha),
-            params=params,
-            macs=macs,
-            size_bytes=size_bytes,
-        )
+        return efficiency_of(self.parts, self.mode, self.nearest_level(alpha))
 
     def materialize(self, alpha: float, train: bool = False) -> nn.Module:
         """A plain network of one level, with its own parameters and buffers.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 NORMS = ("keep", "instance", "group")
@@ -86,7 +85,9 @@ def convert_norms(module: nn.Module, norm: str, sliced: bool) -> list[str]:
     """
     if check_norm(norm) == "keep":
         return []
-    found = [(path, child) for path, child in module.named_modules() if _is_batch_norm(child)]
+    found = [
+        (path, child) for path, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)
+    ]
     if not found:
         if any(isinstance(child, ConvertedNorm) for child in module.modules()):
             return []
@@ -109,11 +110,7 @@ def state_without_statistics(module: nn.Module) -> set[str]:
     gone = {
         f"{path}.{buffer}" if path else buffer
         for path, child in module.named_modules()
-        if _is_batch_norm(child)
+        if isinstance(child, nn.modules.batchnorm._BatchNorm)
         for buffer in child._buffers
     }
     return set(module.state_dict()) - gone
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, torch.nn.SyncBatchNorm)

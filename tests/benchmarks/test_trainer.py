@@ -58,9 +58,9 @@ class Clock(L.Callback):
     first to run at a width drawn at random would pay for.
     """
 
-    def __init__(self, by_hand: Iterator[None], first: Iterator[None] = itertools.repeat(None)) -> None:
+    def __init__(self, by_hand: Iterator[None], first: Iterator[None] | None = None) -> None:
         self.by_hand = by_hand
-        self.first = first
+        self.first = itertools.repeat(None) if first is None else first
         self.times: list[tuple[float, float]] = []
         self._start = 0.0
 
