@@ -41,11 +41,22 @@ fashion: $(READY)  ## the Fashion-MNIST table: an hour on two cores
 levels: fashion  ## batch-norm statistics between the stored levels
 	$(BIN)/python examples/stored_levels.py
 
-results: $(READY)  ## the table of modes, subspaces and norms after 4 epochs: hours; goes on where it was stopped
-	$(BIN)/python examples/results.py
+COMPARE = $(BIN)/python examples/train_cli.py compare --config examples/paper/fashion_mnist_preresnet11.yaml \
+	--trainer.enable_progress_bar=false --trainer.enable_model_summary=false
+SUBSPACES := paper-structured-point paper-structured-line paper-structured-point-keep paper-structured-line-keep \
+	us ns plain paper-unstructured-point paper-unstructured-line paper-unstructured-point-keep \
+	paper-unstructured-line-keep sparsity-0.95
+QUANTIZED := paper-quantized-point paper-quantized-line paper-quantized-point-keep paper-quantized-line-keep bits-3 bits-8
+SEEDS ?= 0
 
+results: $(READY)  ## the table of methods after 4 epochs: hours; goes on where it was stopped
+	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(SUBSPACES)
+	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
+
+LONG := --trainer.max_epochs=20 --trainer.check_val_every_n_epoch=20
 results-long: $(READY)  ## the same after 20 epochs
-	$(BIN)/python examples/results.py --epochs 20
+	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(SUBSPACES)
+	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
 
 clean:
 	rm -rf .venv runs site

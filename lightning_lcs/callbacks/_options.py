@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lightning_lcs.functional.sampling import SAMPLERS, VISIT_FULL, step_generator
 from lightning_lcs.functional.schedules import SCHEDULES
-from lightning_lcs.modes import Mode, Structured, Unstructured
+from lightning_lcs.modes import Mode, Structured, Unstructured, check_alpha
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,14 +19,14 @@ class SweepOptions:
 
     Attributes:
         mode: whose levels are drawn.
-        sampler: a key of :data:`SAMPLERS`.
+        sampler: a key of :data:`SAMPLERS`, or the levels of every step in ascending order.
         alphas_per_step: levels per step.
         warmup: share of all steps during which the compression grows, in [0, 1].
         warmup_schedule: a key of :data:`SCHEDULES`.
     """
 
     mode: Mode
-    sampler: str
+    sampler: str | tuple[float, ...]
     alphas_per_step: int
     warmup: float
     warmup_schedule: str
@@ -34,11 +34,14 @@ class SweepOptions:
     @property
     def visits_full(self) -> bool:
         """Whether every step visits alpha = 1, so that its running statistics are up to date."""
-        return self.sampler in VISIT_FULL and self.mode.is_full(1.0)
+        visited = self.sampler in VISIT_FULL if isinstance(self.sampler, str) else 1.0 in self.sampler
+        return visited and self.mode.is_full(1.0)
 
     def alphas(self, seed: int, step: int) -> list[float]:
         """The levels of a step, ascending: a function of its arguments alone."""
-        drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
+        drawn: Sequence[float] = self.sampler if isinstance(self.sampler, tuple) else ()
+        if isinstance(self.sampler, str):
+            drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
         return [self.mode.snap(alpha) for alpha in drawn]
 
     def strength(self, progress: float) -> float:
@@ -49,7 +52,7 @@ class SweepOptions:
 def sweep_options(
     mode: Mode,
     subspace: str,
-    sampler: str | None,
+    sampler: str | Sequence[float] | None,
     alphas_per_step: int | None,
     warmup: float | None,
     warmup_schedule: str | None,
@@ -63,10 +66,21 @@ def sweep_options(
     biased = isinstance(mode, Unstructured) and line
     default_sampler = "sandwich" if structured else "biased_endpoints" if biased else "uniform_draws"
     sampler = default_sampler if sampler is None else sampler
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler={sampler!r} is not known; choose one of {', '.join(map(repr, SAMPLERS))}")
-    count = (4 if sampler in VISIT_FULL else 1) if alphas_per_step is None else alphas_per_step
-    SAMPLERS[sampler](step_generator(0, 0), count)
+    if isinstance(sampler, str):
+        if sampler not in SAMPLERS:
+            raise ValueError(
+                f"sampler={sampler!r} is not known; choose one of {', '.join(map(repr, SAMPLERS))}, or give the levels "
+                "that every step visits"
+            )
+        count = (4 if sampler in VISIT_FULL else 1) if alphas_per_step is None else alphas_per_step
+        SAMPLERS[sampler](step_generator(0, 0), count)
+    else:
+        if not sampler:
+            raise ValueError("sampler=[] visits no level; give at least one, such as [1.0] for plain training")
+        sampler = tuple(sorted({check_alpha(alpha) for alpha in sampler}))
+        count = len(sampler)
+        if alphas_per_step not in (None, count):
+            raise ValueError(f"alphas_per_step={alphas_per_step}, and sampler gives {count} levels: leave it out")
     share = (0.0 if structured else 0.8) if warmup is None else warmup
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"warmup={warmup!r} is not in [0, 1]: it is a share of all training steps; 0 turns it off")

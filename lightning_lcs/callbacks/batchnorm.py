@@ -30,16 +30,16 @@ class BatchNormRecalibration(pl.Callback):
 
     Args:
         alphas: levels to keep: their number (evenly spaced), or the levels.
-        images: about how many training images each level sees.
+        images: about how many training images each level sees; 0 for no statistics at all.
         seed: which images.
 
     Raises:
-        ValueError: ``images`` is below 1, or ``alphas`` is not a grid in [0, 1].
+        ValueError: ``images`` is negative, or ``alphas`` is not a grid in [0, 1].
     """
 
     def __init__(self, alphas: int | Sequence[float] = DEFAULT_LEVELS, images: int = 2048, seed: int = 0) -> None:
-        if images < 1:
-            raise ValueError(f"images={images} is below 1: every level needs training images; use, for example, 2048")
+        if images < 0:
+            raise ValueError(f"images={images} is negative; use, for example, 2048")
         self.alphas = level_grid(alphas)
         self.images = images
         self.seed = seed
@@ -75,6 +75,9 @@ class BatchNormRecalibration(pl.Callback):
         collect: Callable[[Iterable[Any], Callable[[Any], Any]], None],
     ) -> None:
         if not needs_data(model, levels):
+            return
+        if self.images == 0:
+            model.warns = False  # levels run on the statistics of alpha = 1, as was asked for
             return
         if taken_from_training(trainer):
             warnings.warn(

@@ -16,7 +16,6 @@ from lightning_lcs._checkpoint import CHECKPOINT_KEY
 from lightning_lcs.batchnorm import DEFAULT_LEVELS, reduce_ranges
 from lightning_lcs.callbacks._evaluation import evaluate_level
 from lightning_lcs.callbacks._options import agreed, only_callback, sweep_options
-from lightning_lcs.callbacks._presets import paper_settings
 from lightning_lcs.callbacks._quiet import Patches
 from lightning_lcs.callbacks._refused import check_optimizers, check_setup
 from lightning_lcs.callbacks._saving import Saving
@@ -24,6 +23,7 @@ from lightning_lcs.callbacks._stand_in import StandIn
 from lightning_lcs.callbacks._sweep import Sweep, train_endpoints_alike
 from lightning_lcs.callbacks._target import Redirect, Target, find_targets
 from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration
+from lightning_lcs.callbacks.presets import method_settings, paper_settings
 from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.modes import Mode, check_subspace, parse_mode
@@ -46,9 +46,10 @@ class LCSCallback(pl.Callback):
             loss.
         alphas: levels of the curve: their number, or the levels.
         sampler: "sandwich" (both ends and uniform draws between), "uniform" (uniform draws, and alpha = 1),
-            "biased_endpoints" (each draw an end with probability 1/2, else uniform) or "uniform_draws"; by default
-            "sandwich" in structured mode, else "biased_endpoints" on a line and "uniform_draws" on a point.
-        alphas_per_step: levels that each training step visits; by default 4 with the first two samplers, else 1.
+            "biased_endpoints" (each draw an end with probability 1/2, else uniform) or "uniform_draws"; or levels, all
+            of which every step visits. By default "sandwich" in structured mode, else "biased_endpoints" on a line and
+            "uniform_draws" on a point.
+        alphas_per_step: levels that each training step draws; by default 4 with the first two samplers, else 1.
         warmup: share of all steps in which sparsity grows to its level, or in which inputs of layers are not quantized
             yet; by default 0.8 in these two modes.
         warmup_schedule: "linear" (growing steadily) or "delayed" (none until the warm-up is over); by default "linear"
@@ -62,7 +63,8 @@ class LCSCallback(pl.Callback):
             none. The module's ``state_dict`` then has no running statistics, and its own class does not load it:
             :meth:`SubspaceModel.from_checkpoint` does.
         every_n_epochs: measure the curve every n-th epoch, too; by default at the last validation only.
-        recalibration_images: training images from which each level's batch-norm statistics are taken.
+        recalibration_images: training images from which each level's batch-norm statistics are taken; 0 for none: every
+            level then runs on those of alpha = 1, at a loss.
         recalibration_levels: levels whose statistics are kept: their number, or the levels. Any alpha asked for later
             runs at the nearest of them.
         seed: of the sampled alphas and the recalibration images.
@@ -81,7 +83,7 @@ class LCSCallback(pl.Callback):
         target: Target = None,
         alphas: int | Sequence[float] = 7,
         *,
-        sampler: str | None = None,
+        sampler: str | Sequence[float] | None = None,
         alphas_per_step: int | None = None,
         warmup: float | None = None,
         warmup_schedule: str | None = None,
@@ -95,14 +97,17 @@ class LCSCallback(pl.Callback):
         seed: int = 0,
     ) -> None:
         _endpoints.check_options(line_parameters, endpoint_start)
-        if recalibration_images < 1:
-            raise ValueError(f"recalibration_images={recalibration_images} is below 1; use, for example, 2048")
         if not diversity_weight >= 0:
             raise ValueError(f"diversity_weight={diversity_weight} is negative; 0 turns the term off, 1 is the paper's")
         self.mode = parse_mode(mode)
         self.subspace = check_subspace(subspace)
         self.target = target
         self.options = sweep_options(self.mode, subspace, sampler, alphas_per_step, warmup, warmup_schedule)
+        if recalibration_images < (0 if self.options.visits_full else 1):
+            raise ValueError(
+                f"recalibration_images={recalibration_images} is too small: use, for example, 2048, or, with a sampler "
+                "that visits alpha = 1 at every step, 0 for none"
+            )
         self.diversity_weight = diversity_weight
         self.line_parameters = line_parameters
         self.endpoint_start = endpoint_start
@@ -133,6 +138,19 @@ class LCSCallback(pl.Callback):
             options: of the callback, in place of the paper's.
         """
         return cls(**{**paper_settings(mode, subspace), **options})
+
+    @classmethod
+    def method(cls, name: str, **options: Any) -> LCSCallback:
+        """A subspace, or what arXiv 2110.04252 compares subspaces with.
+
+        Args:
+            name: such as "structured-line", "us" or "bits-4"; see :func:`callbacks.presets.method_settings`.
+            options: of the callback, in place of the method's.
+
+        Raises:
+            ValueError: the name is not known.
+        """
+        return cls(**{**method_settings(name), **options})
 
     @property
     def curve(self) -> list[CurvePoint]:
@@ -214,16 +232,12 @@ class LCSCallback(pl.Callback):
         return True
 
     def _adopt_owned(self, model: SubspaceModel, module: LightningModule) -> None:
-        for name in ("mode", "subspace"):
+        defaults = inspect.signature(LCSCallback).parameters
+        # What was left at its default was not asked for, and the model's own choice holds; not so for these two.
+        for name in ("mode", "subspace", "line_parameters", "endpoint_start", "norm"):
             mine, theirs = getattr(self, name), getattr(model, name)
-            if mine != theirs:
-                raise ValueError(
-                    f"LCSCallback has {name}={mine!r} and the module's SubspaceModel {name}={theirs!r}: give both one"
-                )
-        # What was left at its default was not asked for, and the model's own choice holds.
-        for name in ("line_parameters", "endpoint_start", "norm"):
-            mine, theirs = getattr(self, name), getattr(model, name)
-            if mine not in (theirs, inspect.signature(LCSCallback).parameters[name].default):
+            unasked = name not in ("mode", "subspace") and mine == defaults[name].default
+            if mine != theirs and not unasked:
                 raise ValueError(
                     f"LCSCallback has {name}={mine!r} and the module's SubspaceModel {name}={theirs!r}: give both one"
                 )
@@ -300,7 +314,7 @@ class LCSCallback(pl.Callback):
         """Measure the curve where it is due; ``ModelCheckpoint`` runs after this."""
         if trainer.sanity_checking:
             self._rehearse(trainer, pl_module)
-        elif trainer.state.fn != "fit" or self._is_due(trainer):
+        elif trainer.state.fn != "fit" or self._monitor.is_due(trainer):
             self._measure(trainer, pl_module, dict(trainer.callback_metrics))
         elif not self.adopted(pl_module).mode.is_full(1.0):
             # What was collected for this validation is one level, and no grid to choose the nearest from.
@@ -324,15 +338,6 @@ class LCSCallback(pl.Callback):
             evaluate_level(trainer, module, model, 0.0, max_batches=1)
         finally:
             model.warns = warns
-
-    def _is_due(self, trainer: Trainer) -> bool:
-        every, epoch = self._monitor.every_n_epochs, trainer.current_epoch + 1
-        epoch_ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if every is not None and epoch % every == 0 and epoch_ended:
-            return True
-        steps, epochs = trainer.max_steps, trainer.max_epochs
-        last = epochs not in (None, -1) and epoch >= (epochs or 0) and epoch_ended
-        return bool(last or (steps != -1 and trainer.global_step >= steps) or trainer.should_stop)
 
     def _measure(self, trainer: Trainer, module: LightningModule, full_metrics: Mapping[str, Any] | None) -> None:
         model = self.adopted(module)

@@ -56,6 +56,16 @@ class TradeoffMonitor(pl.Callback):
         self.latency = latency
         self.curve: list[CurvePoint] = []
 
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether the validation that has just ended in ``fit`` is one after which to measure."""
+        every, epoch = self.every_n_epochs, trainer.current_epoch + 1
+        epoch_ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if every is not None and epoch % every == 0 and epoch_ended:
+            return True
+        steps, epochs = trainer.max_steps, trainer.max_epochs
+        last = epochs not in (None, -1) and epoch >= (epochs or 0) and epoch_ended
+        return bool(last or (steps != -1 and trainer.global_step >= steps) or trainer.should_stop)
+
     def run(
         self,
         trainer: Trainer,

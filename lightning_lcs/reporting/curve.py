@@ -99,3 +99,21 @@ def write_csv(curves: Mapping[str, Curve], path: str | os.PathLike[str]) -> Path
     finally:
         scratch.unlink(missing_ok=True)
     return target
+
+
+def read_csv(path: str | os.PathLike[str]) -> list[CurvePoint]:
+    """One curve as :func:`write_csv` wrote it.
+
+    Raises:
+        ValueError: the file holds no single curve.
+    """
+    with Path(path).open(newline="") as file:
+        found = list(csv.DictReader(file))
+    if not found or not set(COSTS) <= set(found[0]) or "curve" in found[0]:
+        raise ValueError(f"{path} is not the file of one curve: its columns should begin with {', '.join(COSTS)}")
+    points = []
+    for row in found:
+        whole = ("bit_width", "params", "macs", "size_bytes")
+        costs: dict[str, Any] = {name: (int if name in whole else float)(row.pop(name)) for name in COSTS}
+        points.append(CurvePoint(**costs, metrics={name: float(value) for name, value in row.items() if value}))
+    return points

@@ -26,10 +26,10 @@ def preresnet(blocks: int) -> nn.Module:
     [
         ("structured", "line", ("sandwich", 4, 0.0, "instance", "norm")),
         ("structured", "point", ("sandwich", 4, 0.0, "instance", "norm")),
-        ("unstructured", "line", ("biased_endpoints", 1, 0.8, "group", "all")),
-        ("unstructured", "point", ("uniform_draws", 1, 0.8, "group", "all")),
-        ("quantized", "line", ("uniform_draws", 1, 0.8, "group", "all")),
-        ("quantized", "point", ("uniform_draws", 1, 0.8, "group", "all")),
+        ("unstructured", "line", ("biased_endpoints", 1, 0.8, "group", "backbone")),
+        ("unstructured", "point", ("uniform_draws", 1, 0.8, "group", "backbone")),
+        ("quantized", "line", ("uniform_draws", 1, 0.8, "group", "backbone")),
+        ("quantized", "point", ("uniform_draws", 1, 0.8, "group", "backbone")),
     ],
 )
 def test_settings(mode, subspace, expected):

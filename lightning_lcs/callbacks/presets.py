@@ -1,0 +1,99 @@
+"""Training methods by name: subspaces, and what arXiv 2110.04252 compares them with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning_lcs.modes import MODES, SUBSPACES, Mode, Quantized, Unstructured
+from lightning_lcs.norms import NORMS
+
+# At which arXiv 2110.04252 evaluates its unstructured subspaces.
+PAPER_SHARES_KEPT = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
+# Widths .25, .5, .75 and 1.
+SLIMMABLE_ALPHAS = (0.0, 1 / 3, 2 / 3, 1.0)
+METHODS = (
+    "MODE-SUBSPACE (such as structured-line)",
+    "paper-MODE-SUBSPACE (either with -keep, -instance or -group for another norm)",
+    "plain",
+    "us",
+    "ns",
+    "sparsity-S (S in [0, 0.975])",
+    "bits-B (B in 3..8)",
+)
+
+
+def method_settings(name: str) -> dict[str, Any]:
+    """Options of :class:`LCSCallback` that make a method.
+
+    Args:
+        name: one of
+
+            * "structured-line", "unstructured-point" and so on: a mode and a subspace, with their defaults;
+              "paper-structured-line" and so on: with the settings of :meth:`LCSCallback.paper`; either may end in
+              "-keep", "-instance" or "-group" for that norm;
+            * "plain": ordinary training, cut to each width afterwards;
+            * "us": a universally slimmable network (sandwich rule, batch norm) whose narrow widths run on the
+              statistics of the full one;
+            * "ns": a slimmable network, trained at the widths .25, .5, .75 and 1 in every step, with batch-norm
+              statistics of each (scale and shift are shared; in the paper each width has its own);
+            * "sparsity-0.95": a network for this sparsity, which grows over 80 % of the training;
+            * "bits-4": a network for this bit width.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    fixed: dict[str, Any] = {"subspace": "point", "norm": "keep"}
+    kind, _, rest = name.partition("-")
+    subspace_settings = _subspace_settings(name.removeprefix("paper-").split("-"), paper=kind == "paper")
+    if subspace_settings is not None:
+        return subspace_settings
+    if name == "plain":
+        return {**fixed, "mode": "structured", "sampler": [1.0]}
+    if name == "us":
+        return {**fixed, "mode": "structured", "sampler": "sandwich", "recalibration_images": 0}
+    if name == "ns":
+        levels = list(SLIMMABLE_ALPHAS)
+        return {**fixed, "mode": "structured", "sampler": levels, "alphas": levels, "recalibration_levels": levels}
+    number = _number(rest)
+    if kind == "sparsity" and 0.0 <= number <= Unstructured().max_sparsity:
+        alpha = 1.0 - number / Unstructured().max_sparsity
+        grid = [step / 6 for step in range(7)]
+        sparse = {"warmup_schedule": "linear", "alphas": sorted({*grid, alpha})}
+        return {**fixed, **sparse, "mode": "unstructured", "sampler": [alpha]}
+    if kind == "bits" and number in range(3, 9):
+        return {**fixed, "mode": Quantized(edge_bits=32), "sampler": [(number - 2) / 6], "alphas": [(number - 2) / 6]}
+    raise ValueError(f"method {name!r} is not known; choose from {', '.join(METHODS)}")
+
+
+def _subspace_settings(words: list[str], paper: bool) -> dict[str, Any] | None:
+    """Settings of ``[mode, subspace]`` or ``[mode, subspace, norm]``; ``None`` for anything else."""
+    norm = {"norm": words[2]} if len(words) == 3 and words[2] in NORMS else {}
+    if len(words) != 2 + len(norm) or words[0] not in MODES or words[1] not in SUBSPACES:
+        return None
+    mode, subspace = words[:2]
+    return {**(paper_settings(mode, subspace) if paper else {"mode": mode, "subspace": subspace}), **norm}
+
+
+def paper_settings(mode: str, subspace: str) -> dict[str, Any]:
+    """Options of :class:`LCSCallback` as the paper has them; see :meth:`LCSCallback.paper`."""
+    modes: dict[str, Mode] = {"unstructured": Unstructured(), "quantized": Quantized(edge_bits=32)}
+    structured = mode == "structured"
+    settings: dict[str, Any] = {
+        "mode": modes.get(mode, mode),
+        "subspace": subspace,
+        "norm": "instance" if structured else "group",
+        "line_parameters": "norm" if structured else "backbone",
+        "endpoint_start": "independent",
+        "diversity_weight": 1.0,
+    }
+    if mode == "unstructured":
+        settings["alphas"] = [(kept - 0.025) / 0.975 for kept in PAPER_SHARES_KEPT]
+    return settings
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,82 @@
+"""Curves of several methods and seeds beside each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis
+from lightning_lcs.reporting.plots import plot_curves
+
+Runs = Mapping[str, list[list[CurvePoint]]]
+"""By method, the curve of each seed."""
+
+
+def print_comparisons(runs: Runs, metric: str, console: Console | None = None) -> None:
+    """One table for each of width, sparsity and bit width: a row per level, a column per method.
+
+    With several seeds a cell is their mean, with the lowest and the highest below it.
+    """
+    for axis, methods in by_axis(runs).items():
+        table = Table(title=f"{metric} by {axis}", title_justify="left")
+        for heading in (axis, *methods):
+            table.add_column(heading, justify="right")
+        for level in sorted({_level(p, axis) for curves in methods.values() for curve in curves for p in curve}):
+            at_level = [
+                [p for curve in curves for p in curve if _level(p, axis) == level] for curves in methods.values()
+            ]
+            found = [[p.metrics[metric] for p in points] for points in at_level]
+            table.add_row(f"{level:.4g}", *map(cell, found))
+        (console or Console()).print(table)
+
+
+def plot_comparisons(runs: Runs, metric: str, folder: Path) -> list[Path]:
+    """One picture for each of width, sparsity and bit width, ``comparison_AXIS.png``: the means over seeds."""
+    return [
+        plot_curves({name: mean_curve(c) for name, c in methods.items()}, metric, folder / f"comparison_{axis}.png")
+        for axis, methods in by_axis(runs).items()
+    ]
+
+
+def by_axis(runs: Runs) -> dict[str, dict[str, list[list[CurvePoint]]]]:
+    """The methods by what their levels change; without those that have no run."""
+    groups: dict[str, dict[str, list[list[CurvePoint]]]] = {}
+    for method, curves in runs.items():
+        if curves:
+            groups.setdefault(_axis(curves[0]), {})[method] = curves
+    return groups
+
+
+def _axis(curve: Curve) -> str:
+    if any(point.bit_width != 32 for point in curve):
+        return "bit_width"
+    return level_axis([curve])
+
+
+def _level(point: CurvePoint, axis: str) -> float:
+    """Where a point stands: the same level of two methods may differ in the last digit."""
+    return round(float(getattr(point, axis)), 6)
+
+
+def mean_curve(curves: Sequence[Curve]) -> list[CurvePoint]:
+    """Metrics averaged over curves of the same levels; costs are those of the first."""
+    return [
+        dataclasses.replace(
+            points[0],
+            metrics={name: statistics.mean(p.metrics[name] for p in points) for name in points[0].metrics},
+        )
+        for points in zip(*curves, strict=True)
+    ]
+
+
+def cell(values: Sequence[float]) -> str:
+    """The mean, and the range of several; empty without any."""
+    if not values:
+        return ""
+    spread = f"\n{min(values):.4f} to {max(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"

@@ -1,0 +1,116 @@
+"""``lightning-lcs compare``, and the paper's recipes: each is parsed and trained for two steps on fake images."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision import datasets, transforms
+
+from lightning_lcs.cli import main
+from lightning_lcs.reporting.comparison import by_axis, mean_curve
+from lightning_lcs.reporting.curve import read_csv
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RECIPES = sorted((EXAMPLES / "paper").glob("*.yaml"))
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+SHORT = [
+    "--trainer.max_epochs=1",
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.limit_train_batches=2",
+    "--trainer.limit_val_batches=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+SMALL = [*SHORT, "--data.init_args.image_size=16", "--data.init_args.batch_size=8", "--model.model=test_resnet"]
+STRUCTURED = ["--config", str(EXAMPLES / "configs" / "structured.yaml"), *SMALL]
+
+
+def compare(folder, *methods, seeds=(0,), arguments=STRUCTURED):
+    main(["compare", *arguments, "--folder", str(folder), "--methods", *methods, "--seeds", *map(str, seeds)])
+
+
+def test_methods_of_all_modes_in_one_call(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    compare(tmp_path, "plain", "us", "unstructured-line", "bits-4", seeds=(0, 1))
+    assert len(list(tmp_path.glob("*-[01].csv"))) == 8
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        "comparison_bit_width.png",
+        "comparison_sparsity.png",
+        "comparison_width.png",
+    ]
+    printed = capsys.readouterr().out
+    for title in ("val_acc by width", "val_acc by sparsity", "val_acc by bit_width"):
+        assert title in printed
+    runs = {name: [read_csv(tmp_path / f"{name}-{seed}.csv") for seed in (0, 1)] for name in ("plain", "us")}
+    assert list(by_axis(runs)) == ["width"]
+    for name, curves in runs.items():
+        for point, first, second in zip(mean_curve(curves), *curves, strict=True):
+            mean = (first.metrics["val_acc"] + second.metrics["val_acc"]) / 2
+            assert point.metrics["val_acc"] == pytest.approx(mean, abs=1e-12), name
+    # Two seeds, two networks; the configuration's own checkpoints are not written.
+    assert runs["us"][0][0].metrics != runs["us"][1][0].metrics
+    assert not list(tmp_path.glob("**/*.ckpt"))
+
+
+def test_a_call_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    compare(tmp_path, "us")
+    before = (tmp_path / "us-0.csv").read_text()
+    capsys.readouterr()
+    compare(tmp_path, "us", "plain")
+    printed = capsys.readouterr().out
+    assert "plain, seed 0" in printed
+    assert "us, seed 0" not in printed
+    assert (tmp_path / "us-0.csv").read_text() == before
+    # The same command again gives the same numbers.
+    (tmp_path / "us-0.csv").unlink()
+    compare(tmp_path, "us")
+    first, second = before.splitlines(), (tmp_path / "us-0.csv").read_text().splitlines()
+    latency = first[0].split(",").index("latency_ms")
+    for a, b in zip(first[1:], second[1:], strict=True):
+        pairs = enumerate(zip(a.split(","), b.split(","), strict=True))
+        assert all(x == y for column, (x, y) in pairs if column != latency)
+
+
+def test_an_unknown_method_is_refused_before_any_run(tmp_path):
+    with pytest.raises(ValueError, match="method 'best' is not known"):
+        compare(tmp_path, "plain", "best")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "us-0.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"us-0.csv is not the file of one curve"):
+        compare(tmp_path, "us")
+
+
+def methods_of(recipe):
+    """One network of each kind is enough for a recipe: the methods are tested above."""
+    named = re.findall(r"^#\s+(paper-.*|us.*)$", recipe.read_text(), re.MULTILINE)
+    return {word for line in named for word in line.split() if not word.startswith(("--", "\\"))}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("method", ["paper-structured-line", "paper-unstructured-line", "paper-quantized-point"])
+def test_the_papers_recipes(tmp_path, monkeypatch, recipe, method):
+    large = "imagenet" in recipe.stem
+    pixels = 64 if large else 32
+    fake = datasets.FakeData(4, (3, pixels, pixels), 1000 if large else 10, transforms.ToTensor())
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning_lcs.data.VisionDataModule._make", lambda self, train, download: fake)
+    tensors = torch.utils.data.TensorDataset(torch.stack([x for x, _ in fake]), torch.tensor([y for _, y in fake]))
+    monkeypatch.setattr(
+        "lightning_lcs.data.FashionMNISTDataModule.setup",
+        lambda self, stage: self._sets.update(train=tensors, test=tensors),
+    )
+    workers = [] if "fashion" in recipe.stem else ["--data.init_args.num_workers=0"]
+    arguments = ["--config", str(recipe), *SHORT, *workers, "--data.init_args.batch_size=2"]
+    compare(tmp_path, method, arguments=arguments)
+    curve = read_csv(tmp_path / f"{method}-0.csv")
+    assert len(curve) == {"structured": 7, "unstructured": 14, "quantized": 6}[method.split("-")[1]]
+    assert "fashion" in recipe.stem or method in methods_of(recipe)
+    assert sys.path[0] == str(EXAMPLES)
