@@ -104,10 +104,8 @@ class LCSCallback(pl.Callback):
         self.target = target
         self.options = sweep_options(self.mode, subspace, sampler, alphas_per_step, warmup, warmup_schedule)
         if recalibration_images < (0 if self.options.visits_full else 1):
-            raise ValueError(
-                f"recalibration_images={recalibration_images} is too small: use, for example, 2048, or, with a sampler "
-                "that visits alpha = 1 at every step, 0 for none"
-            )
+            reason = "use, for example, 2048, or 0 for none with a sampler that visits alpha = 1 at every step"
+            raise ValueError(f"recalibration_images={recalibration_images} is too small: {reason}")
         self.diversity_weight = diversity_weight
         self.line_parameters = line_parameters
         self.endpoint_start = endpoint_start
@@ -144,7 +142,7 @@ class LCSCallback(pl.Callback):
         """A subspace, or what arXiv 2110.04252 compares subspaces with.
 
         Args:
-            name: such as "structured-line", "us" or "bits-4"; see :func:`callbacks.presets.method_settings`.
+            name: such as "structured-line", "us" or "bits-4"; see :func:`lightning_lcs.callbacks.presets.method_settings`.
             options: of the callback, in place of the method's.
 
         Raises:

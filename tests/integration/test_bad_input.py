@@ -43,8 +43,6 @@ def test_arguments(make, match):
         make()
 
 
-
-
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
