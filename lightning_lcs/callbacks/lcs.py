@@ -142,7 +142,7 @@ class LCSCallback(pl.Callback):
         """A subspace, or what arXiv 2110.04252 compares subspaces with.
 
         Args:
-            name: such as "structured-line", "us" or "bits-4"; see :func:`lightning_lcs.callbacks.presets.method_settings`.
+            name: such as "structured-line", "us" or "bits-4"; the function ``method_settings`` names all.
             options: of the callback, in place of the method's.
 
         Raises:

@@ -20,7 +20,9 @@ no_curve = pytest.mark.filterwarnings("ignore:no validation data. the accuracy-e
 
 
 def squared_cosine(model):
+    """Of the weights on the line, or of scales and shifts where these alone are (arXiv 2110.04252)."""
     pairs = model.endpoint_pairs()
+    pairs = [pair for pair in pairs if pair[0].ndim > 1] or pairs
     w0 = torch.cat([a.flatten() for a, _ in pairs])
     w1 = torch.cat([b.flatten() for _, b in pairs])
     return (w0 @ w1 / (w0.norm() * w1.norm())) ** 2

@@ -94,8 +94,27 @@ def test_independent_endpoints_depend_on_the_seed_alone() -> None:
 
 
 def test_endpoint_cosine_is_that_of_the_pairs() -> None:
+    """Of weights; scales and shifts, which start alike, count where nothing else lies on the line."""
     model = SubspaceModel(scramble(Chain()), line_parameters="all", endpoint_start="independent")
-    assert torch.equal(model.endpoint_cosine(), endpoint_cosine(model.endpoint_pairs()))
+    weights = [pair for pair in model.endpoint_pairs() if pair[0].ndim > 1]
+    assert 0 < len(weights) < len(model.endpoint_pairs())
+    assert torch.equal(model.endpoint_cosine(), endpoint_cosine(weights))
+    norms = SubspaceModel(scramble(Chain()), line_parameters="norm")
+    assert all(w0.ndim == 1 for w0, _ in norms.endpoint_pairs())
+    assert torch.equal(norms.endpoint_cosine(), endpoint_cosine(norms.endpoint_pairs()))
+
+
+def test_the_head_is_not_on_the_line_of_the_backbone() -> None:
+    model = SubspaceModel(scramble(Chain()), line_parameters="backbone")
+    everything = SubspaceModel(scramble(Chain()), line_parameters="all")
+    missing = set(everything.parts[0].endpoints) - set(model.parts[0].endpoints)
+    head = next(name for name, child in reversed(list(Chain().named_modules())) if isinstance(child, nn.Linear))
+    assert missing == {f"{head}.weight", f"{head}.bias"}
+    with pytest.raises(ValueError, match="line_parameters='backbone' finds no parameter outside the head"):
+        SubspaceModel(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), line_parameters="backbone")
+
+
+def test_endpoint_cosine_of_copies_is_one() -> None:
     copied = SubspaceModel(scramble(Chain()), line_parameters="all")
     assert copied.endpoint_cosine().item() == pytest.approx(1.0, abs=SAME_OPS)
 
