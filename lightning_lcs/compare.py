@@ -39,7 +39,8 @@ def compare(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="lightning-lcs compare",
         description="Train several methods on one recipe (any arguments of lightning-lcs fit), and compare their "
-        f"curves. Methods: {'; '.join(METHODS)}.",
+        "curves. The recipe's own LCSCallback, checkpoints and logger are left out; results in the folder are kept, so "
+        f"that another recipe needs another folder. Methods: {'; '.join(METHODS)}.",
     )
     parser.add_argument("--methods", nargs="+", default=["structured-line", "structured-point", "plain", "us"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -53,7 +54,9 @@ def compare(args: Sequence[str] | None = None) -> None:
     for seed in own.seeds:
         for method in own.methods:
             path = own.folder / f"{method}-{seed}.csv"
-            if not path.exists():
+            if path.exists():
+                print(f"{path}: kept from an earlier call", flush=True)
+            else:
                 write_csv({"": _train(method, seed, own.folder, recipe)}, path)
                 print(f"{method}, seed {seed}: {(time.monotonic() - begin) / 3600:.2f} hours so far", flush=True)
             runs[method].append(read_csv(path))

@@ -65,6 +65,7 @@ def test_a_call_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "plain, seed 0" in printed
     assert "us, seed 0" not in printed
+    assert "us-0.csv: kept from an earlier call" in printed.replace("\n", "")
     assert (tmp_path / "us-0.csv").read_text() == before
     # The same command again gives the same numbers.
     (tmp_path / "us-0.csv").unlink()
