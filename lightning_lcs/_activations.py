@@ -25,14 +25,19 @@ def range_key(prefix: str, path: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class LayerBits:
-    """Bits of a layer by its path: its own, or those of the level."""
+    """Bits of a layer by its path: those that it has at every level, those that it drew, or those of the level."""
 
     bits: int
+    drawn: Mapping[str, int]
     fixed: Mapping[str, int]
 
     def __call__(self, path: str) -> int:
         """The bits of a layer."""
-        return self.fixed.get(path, self.bits)
+        return self.fixed.get(path, self.level(path))
+
+    def level(self, path: str) -> int:
+        """The bits of the level to which a layer belongs."""
+        return self.drawn.get(path, self.bits)
 
 
 @dataclasses.dataclass
@@ -40,13 +45,13 @@ class Observing:
     """Inputs that move a level's ranges, each started from the first batch, and are quantized with them.
 
     Attributes:
-        ranges: of the level; changed.
+        ranges: by the bits of a level; changed.
         prefix: of the network in names.
         bits: of a layer.
         quantize: whether the inputs are quantized yet.
     """
 
-    ranges: dict[str, Tensor]
+    ranges: Mapping[int, dict[str, Tensor]]
     prefix: str
     bits: LayerBits
     quantize: bool
@@ -54,9 +59,10 @@ class Observing:
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
         key = range_key(self.prefix, path)
-        current, held = torch.stack(range_of(x)).float(), self.ranges.get(key)
-        self.ranges[key] = current if held is None else torch.lerp(held.to(current), current, MOMENTUM)
-        low, high = self.ranges[key].unbind()
+        ranges = self.ranges[self.bits.level(path)]
+        current, held = torch.stack(range_of(x)).float(), ranges.get(key)
+        ranges[key] = current if held is None else torch.lerp(held.to(current), current, MOMENTUM)
+        low, high = ranges[key].unbind()
         return fake_quantize(x, low, high, self.bits(path)) if self.quantize else x
 
 

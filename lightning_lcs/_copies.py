@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lightning_lcs import _endpoints
 from lightning_lcs._activations import Inputs
+from lightning_lcs._compression import Compression, setting_of
 from lightning_lcs._execution import Execution, Traced, hook_inputs
-from lightning_lcs._levels import Part
+from lightning_lcs._parts import Part, layer_of
 from lightning_lcs.channels.network import training_flags
 from lightning_lcs.channels.program import materialize
 from lightning_lcs.efficiency import (
@@ -41,7 +42,10 @@ def cost_of(part: Part, mode: Mode, alpha: float) -> tuple[int, int, int]:
         count, parameter_bytes = count_quantized_params(parameters, bits, mode.per_channel)
         density: dict[str, float] = {}
     else:
-        count, parameter_bytes, density = count_sparse_params(parameters, part.compressed, mode.sparsity(alpha))
+        level = Compression(part, setting_of(mode, alpha))
+        kept = {name: level.kept_entries(name) for name in part.compressed}
+        count, parameter_bytes = count_sparse_params(parameters, kept)
+        density = {name: entries / parameters[name].numel() for name, entries in kept.items()}
     buffer_bytes = sum(value.numel() * value.element_size() for value in module.buffers() if value.is_floating_point())
     with training_flags(module, False), _own_forward(module):
         macs = count_module_macs(module, *part.network.example_inputs(), density)
@@ -80,7 +84,7 @@ def own_network(
         if name in values:
             tensor.data = values[name]
     if inputs is not None:
-        hook_inputs(twin, [name.rpartition(".")[0] for name in part.compressed], inputs)
+        hook_inputs(twin, [layer_of(name) for name in part.compressed], inputs)
     return twin.train(train)
 
 

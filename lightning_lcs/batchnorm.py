@@ -36,8 +36,10 @@ def needs_data(model: SubspaceModel, alphas: Sequence[float]) -> bool:
     """Whether levels need training images: for batch-norm statistics, or for ranges that no training has seen."""
     if model.has_batch_norm:
         return True
-    unseen = {model.mode.snap(alpha) for alpha in alphas} - {level for level, found in model.ranges.items() if found}
-    return isinstance(model.mode, Quantized) and bool(unseen)
+    # Where layers draw bits of their own, a level may have seen some of them only.
+    layers = sum(len(part.compressed) for part in model.parts)
+    seen = {level for level, ranges in model.ranges.items() if len(ranges) == layers}
+    return isinstance(model.mode, Quantized) and not {model.mode.snap(alpha) for alpha in alphas} <= seen
 
 
 def recalibrate(

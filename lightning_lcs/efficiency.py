@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_lcs.channels.plan import PlanAtWidth
 from lightning_lcs.channels.program import Program
-from lightning_lcs.functional.sparsity import zeros_at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,25 +76,19 @@ def count_params(at: PlanAtWidth, names: dict[str, Tensor]) -> tuple[int, int]:
     return count, size_bytes
 
 
-def count_sparse_params(
-    parameters: Mapping[str, Tensor], sparse: Container[str], sparsity: float
-) -> tuple[int, int, dict[str, float]]:
-    """Number and bytes of parameters of which some are sparse, and the share kept of each of these.
+def count_sparse_params(parameters: Mapping[str, Tensor], kept: Mapping[str, int]) -> tuple[int, int]:
+    """Number and bytes of parameters of which some are sparse.
 
     Args:
         parameters: by qualified name, at full size.
-        sparse: names of those that lose entries.
-        sparsity: share of zeros in them.
+        kept: number of entries that are kept of those that are sparse.
     """
     count = size_bytes = 0
-    density: dict[str, float] = {}
     for name, value in parameters.items():
-        zeros = zeros_at(value.numel(), sparsity) if name in sparse else 0
-        count += value.numel() - zeros
-        size_bytes += (value.numel() - zeros) * value.element_size() + (-(-value.numel() // 8) if zeros else 0)
-        if name in sparse:
-            density[name] = 1.0 - zeros / value.numel()
-    return count, size_bytes, density
+        left = kept.get(name, value.numel())
+        count += left
+        size_bytes += left * value.element_size() + (-(-value.numel() // 8) if left < value.numel() else 0)
+    return count, size_bytes
 
 
 def count_quantized_params(

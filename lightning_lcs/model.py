@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from lightning_lcs import _artifact, _checkpoint, _endpoints
 from lightning_lcs._activations import Inputs, Reading
+from lightning_lcs._compression import Compression, level_tensors, setting_of
 from lightning_lcs._copies import efficiency_of, own_network
 from lightning_lcs._coverage import norm_lines, report
 from lightning_lcs._execution import Execution
 from lightning_lcs._gradients import GradientSum
-from lightning_lcs._levels import Collector, Part, TrainingLevel, level_tensors, parts_of, setting_of
+from lightning_lcs._levels import Collector, TrainingLevel
+from lightning_lcs._parts import Part, parts_of
+from lightning_lcs._prepared import Prepared
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.efficiency import Efficiency
 from lightning_lcs.functional.subspace import endpoint_cosine
@@ -90,7 +93,7 @@ class SubspaceModel(nn.Module):
         self._alpha = 1.0
         self._training_level: TrainingLevel | None = None
         self._collector: Collector | None = None
-        self._prepared: dict[Any, tuple[Any, list[Tensor | None], Inputs | None]] = {}
+        self._prepared = Prepared()
         self.warns = True  # of the first level that runs without batch-norm statistics of its own
         if example_inputs is not None:
             args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
@@ -113,7 +116,7 @@ class SubspaceModel(nn.Module):
             ValueError: ``alpha`` is outside [0, 1] or NaN; the level stays what it was.
         """
         self._alpha = check_alpha(alpha)
-        self._prepared.clear()
+        self._prepared.forget_tensors()
 
     @contextlib.contextmanager
     def at_alpha(self, alpha: float) -> Iterator[SubspaceModel]:
@@ -160,7 +163,14 @@ class SubspaceModel(nn.Module):
         if self.mode.is_full(alpha):
             return full(*args, **kwargs)
         execution = part.execution(self.mode, alpha, args, kwargs)
-        tensors, inputs = self._prepare(part, execution, alpha)
+        tensors, inputs = self._prepared.get(
+            part,
+            execution,
+            self.mode,
+            alpha,
+            self.statistics.get(alpha),
+            lambda: (self._statistics(part, execution, alpha), self._inputs(part, alpha)),
+        )
         return execution.run(tensors, full, args, kwargs, inputs)
 
     def _inputs(self, part: Part, alpha: float) -> Inputs | None:
@@ -170,26 +180,6 @@ class SubspaceModel(nn.Module):
         ranges = {**self.ranges.get(alpha, {}), **self.statistics.get(alpha, {})}
         return Reading(ranges, part.prefix, part.layer_bits(self.mode.bit_width(alpha)))
 
-    def _prepare(self, part: Part, execution: Execution, alpha: float) -> tuple[list[Tensor | None], Inputs | None]:
-        """The level's tensors, made anew only when a weight, the level or the need for gradients has changed."""
-        current = [part.network.tensor(name) for name in execution.names]
-        watched = current + list(part.endpoints.values())
-        gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched)
-        # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
-        state = tuple([(tensor._version, tensor.data_ptr()) for tensor in watched])
-        untouched = execution.batch_statistics
-        key = (alpha, id(self.statistics.get(alpha)), torch.is_inference_mode_enabled(), untouched, state)
-        cached = self._prepared.get((id(part), execution.names))
-        if cached is not None and cached[0] == key:
-            return cached[1], cached[2]
-        statistics = self._statistics(part, execution, alpha)
-        tensors = level_tensors(part, execution, setting_of(self.mode, alpha), statistics)
-        inputs = self._inputs(part, alpha)
-        # A backward frees the graph in which tensors were cut; buffers that a forward writes are copies for one call.
-        if not gradients and not execution.updated:
-            self._prepared[id(part), execution.names] = (key, tensors, inputs)
-        return tensors, inputs
-
     def _statistics(self, part: Part, execution: Execution, alpha: float) -> dict[str, Tensor]:
         """Stored running statistics of a level, by the part's own buffer names."""
         untouched = execution.batch_statistics
@@ -198,13 +188,19 @@ class SubspaceModel(nn.Module):
         if stored is None:
             if read and self.warns:
                 self.warns = False
-                warnings.warn(NO_STATISTICS.format(alpha=alpha), stacklevel=6)
+                warnings.warn(NO_STATISTICS.format(alpha=alpha), stacklevel=7)
             return {}
         return {name[len(part.prefix) :]: value for name, value in stored.items() if name.startswith(part.prefix)}
 
     @contextlib.contextmanager
     def training_level(
-        self, alpha: float, gradients: GradientSum | None = None, *, strength: float = 1.0, direct: bool = False
+        self,
+        alpha: float,
+        gradients: GradientSum | None = None,
+        *,
+        strength: float = 1.0,
+        direct: bool = False,
+        layer_bits: Mapping[str, int] | None = None,
     ) -> Iterator[None]:
         """One level of a training step: forward and backward inside the block, at exactly ``alpha``.
 
@@ -218,17 +214,22 @@ class SubspaceModel(nn.Module):
             strength: share of the level's sparsity that applies, in [0, 1], while a warm-up lasts; inputs of layers are
                 quantized at 1 only.
             direct: back-propagate into the parameters themselves, for a backward that comes after the block.
+            layer_bits: bits of single layers in place of the level's, by path; in quantized mode.
 
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN.
         """
-        self._prepared.clear()  # weights and ranges are about to change
+        self._prepared.forget()  # weights and ranges are about to change
         own = GradientSum()
         taker = own if gradients is None else gradients
         alpha = self.mode.snap(alpha)
         setting = setting_of(self.mode, alpha, strength)
-        ranges = self.ranges.setdefault(alpha, {}) if isinstance(self.mode, Quantized) else {}
-        self._training_level = TrainingLevel(self.mode, setting, None if direct else taker, ranges)
+        drawn = layer_bits or {}
+        ranges: dict[int, dict[str, Tensor]] = {}
+        if isinstance(self.mode, Quantized):
+            visited = {self.mode.bit_width(alpha), *drawn.values()}
+            ranges = {bits: self.ranges.setdefault(self.mode.alpha(bits), {}) for bits in visited}
+        self._training_level = TrainingLevel(self.mode, setting, None if direct else taker, ranges, drawn)
         try:
             with own.added():
                 yield
@@ -266,7 +267,9 @@ class SubspaceModel(nn.Module):
         """What is compressed at a level, what stays whole and why, and which norms were replaced; see :attr:`plan`."""
         if isinstance(self.mode, Structured):
             return "\n".join([self.plan.report(self.mode.width(alpha)), *norm_lines(self._converted)])
-        return "\n".join(report(part.network.module, part.compressed, self._converted) for part in self.parts)
+        return "\n".join(
+            report(part.network.module, self.mode, part.compressed, self._converted) for part in self.parts
+        )
 
     @property
     def has_batch_norm(self) -> bool:
@@ -324,7 +327,8 @@ class SubspaceModel(nn.Module):
             execution = part.example_execution(self.mode, alpha, train)
             with torch.inference_mode(False), torch.no_grad():
                 statistics = {} if self.mode.is_full(alpha) else self._statistics(part, execution, alpha)
-                tensors = level_tensors(part, execution, setting_of(self.mode, alpha), statistics, complete=True)
+                level = Compression(part, setting_of(self.mode, alpha))
+                tensors = level_tensors(level, execution, statistics, complete=True)
                 made[part.name] = own_network(part, execution, tensors, train, self._inputs(part, alpha))
         if len(self.parts) == 1:
             return made[self.parts[0].name]
@@ -390,7 +394,3 @@ class SubspaceModel(nn.Module):
             names = ", ".join(repr(part.name) for part in self.parts)
             raise RuntimeError(f"{what} needs a single network, and this subspace model has several: {names}")
         return self.parts[0]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Prepared tensors are views of the weights of this very object.
-        return {**self.__dict__, "_prepared": {}}

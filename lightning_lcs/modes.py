@@ -5,6 +5,7 @@ Throughout the project alpha lies in [0, 1]; 1 is the full model, 0 the most com
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -66,6 +67,9 @@ class Unstructured:
         min_sparsity: share of zeros at alpha = 1, in [0, max_sparsity].
         dense: layers whose weights are kept whole: any of "first" (the first convolution), "last" (the last linear
             layer, the head) and "depthwise" (convolutions with as many groups as channels), by order of registration.
+        scope: among which entries the largest are kept: "layer" (of each weight), "global" (of all weights of the
+            network together, at least one of each) or "block" (of each four consecutive inputs, as accelerators want it
+            in their 2:4 pattern; both sparsities are then multiples of 0.25, and so is every level's).
 
     Raises:
         ValueError: an option outside its range.
@@ -74,6 +78,7 @@ class Unstructured:
     max_sparsity: float = 0.975
     min_sparsity: float = 0.0
     dense: tuple[str, ...] = ("first", "last")
+    scope: str = "layer"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_sparsity < 1.0:
@@ -91,6 +96,14 @@ class Unstructured:
                 f"dense={self.dense!r} holds something else than {', '.join(map(repr, DENSE_LAYERS))}; give a tuple of "
                 "these, () to make every layer sparse"
             )
+        if self.scope not in SCOPES:
+            raise ValueError(f"scope={self.scope!r} is not known; choose one of {', '.join(map(repr, SCOPES))}")
+        if self.scope == "block" and any(value % 0.25 for value in (self.min_sparsity, self.max_sparsity)):
+            raise ValueError(
+                f"scope='block' with min_sparsity={self.min_sparsity!r} and max_sparsity={self.max_sparsity!r}: of "
+                "four entries 0 to 3 become zero, so that both are in {0, 0.25, 0.5, 0.75}; use max_sparsity=0.5 for "
+                "the 2:4 pattern"
+            )
         object.__setattr__(self, "dense", tuple(self.dense))
 
     def width(self, alpha: float) -> float:
@@ -98,8 +111,8 @@ class Unstructured:
         return 1.0
 
     def sparsity(self, alpha: float) -> float:
-        """Share of zeros in each compressed weight at ``alpha``."""
-        return self.max_sparsity - (self.max_sparsity - self.min_sparsity) * check_alpha(alpha)
+        """Share of zeros in each compressed weight at ``alpha``; in all together with ``scope="global"``."""
+        return self.max_sparsity - (self.max_sparsity - self.min_sparsity) * self.snap(alpha)
 
     def is_full(self, alpha: float) -> bool:
         """Whether ``alpha`` is the network as it is."""
@@ -110,8 +123,9 @@ class Unstructured:
         return 32
 
     def snap(self, alpha: float) -> float:
-        """The level that ``alpha`` stands for: itself."""
-        return check_alpha(alpha)
+        """The level that ``alpha`` stands for: itself; with ``scope="block"`` the nearest that four entries allow."""
+        steps = 4 * (self.max_sparsity - self.min_sparsity) if self.scope == "block" else 0
+        return math.floor(check_alpha(alpha) * steps + 0.5) / steps if steps else check_alpha(alpha)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +142,8 @@ class Quantized:
         edge_bits: of the first convolution and the last linear layer, at every alpha: 2..8, or 32 for full precision,
             as in the paper.
         per_channel: a range per output channel of each weight instead of one per weight.
+        layer_bits: bits of single layers at every alpha, by path or pattern: ``{"layer4.*": 8}``; 2..8, or 32. The
+            first pattern that fits a layer holds, before ``edge_bits``.
 
     Raises:
         ValueError: an option outside its range.
@@ -137,6 +153,7 @@ class Quantized:
     max_bits: int = 8
     edge_bits: int = 8
     per_channel: bool = False
+    layer_bits: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_bits <= self.max_bits <= 8:
@@ -144,8 +161,14 @@ class Quantized:
                 f"min_bits={self.min_bits!r} and max_bits={self.max_bits!r} are not in order in 2..8; use, for "
                 "example, 3 and 8"
             )
-        if self.edge_bits not in (*range(2, 9), 32):
-            raise ValueError(f"edge_bits={self.edge_bits!r} is neither in 2..8 nor 32, which is full precision")
+        pinned = {
+            "edge_bits": self.edge_bits,
+            **{f"layer_bits[{key!r}]": bits for key, bits in self.layer_bits.items()},
+        }
+        for option, bits in pinned.items():
+            if bits not in (*range(2, 9), 32):
+                raise ValueError(f"{option}={bits!r} is neither in 2..8 nor 32, which is full precision")
+        object.__setattr__(self, "layer_bits", dict(self.layer_bits))
 
     def width(self, alpha: float) -> float:
         """Share of channels kept: all."""
@@ -161,7 +184,11 @@ class Quantized:
 
     def snap(self, alpha: float) -> float:
         """The level that ``alpha`` stands for: ``k / n``."""
-        return self._number(alpha) / (self.max_bits - self.min_bits + 1)
+        return self.alpha(self.bit_width(alpha))
+
+    def alpha(self, bits: int) -> float:
+        """The level of so many bits: the inverse of :meth:`bit_width`."""
+        return (bits - self.min_bits + 1) / (self.max_bits - self.min_bits + 1)
 
     def is_full(self, alpha: float) -> bool:
         """Whether ``alpha`` is the network as it is: never."""
@@ -173,6 +200,7 @@ class Quantized:
         return max(1, math.ceil(check_alpha(alpha) * count - 1e-9))
 
 
+SCOPES = ("layer", "global", "block")
 DENSE_LAYERS = ("first", "last", "depthwise")
 Mode = Structured | Unstructured | Quantized
 MODES: dict[str, type[Structured] | type[Unstructured] | type[Quantized]] = {
@@ -231,5 +259,5 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
 def mode_to_dict(mode: Mode) -> dict[str, Any]:
     """Plain data (numbers and text) that :func:`parse_mode` reads back; safe in checkpoints and hyperparameters."""
     name = next(key for key, kind in MODES.items() if isinstance(mode, kind))
-    options = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(mode).items()}
+    options = {key: list(value) if isinstance(value, tuple) else copy.copy(value) for key, value in vars(mode).items()}
     return {"name": name, **options}

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 
-from lightning_lcs.functional.sampling import SAMPLERS, VISIT_FULL, step_generator
+from lightning_lcs.functional.sampling import PER_LAYER, SAMPLERS, VISIT_FULL, step_generator
 from lightning_lcs.functional.schedules import SCHEDULES
-from lightning_lcs.modes import Mode, Structured, Unstructured, check_alpha
+from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured, check_alpha
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,13 @@ class SweepOptions:
             drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
         return [self.mode.snap(alpha) for alpha in drawn]
 
+    def layer_bits(self, seed: int, step: int, alpha: float, layers: Sequence[str]) -> dict[str, int]:
+        """Bits that each layer drew for a level of a step, where the sampler draws them apart."""
+        if self.sampler != PER_LAYER or not isinstance(self.mode, Quantized):
+            return {}
+        draws = torch.rand(len(layers), generator=step_generator(seed, step, f"{alpha:.6f}"), dtype=torch.float64)
+        return {layer: self.mode.bit_width(draw) for layer, draw in zip(layers, draws.tolist(), strict=True)}
+
     def strength(self, progress: float) -> float:
         """Share of a level's compression that applies after ``progress`` of all steps."""
         return SCHEDULES[self.warmup_schedule](progress, self.warmup)
@@ -74,6 +82,11 @@ def sweep_options(
             )
         count = (4 if sampler in VISIT_FULL else 1) if alphas_per_step is None else alphas_per_step
         SAMPLERS[sampler](step_generator(0, 0), count)
+        if sampler == PER_LAYER and not (isinstance(mode, Quantized) and not line):
+            raise ValueError(
+                f"sampler={sampler!r} draws the bits of each layer: it needs mode='quantized' and subspace='point', "
+                "where a layer has the same weights at every level"
+            )
     else:
         if not sampler:
             raise ValueError("sampler=[] visits no level; give at least one, such as [1.0] for plain training")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_lcs._gradients import GradientSum
+from lightning_lcs._parts import layer_of
 from lightning_lcs.callbacks._options import SweepOptions
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._target import guarded
@@ -58,12 +60,14 @@ class Sweep:
             # Lightning does so after this step. What no optimizer trains keeps its gradients, as without us.
             for optimizer in self.trainer.optimizers:
                 optimizer.zero_grad()
+        layers = [part.prefix + layer_of(name) for part in self.model.parts for name in part.compressed]
+        drawn = functools.partial(self.options.layer_bits, self.seed, done, layers=layers)
         losses: dict[float, Tensor] = {}
         with quiet(self.module, self.model):
             for alpha in alphas:
                 with (
                     guarded(self.model, alpha, "training_step") as guard,
-                    self.model.training_level(alpha, gradients, strength=strength),
+                    self.model.training_level(alpha, gradients, strength=strength, layer_bits=drawn(alpha)),
                 ):
                     loss = loss_of(original(*args, **kwargs))
                     guard.skipped = loss is None
@@ -75,7 +79,7 @@ class Sweep:
             gradients.take(self.module.parameters())
         with (
             guarded(self.model, last, "training_step") as guard,
-            self.model.training_level(last, strength=strength, direct=True),
+            self.model.training_level(last, strength=strength, direct=True, layer_bits=drawn(last)),
         ):
             output = original(*args, **kwargs)
             guard.skipped = loss_of(output) is None

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from lightning_lcs._levels import Part
+from lightning_lcs._parts import Part
 from lightning_lcs.model import SubspaceModel
 
 Target = str | Sequence[str] | None

@@ -46,9 +46,9 @@ class LCSCallback(pl.Callback):
             loss.
         alphas: levels of the curve: their number, or the levels.
         sampler: "sandwich" (both ends and uniform draws between), "uniform" (uniform draws, and alpha = 1),
-            "biased_endpoints" (each draw an end with probability 1/2, else uniform) or "uniform_draws"; or levels, all
-            of which every step visits. By default "sandwich" in structured mode, else "biased_endpoints" on a line and
-            "uniform_draws" on a point.
+            "biased_endpoints" (each draw an end with probability 1/2, else uniform), "uniform_draws" or
+            "uniform_draws_per_layer" (each layer draws its own bits); or levels, all of which every step visits. By
+            default "sandwich" in structured mode, "biased_endpoints" on an unstructured line, else "uniform_draws".
         alphas_per_step: levels that each training step draws; by default 4 with the first two samplers, else 1.
         warmup: share of all steps in which sparsity grows to its level, or in which inputs of layers are not quantized
             yet; by default 0.8 in these two modes.

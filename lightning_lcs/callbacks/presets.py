@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning_lcs.functional.sampling import PER_LAYER
 from lightning_lcs.modes import MODES, SUBSPACES, Mode, Quantized, Unstructured
 from lightning_lcs.norms import NORMS
 
@@ -62,7 +63,8 @@ def method_settings(name: str) -> dict[str, Any]:
         sparse = {"warmup_schedule": "linear", "alphas": sorted({*grid, alpha})}
         return {**fixed, **sparse, "mode": "unstructured", "sampler": [alpha]}
     if kind == "bits" and number in range(3, 9):
-        return {**fixed, "mode": Quantized(edge_bits=32), "sampler": [(number - 2) / 6], "alphas": [(number - 2) / 6]}
+        level = Quantized().alpha(int(number))
+        return {**fixed, "mode": Quantized(edge_bits=32), "sampler": [level], "alphas": [level]}
     raise ValueError(f"method {name!r} is not known; choose from {', '.join(METHODS)}")
 
 
@@ -87,6 +89,8 @@ def paper_settings(mode: str, subspace: str) -> dict[str, Any]:
         "endpoint_start": "independent",
         "diversity_weight": 1.0,
     }
+    if mode == "quantized" and subspace == "point":
+        settings["sampler"] = PER_LAYER
     if mode == "unstructured":
         settings["alphas"] = [(kept - 0.025) / 0.975 for kept in PAPER_SHARES_KEPT]
     return settings

@@ -7,10 +7,10 @@ import hashlib
 import torch
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """A generator that depends on ``(seed, step)`` alone: the same on every rank and after a resume."""
+def step_generator(seed: int, step: int, purpose: str = "") -> torch.Generator:
+    """A generator that depends on its arguments alone: the same on every rank and after a resume."""
     # torch reads 32 bits of a seed: hashed, so that neighbouring seeds and steps have nothing in common.
-    digest = hashlib.blake2b(f"{seed},{step}".encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(f"{seed},{step}{purpose and ','}{purpose}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
@@ -73,10 +73,13 @@ def uniform_draws(generator: torch.Generator, count: int) -> list[float]:
     return torch.rand(count, generator=generator, dtype=torch.float64).sort().values.tolist()
 
 
+# As uniform_draws, and each layer draws its own level of compression besides.
+PER_LAYER = "uniform_draws_per_layer"
 SAMPLERS = {
     "sandwich": sandwich,
     "uniform": uniform,
     "biased_endpoints": biased_endpoints,
     "uniform_draws": uniform_draws,
+    PER_LAYER: uniform_draws,
 }
 VISIT_FULL = frozenset({"sandwich", "uniform"})  # at every step

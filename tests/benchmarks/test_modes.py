@@ -9,14 +9,18 @@ import statistics
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from lightning_lcs import LCSCallback, SubspaceModel
+from lightning_lcs._compression import Compression, setting_of
 from tests.benchmarks.timing import images, medians
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]
 STEP = {"structured": 2.5, "unstructured": 1.05, "quantized": 1.25}
+# Times copying the weights: when thresholds must be found, and when the level was set before.
+SETTING = {"unstructured": (10.0, 1.5), "quantized": (2.0, 2.0)}
 FORWARD = {"structured": 1.03, "unstructured": 1.03, "quantized": 1.5}
 
 
@@ -92,3 +96,30 @@ def test_a_forward_with_one_image(mode):
         f"\n{mode}: a forward at a level / {'the narrow' if mode == 'structured' else 'the plain'} network {ratio:.3f}"
     )
     assert ratio <= FORWARD[mode]
+
+
+@pytest.mark.parametrize("mode", list(SETTING))
+def test_setting_a_level(mode):
+    """On resnet18, whose weights do not fit a cache; a level anew, and one that was set before."""
+    net = timm.create_model("resnet18", num_classes=10)
+    model = SubspaceModel(net, images(2, 3, 32), mode=mode, subspace="point", norm="group").eval()
+    part = model.parts[0]
+    weights = [net.get_parameter(name).detach() for name in part.compressed]
+    copies = [torch.empty_like(weight) for weight in weights]
+    known: dict[str, float | None] = {}
+
+    def level(thresholds: dict[str, float | None]) -> None:
+        compression = Compression(part, setting_of(model.mode, 0.5), thresholds=thresholds)
+        with torch.inference_mode():
+            for name in part.compressed:
+                compression.tensor(name)
+
+    def copied() -> None:
+        for weight, target in zip(weights, copies, strict=True):
+            target.copy_(weight)
+
+    times = medians({"new": lambda: level({}), "again": lambda: level(known), "copy": copied}, 20)
+    new, again = times["new"] / times["copy"], times["again"] / times["copy"]
+    print(f"\n{mode}: setting a level / copying its weights {new:.2f}, set again {again:.2f}")
+    assert new <= SETTING[mode][0]
+    assert again <= SETTING[mode][1]

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from lightning_lcs import SubspaceModel
+from lightning_lcs._prepared import Prepared
 from tests.integration.support import Data, Module, digits, lcs, trainer
 
 IMAGES = digits(0, 8).tensors[0]
@@ -181,15 +181,16 @@ class Alive:
 
     def __init__(self, monkeypatch):
         self.prepared = []
-        original = SubspaceModel._prepare
+        original = Prepared.get
 
-        def spy(model, *args):
-            prepared = original(model, *args)
-            own = {id(tensor) for tensor in tensors_in([*model.parameters(), *model.buffers(), model.statistics])}
-            self.prepared += [weakref.ref(tensor) for tensor in tensors_in(prepared) if id(tensor) not in own]
-            return prepared
+        def spy(prepared, part, execution, mode, alpha, stored, make):
+            ready = original(prepared, part, execution, mode, alpha, stored, make)
+            module = part.network.module
+            own = {id(tensor) for tensor in tensors_in([*module.parameters(), *module.buffers(), stored])}
+            self.prepared += [weakref.ref(tensor) for tensor in tensors_in(ready) if id(tensor) not in own]
+            return ready
 
-        monkeypatch.setattr(SubspaceModel, "_prepare", spy)
+        monkeypatch.setattr(Prepared, "get", spy)
 
     def count(self):
         return sum(reference() is not None for reference in self.prepared)
@@ -202,7 +203,7 @@ def test_no_levels_tensors_are_kept_alive(tmp_path, monkeypatch, subspace):
     assert len(alive.prepared) > 0
     gc.collect()
     assert alive.count() == 0
-    assert not callback.subspace_model._prepared
+    assert not callback.subspace_model._prepared._ready
     model = callback.subspace_model.eval()
     for alpha in (0.25, 0.75, 0.25):
         model.set_alpha(alpha)
@@ -210,7 +211,7 @@ def test_no_levels_tensors_are_kept_alive(tmp_path, monkeypatch, subspace):
             model(IMAGES)
         gc.collect()
         # Those of the level that is set, and of no other.
-        assert 0 < alive.count() <= len(tensors_in(list(model._prepared.values())))
+        assert 0 < alive.count() <= len(tensors_in(list(model._prepared._ready.values())))
 
 
 def test_as_many_tensors_after_every_epoch(tmp_path):

@@ -29,7 +29,7 @@ def preresnet(blocks: int) -> nn.Module:
         ("unstructured", "line", ("biased_endpoints", 1, 0.8, "group", "backbone")),
         ("unstructured", "point", ("uniform_draws", 1, 0.8, "group", "backbone")),
         ("quantized", "line", ("uniform_draws", 1, 0.8, "group", "backbone")),
-        ("quantized", "point", ("uniform_draws", 1, 0.8, "group", "backbone")),
+        ("quantized", "point", ("uniform_draws_per_layer", 1, 0.8, "group", "backbone")),
     ],
 )
 def test_settings(mode, subspace, expected):

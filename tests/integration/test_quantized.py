@@ -49,9 +49,9 @@ def test_inputs_are_quantized_after_the_warm_up(tmp_path, train, val, monkeypatc
     seen = []
     original = SubspaceModel.training_level
 
-    def spy(self, alpha, *gradients, strength=1.0, direct=False):
+    def spy(self, alpha, *gradients, strength=1.0, **options):
         seen.append((alpha, strength))
-        return original(self, alpha, *gradients, strength=strength, direct=direct)
+        return original(self, alpha, *gradients, strength=strength, **options)
 
     monkeypatch.setattr(SubspaceModel, "training_level", spy)
     callback = lcs(mode=Quantized(min_bits=7), subspace="point", warmup=0.5)
@@ -91,3 +91,30 @@ def test_a_curve_midway_changes_nothing(tmp_path):
 
     for a, b in zip(run().parameters(), run(every_n_epochs=1).parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_each_layer_draws_bits_of_its_own(tmp_path, train, val, monkeypatch):
+    seen = []
+    original = SubspaceModel.training_level
+
+    def spy(self, *args, layer_bits=None, **options):
+        seen.append(dict(layer_bits))
+        return original(self, *args, layer_bits=layer_bits, **options)
+
+    monkeypatch.setattr(SubspaceModel, "training_level", spy)
+    callback = lcs(mode="quantized", subspace="point", sampler="uniform_draws_per_layer", warmup=0.0)
+    trainer(tmp_path, callback, max_epochs=4).fit(Module(Net(group_norm)), train, val)
+    assert all(list(bits) == ["conv1", "conv2", "head"] for bits in seen)
+    drawn = [tuple(bits.values()) for bits in seen]
+    assert any(len(set(bits)) > 1 for bits in drawn)
+    assert {b for bits in drawn for b in bits} == set(range(3, 9))
+    again = lcs(mode="quantized", subspace="point", sampler="uniform_draws_per_layer", warmup=0.0)
+    seen.clear()
+    trainer(tmp_path, again, max_epochs=4).fit(Module(Net(group_norm)), train, val)
+    assert [tuple(bits.values()) for bits in seen] == drawn
+
+
+@pytest.mark.parametrize(("mode", "subspace"), [("quantized", "line"), ("unstructured", "point")])
+def test_drawing_per_layer_is_refused_where_levels_are_not_bits_alone(mode, subspace):
+    with pytest.raises(ValueError, match="needs mode='quantized' and subspace='point'"):
+        LCSCallback(mode=mode, subspace=subspace, sampler="uniform_draws_per_layer")

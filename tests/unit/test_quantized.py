@@ -213,8 +213,38 @@ def test_timm_models(name):
         ({"max_bits": 9}, "max_bits=9"),
         ({"min_bits": 6, "max_bits": 4}, "min_bits=6"),
         ({"edge_bits": 16}, "edge_bits=16"),
+        ({"layer_bits": {"stem": 9}}, r"layer_bits\['stem'\]=9"),
     ],
 )
 def test_options_out_of_range(options, match):
     with pytest.raises(ValueError, match=match):
         Quantized(**options)
+
+
+def test_bits_of_single_layers(images):
+    mode = Quantized(layer_bits={"conv1": 32, "conv*": 4, "head": 6})
+    model = calibrated(Net(group_norm), images, mode, subspace="point")
+    assert model.parts[0].compressed == ("conv2.weight", "head.weight")
+    assert model.parts[0].fixed_bits == {"conv2.weight": 4, "head.weight": 6}
+    assert "kept whole: conv1.weight" in model.report()
+    small = model.materialize(1.0)
+    for name, bits in (("conv2", 4), ("head", 6)):
+        weight = getattr(model.module, name).weight
+        assert torch.equal(getattr(small, name).weight, fake_quantize(weight, *range_of(weight), bits))
+    with pytest.raises(ValueError, match=r"layer_bits names 'stem\.\*', which fits no .*'conv1', 'conv2', 'head'"):
+        SubspaceModel(Net(), mode=Quantized(layer_bits={"stem.*": 8}), subspace="point")
+
+
+def test_layers_that_drew_bits_of_their_own(images):
+    model = SubspaceModel(Net(group_norm), mode=Quantized(layer_bits={"head": 6}), subspace="point").train()
+    twin = copy.deepcopy(model.module)
+    with torch.no_grad(), model.training_level(0.5, layer_bits={"conv1": 3, "conv2": 4, "head": 5}):
+        found = model(images)
+    ranges = {"conv1": model.ranges[1 / 6], "conv2": model.ranges[2 / 6], "head": model.ranges[3 / 6]}
+    with torch.no_grad():
+        for (name, held), bits in zip(ranges.items(), (8, 4, 6), strict=True):  # the first convolution keeps its 8
+            layer = getattr(twin, name)
+            layer.weight.copy_(fake_quantize(layer.weight, *range_of(layer.weight), bits))
+            low, high = held[f"{name}.input_range"].unbind()
+            layer.register_forward_pre_hook(lambda _, args, r=(low, high, bits): (fake_quantize(args[0], *r),))
+        assert torch.equal(found, twin(images))

@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from lightning_lcs import SubspaceModel, Unstructured
+from lightning_lcs import SubspaceModel, Unstructured, _compression
 from lightning_lcs.functional.sparsity import zeros_at
-from tests.integration.support import Net
+from tests.integration.support import Net, group_norm
 
 SPARSE = ("conv1.weight", "conv2.weight", "head.weight")
 
@@ -184,6 +184,8 @@ def test_what_belongs_to_structured_mode_is_refused(tmp_path, images):
         ({"max_sparsity": -0.1}, "max_sparsity=-0.1"),
         ({"max_sparsity": 0.5, "min_sparsity": 0.6}, "min_sparsity=0.6"),
         ({"dense": ("stem",)}, "dense="),
+        ({"scope": "channel"}, "scope='channel'"),
+        ({"scope": "block"}, "max_sparsity=0.975.*use max_sparsity=0.5 for the 2:4"),
     ],
 )
 def test_options_out_of_range(options, match):
@@ -196,3 +198,104 @@ def test_attention_is_counted():
     x = torch.randn(2, 3, 160, 160)
     sparse = SubspaceModel(net, x, mode="unstructured", subspace="point").efficiency(1.0).macs
     assert sparse == SubspaceModel(net, x, subspace="point").efficiency(1.0).macs
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_with_one_threshold_for_all_layers_each_keeps_a_share_of_its_own(images, alpha):
+    net = Net().eval()
+    with torch.no_grad():
+        net.conv2.weight.mul_(10.0)
+    model = line(net, all_sparse(max_sparsity=0.9, scope="global")).eval()
+    small = model.materialize(alpha)
+    kept = {name: small.get_parameter(name).ne(0) for name in SPARSE}
+    magnitudes = {}
+    for name in SPARSE:
+        w0, w1 = model.parts[0].endpoints[name], net.get_parameter(name)
+        magnitudes[name] = ((1 - alpha) * w0 + alpha * w1).detach().abs()
+    total = sum(mask.numel() for mask in kept.values())
+    assert total - sum(int(mask.sum()) for mask in kept.values()) == zeros_at(total, model.mode.sparsity(alpha))
+    # Of all but the largest entry of each weight, which is kept in any case.
+    others = torch.cat([m[kept[n] & (m < m.max())] for n, m in magnitudes.items()])
+    assert others.min() > torch.cat([m[~kept[n]] for n, m in magnitudes.items()]).max()
+    assert kept["conv2.weight"].float().mean() > kept["conv1.weight"].float().mean()
+    model.set_alpha(alpha)
+    with torch.no_grad():
+        assert torch.equal(model(images), small(images))
+    cost = model.efficiency(alpha)
+    whole = sum(p.numel() for name, p in net.named_parameters() if "lcs_endpoint_0" not in name)
+    assert cost.params == whole - zeros_at(total, model.mode.sparsity(alpha))
+    shares = {name: float(mask.float().mean()) for name, mask in kept.items()}
+    products = {"conv1.weight": 8 * 64 * 9, "conv2.weight": 8 * 8 * 16 * 9, "head.weight": 80}
+    assert cost.macs == pytest.approx(sum(shares[name] * products[name] for name in SPARSE), abs=1)
+
+
+def test_the_pattern_of_accelerators():
+    net = timm.create_model("resnet10t", num_classes=10).eval()
+    mode = Unstructured(scope="block", max_sparsity=0.5)
+    model = SubspaceModel(net, torch.randn(2, 3, 32, 32), mode=mode, subspace="point").eval()
+    model.warns = False
+    assert [mode.sparsity(alpha) for alpha in (0.0, 0.2, 0.25, 0.7, 0.75, 1.0)] == [0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
+    assert [model.nearest_level(alpha) for alpha in (0.2, 0.3, 0.8)] == [0.0, 0.5, 1.0]
+    small = model.materialize(0.0)
+    for name in model.parts[0].compressed:
+        blocks = small.get_parameter(name).detach().movedim(1, -1).unflatten(-1, (-1, 4))
+        assert (blocks.ne(0).sum(-1) == 2).all()
+    weights = [net.get_parameter(name).numel() for name in model.parts[0].compressed]
+    assert model.efficiency(0.0).params == sum(p.numel() for p in net.parameters()) - sum(weights) // 2
+
+
+def test_layers_that_the_pattern_does_not_fit_are_named():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 64, 1), nn.Flatten(), nn.Linear(64, 2))
+    with pytest.warns(UserWarning, match=r"2\.weight \(its 6 inputs are no multiple of 4\)"):
+        model = SubspaceModel(net, mode=Unstructured(scope="block", max_sparsity=0.5), subspace="point")
+    assert model.parts[0].compressed == ("1.weight",)
+    with pytest.raises(ValueError, match="has a multiple of 4 inputs"):
+        SubspaceModel(
+            nn.Sequential(nn.Linear(3, 3)), mode=all_sparse(scope="block", max_sparsity=0.5), subspace="point"
+        )
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "block"])
+@pytest.mark.parametrize("direct", [True, False])
+def test_entries_that_are_zero_themselves_learn_where_they_are_kept(images, scope, direct):
+    """A weight that starts at zero: all its entries tie."""
+    net = Net(group_norm).train()
+    with torch.no_grad():
+        net.conv2.weight.zero_()
+    mode = Unstructured(dense=("first",), scope=scope, max_sparsity=0.5)
+    model = SubspaceModel(net, mode=mode, subspace="point")
+    with model.training_level(0.0, direct=direct):
+        loss = model(images).square().sum()
+        if not direct:
+            loss.backward()
+    if direct:
+        loss.backward()
+    learned = int(net.conv2.weight.grad.ne(0).sum())
+    assert learned == {"layer": 288, "block": 288}.get(scope, learned)
+    assert learned > 0
+
+
+def test_a_level_set_again_remembers_its_thresholds(images, monkeypatch):
+    net = Net(group_norm).eval()
+    model = SubspaceModel(net, mode=all_sparse(), subspace="point").eval()
+    calls = []
+    original = _compression.threshold_of
+    monkeypatch.setattr(_compression, "threshold_of", lambda *args: calls.append(args) or original(*args))
+
+    def outputs():
+        with torch.no_grad():
+            model.set_alpha(0.3)
+            first = model(images)
+            model.set_alpha(0.6)
+            model(images)
+        return first
+
+    before = outputs()
+    assert len(calls) == 2 * len(SPARSE)
+    assert torch.equal(outputs(), before)
+    assert len(calls) == 2 * len(SPARSE)
+    with torch.no_grad():
+        net.conv1.weight.neg_()
+        net.conv2.weight.mul_(2.0)
+    assert not torch.equal(outputs(), before)
+    assert len(calls) == 4 * len(SPARSE)

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lcs.functional.sparsity import largest_mask, zeros_at
+from lightning_lcs.functional import sparsity as functional
+from lightning_lcs.functional.sparsity import block_mask, largest_mask, largest_masks, threshold_of, zeros_at
 
 
 def oracle(weight: np.ndarray, sparsity: float) -> np.ndarray:
@@ -73,3 +74,84 @@ def test_other_types(dtype):
     assert mask.dtype == dtype
     assert mask.sum() == 32
     assert weight[mask == 0].abs().max() <= weight[mask == 1].abs().min()
+
+
+# Above the size from which a sample is looked at first; ordered weights are the worst that a sample can meet.
+@pytest.mark.parametrize("order", ["random", "ascending", "same-but-one", "ties"])
+@pytest.mark.parametrize("sparsity", [0.001, 0.3, 0.975, 0.9999])
+def test_large_weights_against_the_oracle(order, sparsity):
+    weight = np.random.default_rng(0).standard_normal(70_000).astype(np.float32)
+    if order == "ascending":
+        weight = np.sort(np.abs(weight))
+    elif order == "same-but-one":
+        weight = np.ones_like(weight)
+        weight[12_345] = 2.0
+    elif order == "ties":
+        weight = np.round(weight, 2)
+    assert np.array_equal(largest_mask(torch.from_numpy(weight), sparsity).numpy(), oracle(weight, sparsity))
+
+
+def test_a_sample_that_misleads_is_noticed():
+    # The sample holds the large entries alone, so that it says nothing of where the middle is.
+    weight = np.random.default_rng(0).random(70_000).astype(np.float32)
+    weight[:: functional._STRIDE] += 10.0
+    assert np.array_equal(largest_mask(torch.from_numpy(weight), 0.5).numpy(), oracle(weight, 0.5))
+
+
+@given(values, st.data())
+def test_a_threshold_divides_or_there_is_none(entries, data):
+    weight = torch.tensor(entries)
+    if weight.numel() > 1:
+        zeros = data.draw(st.integers(1, weight.numel() - 1))
+        threshold, magnitudes = threshold_of(weight, zeros), sorted(map(abs, entries))
+        assert (threshold is None) == (magnitudes[zeros - 1] == magnitudes[zeros])
+        assert threshold in (None, magnitudes[zeros - 1])
+
+
+@pytest.mark.parametrize("numel", [100, 70_000])
+@pytest.mark.parametrize("at", [0, -1])
+def test_nan_in_a_weight_of_any_size(numel, at):
+    weight = torch.randn(numel)
+    weight[at] = math.nan
+    for mask in (lambda: largest_mask(weight, 0.5), lambda: block_mask(weight.view(1, -1), 2)):
+        with pytest.raises(ValueError, match="NaN"):
+            mask()
+    with pytest.raises(ValueError, match="NaN"):
+        largest_masks({"a": torch.ones(3), "b": weight}, 0.5)
+
+
+@given(st.lists(values, min_size=1, max_size=4), shares)
+def test_one_threshold_for_all_against_the_oracle(weights, sparsity):
+    """As of one weight that holds all entries, with the first of the largest of each kept in any case."""
+    arrays = {str(number): np.array(entries, dtype=np.float32) for number, entries in enumerate(weights)}
+    found = largest_masks({name: torch.from_numpy(array) for name, array in arrays.items()}, sparsity)
+    together = np.concatenate([np.abs(array) for array in arrays.values()])
+    start = 0
+    for array in arrays.values():
+        together[start + int(np.abs(array).argmax())] = np.inf
+        start += array.size
+    zeros = min(math.floor(round(sparsity * together.size, 9)), together.size - len(arrays))
+    order = np.lexsort((np.arange(together.size), -together))
+    expected = np.zeros(together.size, dtype=np.float32)
+    expected[order[: together.size - zeros]] = 1
+    assert np.array_equal(np.concatenate([mask.numpy() for mask in found.values()]), expected)
+    assert all(mask.sum() >= 1 for mask in found.values())
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(0, 10**6))
+def test_four_consecutive_inputs_against_the_oracle(outputs, blocks, kept, seed):
+    weight = np.random.default_rng(seed).integers(-3, 4, (outputs, 4 * blocks, 2)).astype(np.float32)
+    mask = block_mask(torch.from_numpy(weight), kept).numpy()
+    for output in range(outputs):
+        for block in range(blocks):
+            for place in range(2):
+                four = slice(4 * block, 4 * block + 4)
+                order = sorted(range(4), key=lambda i: (-abs(weight[output, four, place][i]), i))
+                assert mask[output, four, place].tolist() == [float(i in order[:kept]) for i in range(4)]
+
+
+def test_blocks_out_of_range():
+    with pytest.raises(ValueError, match="6 inputs, which is no multiple of 4"):
+        block_mask(torch.ones(2, 6), 2)
+    with pytest.raises(ValueError, match=r"kept=0 is not in 1\.\.4"):
+        block_mask(torch.ones(2, 8), 0)

@@ -1,0 +1,137 @@
+"""The networks of a subspace model, and which of their weights a mode compresses."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_lcs._activations import LayerBits
+from lightning_lcs._coverage import warn_of_whole
+from lightning_lcs._execution import Execution, Replaced, Traced, attention_weights, layer_weights
+from lightning_lcs.channels.network import TracedNetwork, training_flags
+from lightning_lcs.functional.sparsity import BLOCK
+from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured
+
+
+@dataclasses.dataclass
+class Part:
+    """One separately called network of a subspace model.
+
+    Attributes:
+        name: of the part; may be empty for the only one.
+        prefix: what its tensor names start with; empty for the only part.
+        network: the network and its traces.
+        endpoints: endpoint 0 by the network's own parameter names.
+        compressed: names of the weights that lose entries or bits.
+        fixed_bits: bits of those among them that have the same at every level.
+        calls: how often it has run, for the check that a training step calls it.
+        running: how many of these calls have not returned yet.
+    """
+
+    name: str
+    prefix: str
+    network: TracedNetwork
+    endpoints: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
+    compressed: tuple[str, ...] = ()
+    fixed_bits: dict[str, int] = dataclasses.field(default_factory=dict)
+    calls: int = 0
+    running: int = 0
+    _replaced: Replaced | None = None
+
+    def execution(self, mode: Mode, alpha: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
+        """How the network runs at a level, for this call and the current training flags."""
+        if isinstance(mode, Structured):
+            program = self.network.program(args, kwargs)
+            return Traced(program, self.network.plan.selection(mode.width(alpha)))
+        self.network.remember(args, kwargs)
+        return self.replaced()
+
+    def example_execution(self, mode: Mode, alpha: float, training: bool) -> Execution:
+        """The same for the call seen first, wholly in training or in evaluation.
+
+        Raises:
+            RuntimeError: in structured mode, the network was never called below alpha = 1: its input is not known.
+        """
+        if not isinstance(mode, Structured):
+            return self.replaced()
+        with training_flags(self.network.module, training):
+            return self.execution(mode, alpha, *self.network.example_inputs())
+
+    def replaced(self) -> Replaced:
+        """The network's own forward, with the tensors of the line and the compressed ones as arguments."""
+        if self._replaced is None:
+            names = tuple(dict.fromkeys((*self.endpoints, *self.compressed)))
+            layers = tuple(map(layer_of, self.compressed))
+            self._replaced = Replaced(self.network, names, layers)
+        return self._replaced
+
+    def layer_bits(self, bits: int, drawn: Mapping[str, int] | None = None) -> LayerBits:
+        """Bits of the layers at a level of so many, of which some drew others; those by qualified path."""
+        own = {path[len(self.prefix) :]: b for path, b in (drawn or {}).items() if path.startswith(self.prefix)}
+        return LayerBits(bits, own, {layer_of(name): fixed for name, fixed in self.fixed_bits.items()})
+
+
+def layer_of(weight: str) -> str:
+    """Path of the layer that a weight belongs to."""
+    return weight.rpartition(".")[0]
+
+
+def compressed_weights(module: nn.Module, mode: Mode) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Names of the weights of a network that a mode compresses, and the bits of those that it pins.
+
+    Raises:
+        ValueError: the mode compresses weights and finds none, or pins layers that do not exist.
+    """
+    if isinstance(mode, Structured):
+        return (), {}
+    if isinstance(mode, Unstructured):
+        return _sparse_weights(module, mode), {}
+    return _quantized_weights(module, mode)
+
+
+def _sparse_weights(module: nn.Module, mode: Unstructured) -> tuple[str, ...]:
+    names = layer_weights(module, mode.dense) + attention_weights(module)
+    if mode.scope != "block":
+        return names
+    fitting = tuple(name for name in names if module.get_parameter(name).shape[1] % BLOCK == 0)
+    if not fitting:
+        raise ValueError(
+            f"scope='block': no convolution or linear layer of {type(module).__name__} has a multiple of {BLOCK} inputs"
+        )
+    return fitting
+
+
+def _quantized_weights(module: nn.Module, mode: Quantized) -> tuple[tuple[str, ...], dict[str, int]]:
+    every = layer_weights(module)
+    inner = layer_weights(module, ("first", "last"))
+    fixed = {name: mode.edge_bits for name in every if name not in inner}
+    unused = set(mode.layer_bits)
+    for name in every:
+        fits = [pattern for pattern in mode.layer_bits if fnmatch.fnmatchcase(layer_of(name), pattern)]
+        if fits:
+            fixed[name] = mode.layer_bits[fits[0]]
+            unused.difference_update(fits)
+    if unused:
+        raise ValueError(
+            f"layer_bits names {', '.join(map(repr, sorted(unused)))}, which fits no convolution or linear layer of "
+            f"{type(module).__name__}; its layers are {', '.join(map(repr, map(layer_of, every)))}"
+        )
+    whole = {name for name, bits in fixed.items() if bits == 32}
+    compressed = tuple(name for name in every if name not in whole)
+    return compressed, {name: bits for name, bits in fixed.items() if name not in whole}
+
+
+def parts_of(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
+    """The networks of a subspace model, by name, and a warning where much of one can't be compressed."""
+    parts = []
+    for name, module in modules.items():
+        weights, fixed_bits = compressed_weights(module, mode)
+        if not isinstance(mode, Structured):
+            warn_of_whole(module, mode, weights)
+        prefix = f"{name}." if len(modules) > 1 else ""
+        parts.append(Part(name, prefix, TracedNetwork(module), compressed=weights, fixed_bits=fixed_bits))
+    return parts
