@@ -12,7 +12,9 @@ from torch import nn
 from lightning_lcs._activations import LayerBits
 from lightning_lcs._coverage import warn_of_whole
 from lightning_lcs._execution import Execution, Replaced, Traced, attention_weights, layer_weights
+from lightning_lcs.channels.dims import Structure
 from lightning_lcs.channels.network import TracedNetwork, training_flags
+from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.functional.sparsity import BLOCK
 from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured
 
@@ -133,5 +135,20 @@ def parts_of(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
         if not isinstance(mode, Structured):
             warn_of_whole(module, mode, weights)
         prefix = f"{name}." if len(modules) > 1 else ""
-        parts.append(Part(name, prefix, TracedNetwork(module), compressed=weights, fixed_bits=fixed_bits))
+        network = TracedNetwork(module, _empty_plan(module, mode))
+        parts.append(Part(name, prefix, network, compressed=weights, fixed_bits=fixed_bits))
     return parts
+
+
+def _empty_plan(module: nn.Module, mode: Mode) -> ChannelPlan:
+    """A plan with the options of a mode.
+
+    Raises:
+        ValueError: ``keep`` names modules that do not exist.
+    """
+    if not isinstance(mode, Structured):
+        return ChannelPlan()
+    for pattern in mode.keep:
+        if not any(fnmatch.fnmatchcase(path, pattern) for path, _ in module.named_modules()):
+            raise ValueError(f"keep={pattern!r} fits the path of no module of {type(module).__name__}")
+    return ChannelPlan(Structure(least=mode.min_channels), keep=mode.keep, round_to=mode.round_to)

@@ -20,12 +20,19 @@ class Structured:
 
     Args:
         min_width: share of channels kept at alpha = 0, in (0, 1].
+        round_to: numbers of channels that shrink are multiples of it, at every width below 1; such as 8 for hardware
+            that wants it. Channels per head count with the heads.
+        min_channels: channels that every group keeps.
+        keep: modules that stay whole at every width, with all that is in them: paths or patterns such as "layer4.*".
 
     Raises:
-        ValueError: ``min_width`` is not in (0, 1].
+        ValueError: an option outside its range.
     """
 
     min_width: float = 0.25
+    round_to: int = 1
+    min_channels: int = 1
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 < self.min_width <= 1.0:
@@ -33,6 +40,11 @@ class Structured:
                 f"min_width={self.min_width!r} is not in (0, 1]: it is the share of channels kept at alpha = 0; "
                 "use, for example, 0.25"
             )
+        for option in ("round_to", "min_channels"):
+            value = getattr(self, option)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{option}={value!r} is not a number of channels; use 1 to leave it out, or 8, say")
+        object.__setattr__(self, "keep", tuple(self.keep))
 
     def width(self, alpha: float) -> float:
         """Share of channels kept at ``alpha``, in [min_width, 1]."""

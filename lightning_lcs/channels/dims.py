@@ -11,18 +11,27 @@ merges or refines atoms until they do. What cannot be made to agree is *frozen*:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
-from math import prod
 
 Term = tuple[int, ...]
 Dim = tuple[Term, ...]
 
 ONE: Dim = ((),)
+# Of a concatenation inside of a product, where the outer factor (heads, and with them the batch) is spelled out.
+MOST_COPIES = 1024
 
 
-def kept_channels(size: int, width: float) -> int:
-    """Channels that a group of ``size`` channels keeps at ``width``: ``max(1, round(size * width))``."""
-    return max(1, min(size, round(size * width)))
+def kept_channels(size: int, width: float, step: int = 1, least: int = 1) -> int:
+    """Channels that a group of ``size`` channels keeps at ``width``.
+
+    The multiple of ``step`` that is nearest to ``size * width``, at least one step and ``least`` channels, and at most
+    all of them: with the defaults ``max(1, round(size * width))``.
+    """
+    if width == 1.0:
+        return size
+    kept = max(step, step * round(size * width / step), step * -(-least // step))
+    return min(size, kept)
 
 
 @dataclasses.dataclass
@@ -33,12 +42,17 @@ class Structure:
         sizes: size of each atom, by id.
         bound: atoms that turned out to be made of others.
         frozen: atoms kept whole, with the reason.
+        products: flattened pairs seen so far.
+        least: channels that every group keeps.
+        steps: atom -> the number that its kept channels are a multiple of.
     """
 
     sizes: list[int] = dataclasses.field(default_factory=list)
     bound: dict[int, Dim] = dataclasses.field(default_factory=dict)
     frozen: dict[int, str] = dataclasses.field(default_factory=dict)
     products: set[Term] = dataclasses.field(default_factory=set)
+    least: int = 1
+    steps: dict[int, int] = dataclasses.field(default_factory=dict)
 
     # -- making dimensions ------------------------------------------------------------------------------------------
 
@@ -58,7 +72,7 @@ class Structure:
         if len(inner) > 1 and outer != ONE:
             # For each element of the outer dimension the whole inner sum: only writable with the outer one spelled out.
             self.freeze(outer, why)
-            if self.size(outer) > 64:
+            if self.size(outer) > MOST_COPIES:
                 self.freeze(inner, why)
                 return self.fresh(self.size(outer) * self.size(inner), why)
             return inner * self.size(outer)
@@ -91,7 +105,7 @@ class Structure:
 
     def term_size(self, term: Term) -> int:
         """Full size of a product."""
-        return prod(self.sizes[atom] for atom in term)
+        return math.prod(self.sizes[atom] for atom in term)
 
     def size(self, dim: Dim) -> int:
         """Full size of a dimension."""
@@ -138,7 +152,7 @@ class Structure:
             # (g, x) against a concatenation: g copies of x, with g kept whole.
             self.freeze((long[:-1],), why)
             outer = self.term_size(long[:-1])
-            if outer > 64:
+            if outer > MOST_COPIES:
                 self.freeze(a, why)
                 self.freeze(b, why)
                 return False
@@ -197,11 +211,21 @@ class Structure:
             self.products.add(term)
         self.unify(dim, (term,), why)
         resolved = [self.resolve(factor) for factor in factors]
-        if self.resolve(dim) != self.resolve((term,)):
+        if self._spelled(dim) != self._spelled((term,)):
             self.freeze(dim, why)
             for factor in resolved:
                 self.freeze(factor, why)
         return resolved
+
+    def _spelled(self, dim: Dim) -> list[Term]:
+        """A dimension with the frozen outer factors of each product written as so many copies of the rest."""
+        terms: list[Term] = []
+        for term in self.resolve(dim):
+            inner = list(term)
+            while len(inner) > 1 and inner[0] in self.frozen:
+                inner.pop(0)
+            terms.extend([tuple(inner)] * (self.term_size(term) // self.term_size(tuple(inner))))
+        return terms
 
     def settle(self) -> None:
         """Freeze all but the innermost free atom of every product.
@@ -219,15 +243,25 @@ class Structure:
                         self.frozen[atom] = "an inner dimension of the same product is sliced instead"
                         changed = True
 
+    def round_to(self, multiple: int, dims: Iterable[Dim]) -> None:
+        """Keep sizes that are multiples of a number in all dimensions given; channels per head count with the heads."""
+        for dim in dims:
+            for term in self.resolve(dim):
+                for atom in term:
+                    if atom not in self.frozen:
+                        others = self.term_size(term) // self.sizes[atom]
+                        step = multiple // math.gcd(multiple, others)
+                        self.steps[atom] = math.lcm(self.steps.get(atom, 1), step)
+
     # -- slicing ----------------------------------------------------------------------------------------------------
 
     def kept_size(self, dim: Dim, width: float) -> int:
         """Size of a dimension at ``width``."""
-        return sum(prod(self._kept(atom, width) for atom in term) for term in self.resolve(dim))
+        return sum(math.prod(self._kept(atom, width) for atom in term) for term in self.resolve(dim))
 
     def _kept(self, atom: int, width: float) -> int:
         size = self.sizes[atom]
-        return size if atom in self.frozen else kept_channels(size, width)
+        return size if atom in self.frozen else kept_channels(size, width, self.steps.get(atom, 1), self.least)
 
     def kept_indices(self, dim: Dim, width: float) -> list[int]:
         """Indices of a dimension that are kept at ``width``, ascending."""

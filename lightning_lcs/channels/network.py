@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,11 +38,12 @@ class TracedNetwork:
 
     Args:
         module: the network; not changed.
+        plan: an empty one, with its options.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, plan: ChannelPlan) -> None:
         self.module = module
-        self.plan = ChannelPlan()
+        self.plan = plan
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._programs: dict[Any, Program] = {}
         self._children: list[nn.Module] = []
@@ -129,8 +131,10 @@ class TracedNetwork:
 
     def _trace(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         traced = trace(self.module, args, kwargs)
-        plan = ChannelPlan(copy.deepcopy(self.plan.structure), dict(self.plan.tensors))
-        sizes = propagate(traced, plan.structure, plan.tensors)
+        plan = dataclasses.replace(
+            self.plan, structure=copy.deepcopy(self.plan.structure), tensors=dict(self.plan.tensors)
+        )
+        sizes = propagate(traced, plan)
         if len(self._programs) >= 2:
             changed = [name for name in self.plan.tensors if _shape(plan, name) != _shape(self.plan, name)]
             if changed:

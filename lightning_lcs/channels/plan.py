@@ -24,10 +24,14 @@ class ChannelPlan:
     Attributes:
         structure: the atoms of all dimensions.
         tensors: dimensions of parameters and buffers, by qualified name.
+        keep: paths or patterns of the modules that stay whole, with all that is in them.
+        round_to: sizes that shrink are multiples of it.
     """
 
     structure: Structure = dataclasses.field(default_factory=Structure)
     tensors: dict[str, Dims] = dataclasses.field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    round_to: int = 1
 
     def selection(self, width: float) -> PlanAtWidth:
         """What a width keeps."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from lightning_lcs.channels.dims import Dim, Structure
+from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.channels.rules import RULES, Call, Dims
 from lightning_lcs.channels.rules.call import hint, op_name
 from lightning_lcs.channels.trace import Trace
@@ -15,22 +18,22 @@ from lightning_lcs.channels.trace import Trace
 SizeArgument = tuple[fx.Node, tuple[int, ...], Dim]
 
 
-def propagate(trace: Trace, structure: Structure, tensors: dict[str, Dims]) -> list[SizeArgument]:
-    """Add to ``structure`` what a traced graph says about channels.
+def propagate(trace: Trace, plan: ChannelPlan) -> list[SizeArgument]:
+    """Add to a plan what a traced graph says about channels.
 
     Args:
         trace: the graph.
-        structure: atoms so far; changed in place.
-        tensors: dimensions of parameters and buffers by qualified name; those not yet there are added.
+        plan: the plan so far; changed in place.
 
     Returns:
         Every integer argument in the graph that is the size of a dimension: node, path into its arguments, dimension.
     """
+    structure, tensors = plan.structure, plan.tensors
     known: dict[fx.Node, Any] = {}
     size_arguments: list[SizeArgument] = []
     for node in trace.graph.nodes:
         if node.op == "placeholder":
-            known[node] = _placeholder(trace, node, structure, tensors)
+            known[node] = _placeholder(trace, node, plan)
         elif node.op == "call_function":
             call = Call(node, structure, known)
             known[node] = _apply(call)
@@ -38,14 +41,25 @@ def propagate(trace: Trace, structure: Structure, tensors: dict[str, Dims]) -> l
         elif node.op == "output":
             for result in node.all_input_nodes:
                 _freeze_all(structure, known.get(result), "output of the network")
+    _freeze_loose(structure, tensors)
     structure.settle()
     # A network has few different dimensions once all that was learnt is written into them: a width is quickly set.
     for name, dims in tensors.items():
         tensors[name] = [structure.resolve(dim) for dim in dims]
+    structure.round_to(plan.round_to, (dim for dims in tensors.values() for dim in dims))
     return [(node, path, structure.resolve(dim)) for node, path, dim in size_arguments]
 
 
-def _placeholder(trace: Trace, node: fx.Node, structure: Structure, tensors: dict[str, Dims]) -> Dims | None:
+def _freeze_loose(structure: Structure, tensors: dict[str, Dims]) -> None:
+    """Keep whole what no parameter or buffer shares: sizes of tensors that the code makes and ties to no channels."""
+    tied = {atom for dims in tensors.values() for dim in dims for term in structure.resolve(dim) for atom in term}
+    for atom in range(len(structure.sizes)):
+        if atom not in structure.bound and atom not in tied:
+            structure.freeze(((atom,),), "shared by no parameter")
+
+
+def _placeholder(trace: Trace, node: fx.Node, plan: ChannelPlan) -> Dims | None:
+    structure, tensors = plan.structure, plan.tensors
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return None
@@ -54,11 +68,19 @@ def _placeholder(trace: Trace, node: fx.Node, structure: Structure, tensors: dic
         name = trace.state[node.name]
         if name not in tensors:
             # Integer buffers are tables of positions: their values would have to shrink with their sizes.
-            why = None if value.is_floating_point() else "an integer buffer"
+            why = kept_by(plan.keep, name) if value.is_floating_point() else "an integer buffer"
             tensors[name] = [structure.fresh(size, frozen=why) for size in shape]
         return tensors[name]
     why = "input of the network" if node.name in trace.inputs else "a constant in the code"
     return [structure.fresh(size, frozen=why) for size in shape]
+
+
+def kept_by(patterns: Iterable[str], name: str) -> str | None:
+    """Why a tensor stays whole: the pattern that its module, or one around it, has the path of."""
+    path = name.split(".")[:-1]
+    paths = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
+    fits = next((p for p in patterns if any(fnmatch.fnmatchcase(candidate, p) for candidate in paths)), None)
+    return None if fits is None else f"keep={fits!r}"
 
 
 def _apply(call: Call) -> Any:

@@ -239,6 +239,100 @@ def largest(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: An
     return result.masked_fill(result == -torch.inf, torch.nan)
 
 
+def product(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Any sum of products of two tensors: absent where nothing is summed.
+
+    Raises:
+        MaskMismatchError: of what is summed up, one has an entry that the other lacks.
+    """
+    here = [(~tensor.isnan()).to(tensor.dtype) for tensor in tensors]
+    both = function(*here)
+    for position in range(len(tensors)):
+        lacking = [1 - mask if k == position else mask for k, mask in enumerate(here)]
+        if bool(((both > 0) & (function(*lacking) > 0)).any()):
+            raise MaskMismatchError("product: its tensors lack different channels")
+    return function(*map(_present, tensors)).masked_fill(both == 0, torch.nan)
+
+
+def matrix_product(function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+    return product(torch.matmul, a, b)
+
+
+def einsum(function: Callable[..., Tensor], equation: str, *tensors: Any) -> Tensor:
+    tensors = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
+    return product(lambda *present: torch.einsum(equation, *present), *tensors)
+
+
+def attention(
+    function: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """By the formula; the default scale is that of the channels which are there."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scores = product(torch.matmul, query, key.transpose(-2, -1))
+    channels = int((~query.isnan()).sum(-1).max())
+    scores = scores * (channels**-0.5 if scale is None else scale)
+    if is_causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).tril() == 0, -torch.inf)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return product(torch.matmul, softmax(torch.softmax, scores, -1), value)
+
+
+def lstm(function: Any, x: Tensor, states: Any, weights: Any, biased: bool, layers: int, *rest: Any) -> Any:
+    """Step by step; x is (batch, length, channels) if the last argument says so."""
+    _, _, bidirectional, batch_first = rest
+    x = x.transpose(0, 1) if batch_first else x
+    directions, per_cell = 1 + bidirectional, 4 if biased else 2
+    for layer in range(layers):
+        outputs = []
+        for direction in range(directions):
+            cell = layer * directions + direction
+            into, back, *biases = weights[cell * per_cell : (cell + 1) * per_cell]
+            bias_in, bias_back = biases or (None, None)
+            hidden = torch.zeros_like(states[0][cell])
+            # What a hidden channel starts from is absent where its weights are.
+            hidden = hidden.masked_fill(back.chunk(4)[0].isnan().all(1), torch.nan)
+            memory, steps = hidden, []
+            for step in x.flip(0) if direction else x:
+                gates = linear(F.linear, step, into, bias_in) + linear(F.linear, hidden, back, bias_back)
+                i, f, g, o = gates.chunk(4, -1)
+                memory = f.sigmoid() * memory + i.sigmoid() * g.tanh()
+                hidden = o.sigmoid() * memory.tanh()
+                steps.append(hidden)
+            outputs.append(torch.stack(steps[::-1] if direction else steps))
+        x = torch.cat(outputs, -1)
+    return x.transpose(0, 1) if batch_first else x, hidden[None], memory[None]
+
+
+def vector_norm(
+    function: Callable[..., Tensor], x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False
+) -> Tensor:
+    assert ord in (2, 2.0, None)
+    return summed(torch.sum, x**2, dim, keepdim=keepdim).sqrt()
+
+
+def normalize(function: Callable[..., Tensor], x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    assert p == 2
+    return x / vector_norm(function, x, 2, dim, True).clamp_min(eps)
+
+
+def variance(function: Callable[..., Tensor], x: Tensor, dim: Any = None, **options: Any) -> Tensor:
+    correction = options.get("correction", float(options.get("unbiased", True)))
+    keep = options.get("keepdim", False)
+    count = (~x.isnan()).to(x.dtype).sum(dim, keepdim=keep)
+    centred = x - x.nanmean(dim, keepdim=True)
+    return (centred**2).nansum(dim, keepdim=keep) / (count - correction)
+
+
 def multi_head_attention(
     function: Callable[..., Tensor],
     query: Tensor,
@@ -253,7 +347,7 @@ def multi_head_attention(
     weights, biases, out = rest[0].chunk(3), rest[1].chunk(3), rest[-2:]
     inputs = zip((query, key, value), weights, biases, strict=True)
     q, k, v = (linear(F.linear, *each).unflatten(2, (heads, -1)).permute(1, 2, 0, 3) for each in inputs)
-    attended = F.scaled_dot_product_attention(q, k, v)
+    attended = attention(F.scaled_dot_product_attention, q, k, v)
     return linear(F.linear, attended.permute(2, 0, 1, 3).flatten(2), *out), None
 
 
@@ -270,6 +364,13 @@ HANDLERS: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys((torch.sum, Tensor.sum), summed),
     **dict.fromkeys((torch.amax, Tensor.amax), largest),
     F.multi_head_attention_forward: multi_head_attention,
+    F.scaled_dot_product_attention: attention,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm), matrix_product),
+    torch.einsum: einsum,
+    torch.lstm: lstm,
+    F.normalize: normalize,
+    torch.linalg.vector_norm: vector_norm,
+    **dict.fromkeys((torch.var, Tensor.var), variance),
 }
 
 

@@ -5,9 +5,10 @@ notes which of the op's integer arguments are sizes that shrink with a level. An
 touches, so that a missing rule costs compression, never correctness.
 """
 
-from lightning_lcs.channels.rules import layers, pointwise, reductions, shapes
+from lightning_lcs.channels.rules import indexing, layers, pointwise, products, recurrent, reductions, shapes
 from lightning_lcs.channels.rules.call import Call, Dims, Rule
 
-RULES: dict[str, Rule] = {**pointwise.RULES, **layers.RULES, **reductions.RULES, **shapes.RULES}
+_ROOMS = (pointwise, layers, products, recurrent, reductions, shapes, indexing)
+RULES: dict[str, Rule] = {name: rule for room in _ROOMS for name, rule in room.RULES.items()}
 
 __all__ = ["RULES", "Call", "Dims"]

@@ -25,11 +25,16 @@ def convolution(call: Call) -> Dims:
     """
     x, weight, bias = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "weight")), call.arg(2, "bias")
     groups = int(call.arg(6, "groups", 1))
-    _keep_kernel(call, x, weight)
+    # A kernel of one place mixes nothing but channels: what it passes over may be cut itself.
+    passed = call.shape(call.arg(0, "input"))[2:] == call.out_shape[2:]
+    pointwise = passed and set(call.shape(call.arg(1, "weight"))[2:]) == {1}
+    places = x[2:] if pointwise else call.whole(call.out_shape[2:], "spatial")
+    if not pointwise:
+        _keep_kernel(call, x, weight)
     out = _grouped(call, x[1], weight[0], weight[1], groups)
     if bias is not None:
         call.unify(call.dims(bias)[0], out)
-    return [x[0], call.structure.resolve(out), *call.whole(call.out_shape[2:], "spatial")]
+    return [x[0], call.structure.resolve(out), *(call.structure.resolve(dim) for dim in places)]
 
 
 def _keep_kernel(call: Call, x: Dims, weight: Dims) -> None:

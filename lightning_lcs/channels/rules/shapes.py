@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
+
 from lightning_lcs.channels.dims import ONE, Dim, concatenated
 from lightning_lcs.channels.rules.call import Call, Dims, Rule
 
@@ -165,11 +167,12 @@ def expand_as(call: Call) -> Dims:
 
 def filled(call: Call) -> Dims:
     """A new tensor of a given size: whatever it meets later may tie it to channels."""
-    sizes = call.arg(1, "size")
+    place = 1 if call.name.startswith("new_") else 0
+    sizes = call.arg(place, "size")
     out: Dims = []
     for axis, size in enumerate(call.out_shape):
         dim = call.structure.fresh(size, frozen=None if isinstance(sizes[axis], int) else "a computed size")
-        call.resize((1, axis), dim)
+        call.resize((place, axis), dim)
         out.append(dim)
     return out
 
@@ -187,7 +190,132 @@ def unsqueeze(call: Call) -> Dims:
     return x
 
 
+def stack(call: Call) -> Dims:
+    """All dimensions agree; the new one stays whole."""
+    tensors = call.arg(0, "tensors")
+    out = call.dims(tensors[0])
+    for other in tensors[1:]:
+        for ours, theirs in zip(out, call.dims(other), strict=True):
+            call.unify(ours, theirs)
+    out = [call.structure.resolve(dim) for dim in out]
+    out.insert(call.arg(1, "dim", 0) % (len(out) + 1), call.structure.fresh(len(tensors), frozen="stacked tensors"))
+    return out
+
+
+def repeat(call: Call) -> Dims:
+    """Copies of a dimension side by side."""
+    x, counts = call.dims(call.arg(0, "self")), call.arg(1, "repeats")
+    x = [ONE] * (len(counts) - len(x)) + x
+    out: Dims = []
+    for dim, count, size in zip(x, counts, call.out_shape, strict=True):
+        if isinstance(count, int):
+            out.append(call.structure.times(call.structure.fresh(count, frozen="copies"), dim, call.why))
+        else:
+            call.structure.freeze(dim, f"a computed size of {call.why}")
+            out.append(call.structure.fresh(size, frozen=call.why))
+    return out
+
+
+def repeat_interleave(call: Call) -> Dims:
+    """Copies of each entry of a dimension."""
+    x, count, axis = call.dims(call.arg(0, "self")), call.arg(1, "repeats"), call.arg(2, "dim")
+    if not isinstance(count, int) or axis is None:
+        call.freeze_inputs()
+        return call.whole(call.out_shape, call.why)
+    copies = call.structure.fresh(count, frozen="copies")
+    x[axis] = call.structure.times(x[axis], copies, call.why)
+    return x
+
+
+def movedim(call: Call) -> Dims:
+    """Some dimensions at other places, the rest in order."""
+    x = call.dims(call.arg(0, "self"))
+    pairs = [call.arg(1, "source"), call.arg(2, "destination")]
+    source, destination = ([axis % len(x) for axis in ([p] if isinstance(p, int) else p)] for p in pairs)
+    moved = dict(zip(destination, source, strict=True))
+    rest = iter(axis for axis in range(len(x)) if axis not in source)
+    return [x[moved[place]] if place in moved else x[next(rest)] for place in range(len(x))]
+
+
+def narrow(call: Call) -> Dims:
+    """As a slice, given by its length."""
+    axis, start, length = call.node.args[1:4]
+    if not (isinstance(start, int) and isinstance(length, int)):
+        call.freeze_inputs()
+        return call.whole(call.out_shape, call.why)
+    call.node.target = torch.ops.aten.slice.Tensor
+    call.node.args, call.node.kwargs = (call.node.args[0], axis, start, start + length), {}
+    return cut(call)
+
+
+def glu(call: Call) -> Dims:
+    """The first half of a dimension, gated by the second."""
+    x = call.dims(call.arg(0, "self"))
+    axis = call.arg(1, "dim", -1)
+    half = call.structure.size(x[axis]) // 2
+    first, second = call.structure.split(x[axis], [half, half], call.why)
+    call.unify(first, second)
+    x[axis] = call.structure.resolve(first)
+    return x
+
+
+def pixel_shuffle(call: Call) -> Dims:
+    """``(N, C * r * r, H, W) -> (N, C, H * r, W * r)``."""
+    x, factor = call.dims(call.arg(0, "self")), int(call.arg(1, "upscale_factor"))
+    channels = call.structure.size(x[-3]) // factor**2
+    kept, inner = call.structure.factor(x[-3], [channels, factor**2], call.why)
+    call.structure.freeze(inner, "spatial")
+    return [*x[:-3], kept, *call.whole(call.out_shape[-2:], "spatial")]
+
+
+def pixel_unshuffle(call: Call) -> Dims:
+    """``(N, C, H * r, W * r) -> (N, C * r * r, H, W)``."""
+    x, factor = call.dims(call.arg(0, "self")), int(call.arg(1, "downscale_factor"))
+    for dim in x[-2:]:
+        call.structure.freeze(dim, call.why)
+    places = call.structure.fresh(factor**2, frozen="spatial")
+    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole(call.out_shape[-2:], "spatial")]
+
+
+def patches(call: Call) -> Dims:
+    """``(N, C, H, W) -> (N, C * k * k, L)``: what a kernel sees at each place."""
+    x, kernel = call.dims(call.arg(0, "self")), call.arg(1, "kernel_size")
+    for dim in x[-2:]:
+        call.structure.freeze(dim, call.why)
+    places = call.structure.fresh(prod(kernel), frozen="spatial")
+    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole(call.out_shape[-1:], "spatial")]
+
+
+def folded(call: Call) -> Dims:
+    """``(N, C * k * k, L) -> (N, C, H, W)``: the transpose of :func:`patches`."""
+    x, kernel = call.dims(call.arg(0, "self")), call.arg(2, "kernel_size")
+    call.structure.freeze(x[-1], call.why)
+    kept, inner = call.structure.factor(x[-2], [call.structure.size(x[-2]) // prod(kernel), prod(kernel)], call.why)
+    call.structure.freeze(inner, "spatial")
+    return [*x[:-2], kept, *call.whole(call.out_shape[-2:], "spatial")]
+
+
+def windows(call: Call) -> Dims:
+    """``Tensor.unfold``: a dimension in windows; their entries become a last dimension."""
+    x = call.dims(call.arg(0, "self"))
+    axis = call.arg(1, "dimension") % len(x)
+    call.structure.freeze(x[axis], call.why)
+    new = call.whole([call.out_shape[axis], call.out_shape[-1]], call.why)
+    return [*x[:axis], new[0], *x[axis + 1 :], new[1]]
+
+
 RULES: dict[str, Rule] = {
+    "stack": stack,
+    **dict.fromkeys(("repeat", "tile"), repeat),
+    "repeat_interleave": repeat_interleave,
+    **dict.fromkeys(("movedim", "moveaxis"), movedim),
+    "narrow": narrow,
+    "glu": glu,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "im2col": patches,
+    "col2im": folded,
+    "unfold": windows,
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), view),
     "unflatten": unflatten,
     **dict.fromkeys(("flatten", "squeeze"), regroup),
@@ -199,7 +327,7 @@ RULES: dict[str, Rule] = {
     "split_with_sizes": split,
     "slice": cut,
     "expand_as": expand_as,
-    **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full"), filled),
+    **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "empty"), filled),
     "getitem": getitem,
     "unsqueeze": unsqueeze,
 }
