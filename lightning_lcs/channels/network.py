@@ -12,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from lightning_lcs.channels.faithful import check_faithful
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.propagate import propagate
@@ -142,9 +143,12 @@ class TracedNetwork:
                     f"another form of {type(self.module).__name__} (other training flags or input shape) would slice "
                     f"{changed[0]} differently from the form traced first"
                 )
+        program = Program(traced, sizes)
+        full = [plan.structure.size(dim) for dim in program.sizes]
+        check_faithful(self.module, program, full, *_sample(args, kwargs))
         self.plan = plan
-        self._programs[key] = Program(traced, sizes)
-        return self._programs[key]
+        self._programs[key] = program
+        return program
 
 
 def _shape(plan: ChannelPlan, name: str) -> list[int]:

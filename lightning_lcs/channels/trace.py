@@ -49,8 +49,8 @@ class Trace:
 
 
 @contextlib.contextmanager
-def _neutral(module: nn.Module) -> Iterator[None]:
-    """Trace the class's own forward, in full precision, and leave no trace of the tracing.
+def neutral(module: nn.Module) -> Iterator[None]:
+    """Run the class's own forward, in full precision, and leave no trace of having done so.
 
     Autocast would be baked in as casts; tensors made in inference mode can't be traced; random numbers drawn while
     tracing must not move the user's generator.
@@ -111,7 +111,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     Raises:
         TraceError: ``torch.export`` fails, or bakes the batch size in.
     """
-    with _neutral(module):
+    with neutral(module):
         args, kwargs, carried = _samples(args, kwargs)
         shapes = ShapesCollection()  # type: ignore[no-untyped-call]
         for tensor in carried:

@@ -57,21 +57,31 @@ def prefix_masks(full: nn.Module, small: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those that no state_dict holds included."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
 class Survivors:
     """Masks of any network: every entry is numbered, and those whose numbers are in a materialized network stayed."""
 
     def __init__(self, full: nn.Module, example: Tensor, **options: Any) -> None:
         self._numbered = copy.deepcopy(full)
         for value in [*self._numbered.parameters(), *self._numbered.buffers()]:
-            assert value.numel() < 2**24, "float32 counts no further"
+            if not value.is_floating_point():
+                continue  # a table of positions, which nothing cuts
+            assert value.numel() < (2**24 if value.dtype == torch.float32 else 2**53), "counts no further"
             value.data = torch.arange(value.numel(), dtype=value.dtype).view(value.shape)
         self._model = SubspaceModel(self._numbered, example, subspace="point", **options).eval()
 
     def masks(self, alpha: float) -> dict[str, Tensor]:
         """Name of a tensor -> which of its entries are kept."""
-        small, masks = self._model.materialize(alpha).state_dict(), {}
-        for name, value in self._numbered.state_dict().items():
-            if name in small:
+        small, masks = _tensors(self._model.materialize(alpha)), {}
+        for name, value in _tensors(self._numbered).items():
+            if name in small and value.is_floating_point():
                 mask = torch.zeros(value.numel(), dtype=torch.bool)
                 mask[small[name].flatten().long()] = True
                 masks[name] = mask.view(value.shape)
@@ -137,6 +147,9 @@ def _check_bias(bias: Tensor | None, gone: Tensor, op: str) -> None:
 
 def convolution(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Any = None, *rest: Any) -> Tensor:
     groups = rest[3] if len(rest) > 3 else 1
+    if set(weight.shape[2:]) == {1} and groups == 1 and x.shape[2:] == function(x, weight, None, *rest).shape[2:]:
+        # One place at a time: places may be absent themselves.
+        return linear(F.linear, x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
     by_channel = x.transpose(1, 0).flatten(1).isnan()
     if not torch.equal(by_channel, by_channel.all(1, keepdim=True).expand_as(by_channel)):
         raise MaskMismatchError("convolution: a channel of its input is absent in some places only")
@@ -341,14 +354,26 @@ def multi_head_attention(
     width: int,
     heads: int,
     *rest: Any,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention over (length, batch, channels), with the projections' weights joined into one."""
     weights, biases, out = rest[0].chunk(3), rest[1].chunk(3), rest[-2:]
     inputs = zip((query, key, value), weights, biases, strict=True)
     q, k, v = (linear(F.linear, *each).unflatten(2, (heads, -1)).permute(1, 2, 0, 3) for each in inputs)
-    attended = attention(F.scaled_dot_product_attention, q, k, v)
+    # With weights asked for, torch scales by hand: by the number of channels in full, which is a constant of its code.
+    scale = q.shape[-1] ** -0.5 if options.get("need_weights", True) else None
+    attended = attention(F.scaled_dot_product_attention, q, k, v, scale=scale)
     return linear(F.linear, attended.permute(2, 0, 1, 3).flatten(2), *out), None
+
+
+def pad(function: Callable[..., Tensor], x: Tensor, amounts: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """What is put around an absent channel is absent, too."""
+    axes = tuple(-1 - k for k in range(len(amounts) // 2) if any(amounts[2 * k : 2 * k + 2]))
+    result = function(x, amounts, *args, **kwargs)
+    gone = x.isnan()
+    for axis in axes:
+        gone = gone.all(axis, keepdim=True)
+    return result.masked_fill(gone, torch.nan) if axes and not gone.all() else result
 
 
 HANDLERS: dict[Any, Callable[..., Tensor]] = {
@@ -369,6 +394,7 @@ HANDLERS: dict[Any, Callable[..., Tensor]] = {
     torch.einsum: einsum,
     torch.lstm: lstm,
     F.normalize: normalize,
+    F.pad: pad,
     torch.linalg.vector_norm: vector_norm,
     **dict.fromkeys((torch.var, Tensor.var), variance),
 }

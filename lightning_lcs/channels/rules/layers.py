@@ -136,6 +136,8 @@ _SPATIAL = {
     for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
 }
 _SPATIAL |= {"upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_linear1d": 1, "upsample_trilinear3d": 3}
+_SPATIAL |= {f"_upsample_nearest_exact{n}d": n for n in (1, 2, 3)}
+_SPATIAL |= {f"_upsample_{kind}2d_aa": 2 for kind in ("bilinear", "bicubic", "lanczos")}
 
 
 def pad(call: Call) -> Dims:

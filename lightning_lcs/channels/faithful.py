@@ -1,0 +1,111 @@
+"""Whether a traced graph at full width is the network: its outputs, and the gradient of every parameter."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from lightning_lcs.channels.program import Program
+from lightning_lcs.channels.trace import TraceError, neutral
+
+# The same ops on the same numbers: most networks agree bitwise. Of the largest entry of a tensor, and, for gradients
+# that are zero but for rounding, of the largest of all.
+OF_ITS_OWN, OF_ALL = 1e-3, 1e-5
+
+
+def check_faithful(
+    module: nn.Module, program: Program, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Run the network and its graph on the same inputs, with the same random numbers; nothing is changed.
+
+    Args:
+        module: the network, in the state in which it was traced.
+        program: its graph.
+        sizes: what the graph takes at full width.
+        args: arguments; few samples do.
+        kwargs: keyword arguments.
+
+    Raises:
+        TraceError: they differ: the graph has lost what is no ATen op, such as a custom ``autograd.Function``.
+    """
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    leaves = list(parameters.values()) if module.training else []
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | {
+        name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)
+    }
+    with neutral(module), _buffers_restored(module):
+        theirs = _run(lambda: module.forward(*args, **kwargs), leaves)
+        ours = _run(lambda: program.run([tensors[name] for name in program.names], sizes, args, kwargs), leaves)
+    for position, (found, expected) in enumerate(zip(ours[0], theirs[0], strict=True)):
+        if _differ(found, expected, 0.0):
+            raise TraceError(
+                f"the trace of {type(module).__name__} gives another result than the network itself (output {position},"
+                f" {_state(module)}): its forward does something that torch.export does not see, such as drawing "
+                "numbers outside of torch. " + _ADVICE
+            )
+    largest = max((float(g.abs().max()) for g in theirs[1] if g is not None and g.numel()), default=0.0)
+    wrong = [
+        name
+        for name, found, expected in zip(parameters, ours[1], theirs[1], strict=False)
+        if _differ(found, expected, largest)
+    ]
+    if wrong:
+        raise TraceError(
+            f"the trace of {type(module).__name__} gives other gradients than the network itself, to {len(wrong)} of "
+            f"its {len(parameters)} parameters, the last of them {wrong[-1]}: behind it tracing has lost what is not "
+            f"in the forward, such as a custom autograd.Function or a hook on gradients. {_ADVICE}"
+        )
+
+
+_ADVICE = (
+    "Structured compression would train something else; name a part of the network without it as target=, or use "
+    "unstructured or quantized mode, which run the network's own code"
+)
+
+
+def _state(module: nn.Module) -> str:
+    return "in training" if module.training else "in evaluation"
+
+
+def _run(forward: Callable[[], Any], leaves: list[nn.Parameter]) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
+    """Outputs, and gradients of a fixed random combination of them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        outputs = [leaf for leaf in pytree.tree_leaves(forward()) if isinstance(leaf, Tensor)]
+    results = [output.detach() for output in outputs]
+    trained = [output for output in outputs if output.requires_grad]
+    if not leaves or not trained:
+        return results, ()
+    generator = torch.Generator().manual_seed(0)
+    loss = torch.stack(
+        [(out.float() * torch.randn(out.shape, generator=generator).to(out.device)).sum() for out in trained]
+    ).sum()
+    return results, torch.autograd.grad(loss, leaves, allow_unused=True)
+
+
+def _differ(found: Tensor | None, expected: Tensor | None, largest: float) -> bool:
+    if found is None or expected is None:
+        # One that is zero may be missing.
+        present = expected if found is None else found
+        return present is not None and bool(present.abs().max() > OF_ALL * largest)
+    if not found.is_floating_point():
+        return not torch.equal(found, expected)
+    limit = OF_ITS_OWN * expected.abs().max() + OF_ALL * largest
+    both = torch.isfinite(expected) & torch.isfinite(found)
+    return bool((torch.where(both, found - expected, 0.0).abs() > limit).any())
+
+
+@contextlib.contextmanager
+def _buffers_restored(module: nn.Module) -> Iterator[None]:
+    held = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in held:
+                buffer.copy_(value)

@@ -1,0 +1,189 @@
+"""What is checked of a model of any family, and measured on the way."""
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from lightning_lcs.channels.plan import PlanAtWidth
+from lightning_lcs.model import SubspaceModel
+from tests.equivalence.masking import MaskMismatchError, Survivors, masked_forward
+from tests.helpers import relative, scramble
+
+# Alphas of the widths .25, .5, .75 and 1.
+ALPHAS = (0.0, 1 / 3, 2 / 3, 1.0)
+HALF = 1 / 3
+
+
+@dataclasses.dataclass
+class Examination:
+    """One model.
+
+    Attributes:
+        params: share of the parameters left at width 0.5.
+        macs: share of the multiply-accumulates left.
+        seconds: to trace and to analyse both forms, for training and for evaluation.
+        ungraded: parameters that get a gradient in plain training and none at width .25.
+        identity: relative difference of the traced graph at width 1 from the module; 0 is bitwise.
+        masked: relative difference at width .5 from the full network with the removed channels absent, in float64;
+            ``None`` where the oracle has no answer.
+        trouble: what the oracle said then.
+        whole: dimensions kept whole, by what froze them.
+    """
+
+    params: float
+    macs: float
+    seconds: float
+    ungraded: list[str]
+    identity: float
+    masked: float | None = None
+    trouble: str = ""
+    whole: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def network(name: str) -> nn.Module:
+    """A timm model with ten classes, and with norms and weights in which a wrong slice shows."""
+    torch.manual_seed(0)
+    net = scramble(timm.create_model(name, num_classes=10)).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            # Heads, tables and gates that start at next to nothing hide what comes before them.
+            if parameter.ndim > 1 and parameter.std() < 1e-3:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    return net
+
+
+def images(net: nn.Module, size: int, count: int = 3) -> Tensor:
+    """Random images of a size."""
+    channels = net.pretrained_cfg["input_size"][0]
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def examine(name: str, size: int, masked: bool = True) -> Examination:
+    """Trace a model, run it at four widths in both states, and compare it with itself.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    net = network(name)
+    x = images(net, size)
+    started = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The tensor attributes")  # of recurrent layers, from torch.export
+        model = SubspaceModel(net, x[:2], subspace="point").eval()
+    seconds = time.monotonic() - started
+    model.warns = False
+    full, half = model.efficiency(1.0), model.efficiency(HALF)
+    with torch.no_grad():
+        for alpha in ALPHAS:
+            with model.at_alpha(alpha):
+                assert all(torch.isfinite(leaf).all() for leaf in _leaves(model(x)))
+    result = Examination(
+        params=half.params / full.params,
+        macs=half.macs / full.macs,
+        seconds=seconds,
+        ungraded=ungraded(model, x),
+        identity=identity(model, x),
+        whole=_frozen(model),
+    )
+    if masked:
+        try:
+            result.masked = masked_difference(net, x[:2])
+        except (MaskMismatchError, NotImplementedError) as error:
+            result.trouble = str(error)
+    return result
+
+
+def ungraded(model: SubspaceModel, x: Tensor) -> list[str]:
+    """Parameters without a gradient at the narrowest width that have one in the network itself."""
+    model.train()
+    net = model.module
+    found = []
+    for narrow in (False, True):
+        torch.manual_seed(0)  # of stochastic depth
+        net.zero_grad(set_to_none=True)
+        if narrow:
+            with model.training_level(0.0):
+                _loss(model(x)).backward()
+        else:
+            _loss(net(x)).backward()
+        found.append({name for name, p in net.named_parameters() if p.grad is not None})
+    net.zero_grad(set_to_none=True)
+    model.eval()
+    return sorted(found[0] - found[1])
+
+
+def identity(model: SubspaceModel, x: Tensor) -> float:
+    """How far the traced graph at full width is from the module."""
+    part = model.parts[0]
+    with torch.no_grad():
+        program = part.network.in_mode(False)
+        at = part.network.plan.selection(1.0)
+        tensors = [part.network.tensor(name) for name in program.names]
+        ours = program.run(tensors, [at.size(dim) for dim in program.sizes], (x,), {})
+        pairs = zip(_leaves(ours), _leaves(model.module(x)), strict=True)
+        return max(0.0 if torch.equal(a, b) else relative(a, b) for a, b in pairs)
+
+
+def masked_difference(net: nn.Module, x: Tensor) -> float:
+    """How far width .5 is from the full network with the removed channels absent."""
+    net, x = net.double().eval(), x.double()
+    model = SubspaceModel(net, x, subspace="point").eval()
+    with torch.no_grad():
+        ours = model.materialize(HALF)(x)
+        return relative(ours, masked_forward(net, Survivors(net, x).masks(HALF), x))
+
+
+def wrong_slices(net: nn.Module, x: Tensor, count: int, patch: Callable[[Any], None]) -> list[tuple[str, bool]]:
+    """Slice one tensor after the other wrongly: its name, and whether the masked run notices."""
+    net, x = net.double().eval(), x.double()
+    model = SubspaceModel(net, x, subspace="point").eval()
+    masks = Survivors(net, x).masks(HALF)
+    with torch.no_grad():
+        expected = masked_forward(net, masks, x)
+    right = PlanAtWidth.of
+    at = model.plan.selection(HALF)
+    sliced = [
+        (name, axis)
+        for name in model.plan.tensors
+        for axis, kept in enumerate(at.of(name))
+        if isinstance(kept, int) and kept < net.state_dict(keep_vars=True)[name].shape[axis]
+    ]
+    found = []
+    for name, axis in sliced[:: max(1, len(sliced) // count)]:
+        size = net.state_dict(keep_vars=True)[name].shape[axis]
+
+        def wrong(self: PlanAtWidth, asked: str, name: str = name, axis: int = axis, size: int = size) -> Any:
+            selection = list(right(self, asked))
+            if asked == name:
+                selection[axis] = list(range(size - selection[axis], size))
+            return tuple(selection)
+
+        patch(wrong)
+        with torch.no_grad():
+            found.append((f"{name}, dimension {axis}", relative(model.materialize(HALF)(x), expected) > 1e-9))
+        patch(right)
+    return found
+
+
+def _frozen(model: SubspaceModel) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for items in model.plan.whole().values():
+        for _, why in items:
+            reason = why.split(" in ")[0]
+            counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+def _leaves(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _loss(output: Any) -> Tensor:
+    return torch.stack([leaf.float().square().mean() for leaf in _leaves(output)]).sum()
