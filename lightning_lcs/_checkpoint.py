@@ -71,6 +71,7 @@ def load_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
             for name, endpoint in part.endpoints.items():
                 endpoint.copy_(state["endpoint_0"][part.prefix + name])
             _endpoints.settle(part.network.module)
+    model.settled = True
     model.statistics, model.ranges = (_levels_from_data(state[key]) for key in ("statistics", "ranges"))
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_lcs._activations import LayerBits
+from lightning_lcs._activations import Inputs, LayerBits, Reading
 from lightning_lcs._coverage import warn_of_whole
 from lightning_lcs._execution import Execution, Replaced, Traced, attention_weights, layer_weights
 from lightning_lcs.channels.dims import Structure
 from lightning_lcs.channels.network import TracedNetwork, training_flags
+from lightning_lcs.channels.order import importances, reorder, sorted_orders
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.functional.sparsity import BLOCK
 from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured
@@ -71,10 +72,39 @@ class Part:
             self._replaced = Replaced(self.network, names, layers)
         return self._replaced
 
+    def sort_channels(self) -> None:
+        """Put the channels of every group in the order of their importance."""
+        self.network.in_mode(False)
+        plan, names = self.network.plan, self.network.plan.tensors
+        tensors = {name: [self.network.tensor(name)] for name in names}
+        orders = sorted_orders(importances(plan, {name: values[0] for name, values in tensors.items()}))
+        for name, endpoint in self.endpoints.items():
+            if name in tensors:
+                tensors[name].append(endpoint)
+        reorder(plan, tensors, orders)
+
+    def inputs(self, mode: Mode, alpha: float, ranges: Mapping[str, Tensor]) -> Inputs | None:
+        """What quantizes the inputs of layers at a level, with these ranges."""
+        if not isinstance(mode, Quantized):
+            return None
+        return Reading(ranges, self.prefix, self.layer_bits(mode.bit_width(alpha)))
+
     def layer_bits(self, bits: int, drawn: Mapping[str, int] | None = None) -> LayerBits:
         """Bits of the layers at a level of so many, of which some drew others; those by qualified path."""
         own = {path[len(self.prefix) :]: b for path, b in (drawn or {}).items() if path.startswith(self.prefix)}
         return LayerBits(bits, own, {layer_of(name): fixed for name, fixed in self.fixed_bits.items()})
+
+
+def sort_channels(parts: Sequence[Part], mode: Mode) -> None:
+    """See :meth:`SubspaceModel.sort_channels`.
+
+    Raises:
+        RuntimeError: another mode than structured, or the input of a network is not known.
+    """
+    if not isinstance(mode, Structured):
+        raise RuntimeError(f"sort_channels() is for structured mode: {mode} keeps all channels")
+    for part in parts:
+        part.sort_channels()
 
 
 def layer_of(weight: str) -> str:

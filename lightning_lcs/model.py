@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs import _artifact, _checkpoint, _endpoints
-from lightning_lcs._activations import Inputs, Reading
+from lightning_lcs._activations import Inputs
 from lightning_lcs._compression import Compression, level_tensors, setting_of
 from lightning_lcs._copies import efficiency_of, own_network
 from lightning_lcs._coverage import norm_lines, report
 from lightning_lcs._execution import Execution
 from lightning_lcs._gradients import GradientSum
 from lightning_lcs._levels import Collector, TrainingLevel
-from lightning_lcs._parts import Part, parts_of
+from lightning_lcs._parts import Part, parts_of, sort_channels
 from lightning_lcs._prepared import Prepared
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.efficiency import Efficiency
@@ -44,9 +44,8 @@ class SubspaceModel(nn.Module):
         example_inputs: a tensor or a tuple of arguments; without it the first call below alpha = 1 serves.
         mode: "structured", or a mode object with options.
         subspace: "line" or "point".
-        line_parameters: which parameters lie on the line: "norm" (scale and shift of normalisation layers, as in the
-            structured mode of arXiv 2110.04252), "backbone" (all but the last linear layer, the head, as in its other
-            two) or "all".
+        line_parameters: what lies on the line: "norm" (scale and shift of normalisation layers), "backbone" (all but
+            the last linear layer, the head) or "all"; see :class:`LCSCallback`.
         endpoint_start: how endpoint 0 starts: "copy", or "independent" (each weight of two or more dimensions redrawn
             with its own mean and deviation).
         norm: "keep", or "instance" or "group" to replace the network's batch norms, in place, by norms that need no
@@ -90,6 +89,7 @@ class SubspaceModel(nn.Module):
                 part.endpoints = line
         self.statistics: dict[float, dict[str, Tensor]] = {}
         self.ranges: dict[float, dict[str, Tensor]] = {}
+        self.settled = False  # trained or loaded as a subspace
         self._alpha = 1.0
         self._training_level: TrainingLevel | None = None
         self._collector: Collector | None = None
@@ -169,16 +169,15 @@ class SubspaceModel(nn.Module):
             self.mode,
             alpha,
             self.statistics.get(alpha),
-            lambda: (self._statistics(part, execution, alpha), self._inputs(part, alpha)),
+            lambda: (
+                self._statistics(part, execution, alpha),
+                self._inputs(part, alpha),
+            ),
         )
         return execution.run(tensors, full, args, kwargs, inputs)
 
     def _inputs(self, part: Part, alpha: float) -> Inputs | None:
-        """What quantizes the inputs of layers at a level: with recalibrated ranges, else with those of training."""
-        if not isinstance(self.mode, Quantized):
-            return None
-        ranges = {**self.ranges.get(alpha, {}), **self.statistics.get(alpha, {})}
-        return Reading(ranges, part.prefix, part.layer_bits(self.mode.bit_width(alpha)))
+        return part.inputs(self.mode, alpha, {**self.ranges.get(alpha, {}), **self.statistics.get(alpha, {})})
 
     def _statistics(self, part: Part, execution: Execution, alpha: float) -> dict[str, Tensor]:
         """Stored running statistics of a level, by the part's own buffer names."""
@@ -256,9 +255,7 @@ class SubspaceModel(nn.Module):
     def plan(self) -> ChannelPlan:
         """Which channels shrink together in structured mode; known once the network has been traced."""
         if not isinstance(self.mode, Structured):
-            raise RuntimeError(
-                f"a plan is of channels, and {self.mode} keeps all of them: it belongs to structured mode"
-            )
+            raise RuntimeError(f"a plan of channels belongs to structured mode: {self.mode} keeps all")
         part = self._only_part("plan")
         part.network.in_mode(False)
         return part.network.plan
@@ -267,18 +264,14 @@ class SubspaceModel(nn.Module):
         """What is compressed at a level, what stays whole and why, and which norms were replaced; see :attr:`plan`."""
         if isinstance(self.mode, Structured):
             return "\n".join([self.plan.report(self.mode.width(alpha)), *norm_lines(self._converted)])
-        return "\n".join(
-            report(part.network.module, self.mode, part.compressed, self._converted) for part in self.parts
-        )
+        return "\n".join(report(p.network.module, self.mode, p.compressed, self._converted) for p in self.parts)
 
     @property
     def has_batch_norm(self) -> bool:
         """Whether the network holds running statistics that depend on the level."""
-        return any(
-            isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats
-            for part in self.parts
-            for child in part.network.module.modules()
-        )
+        children = [child for part in self.parts for child in part.network.module.modules()]
+        norms = [child for child in children if isinstance(child, nn.modules.batchnorm._BatchNorm)]
+        return any(norm.track_running_stats for norm in norms)
 
     def endpoint_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """``(w0, w1)`` of every parameter on the line, each once."""
@@ -291,6 +284,16 @@ class SubspaceModel(nn.Module):
             if not _endpoints.is_settled(part.network.module):
                 _endpoints.restart(part.network.module, part.endpoints, self.endpoint_start, self.seed)
                 _endpoints.settle(part.network.module)
+        self.settled = True
+
+    def sort_channels(self) -> None:
+        """Sort the channels of every group, the strongest first; see ``Structured(order="importance")``.
+
+        Not for a trained subspace: its narrow widths would change. Errors as in :meth:`efficiency`.
+        """
+        sort_channels(self.parts, self.mode)
+        self.statistics.clear()
+        self._prepared.forget()
 
     def endpoint_cosine(self) -> Tensor:
         """Cosine between the endpoints; see :func:`functional.subspace`.

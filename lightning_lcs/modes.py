@@ -24,6 +24,9 @@ class Structured:
             that wants it. Channels per head count with the heads.
         min_channels: channels that every group keeps.
         keep: modules that stay whole at every width, with all that is in them: paths or patterns such as "layer4.*".
+        order: "given", or "importance" to sort the channels of every group by the L1 norm of their weights before
+            training: the narrow widths of a pretrained network then start from its strongest channels. What the network
+            computes in full stays the same, up to rounding.
 
     Raises:
         ValueError: an option outside its range.
@@ -33,6 +36,7 @@ class Structured:
     round_to: int = 1
     min_channels: int = 1
     keep: tuple[str, ...] = ()
+    order: str = "given"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.min_width <= 1.0:
@@ -44,6 +48,8 @@ class Structured:
             value = getattr(self, option)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{option}={value!r} is not a number of channels; use 1 to leave it out, or 8, say")
+        if self.order not in ORDERS:
+            raise ValueError(f"order={self.order!r} is not known; choose one of {', '.join(map(repr, ORDERS))}")
         object.__setattr__(self, "keep", tuple(self.keep))
 
     def width(self, alpha: float) -> float:
@@ -212,6 +218,7 @@ class Quantized:
         return max(1, math.ceil(check_alpha(alpha) * count - 1e-9))
 
 
+ORDERS = ("given", "importance")
 SCOPES = ("layer", "global", "block")
 DENSE_LAYERS = ("first", "last", "depthwise")
 Mode = Structured | Unstructured | Quantized

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, needs_data, recalibrate, recalibrate_running
 from lightning_lcs.callbacks._loaders import taken_from_training, training_batches
 from lightning_lcs.callbacks._quiet import quiet
-from lightning_lcs.callbacks._stand_in import StandIn
+from lightning_lcs.callbacks._steps import bare_training_step
 from lightning_lcs.callbacks._subspace import find_subspace_model
 from lightning_lcs.model import SubspaceModel
 
@@ -86,7 +85,7 @@ class BatchNormRecalibration(pl.Callback):
                 stacklevel=2,
             )
             return
-        step = _bare_training_step(module)
+        step = bare_training_step(module)
         with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context():
             collect(training_batches(trainer, module, self.images, self.seed), lambda item: step(*item))
 
@@ -106,11 +105,3 @@ class BatchNormRecalibration(pl.Callback):
         model, owned = find_subspace_model(trainer, module)
         if not owned and trainer.state.fn != "fit" and not model.statistics:
             self.run(trainer, module, model)
-
-
-def _bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:
-    """The user's own step, called as Lightning calls it."""
-    step: Callable[..., Any] = module.training_step
-    step = step.__wrapped__ if isinstance(step, StandIn) else step
-    takes_index = len(inspect.signature(step).parameters) > 1
-    return lambda batch, index: step(batch, index) if takes_index else step(batch)

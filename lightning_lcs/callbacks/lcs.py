@@ -20,6 +20,7 @@ from lightning_lcs.callbacks._quiet import Patches
 from lightning_lcs.callbacks._refused import check_optimizers, check_setup
 from lightning_lcs.callbacks._saving import Saving
 from lightning_lcs.callbacks._stand_in import StandIn
+from lightning_lcs.callbacks._steps import sort_untrained
 from lightning_lcs.callbacks._sweep import Sweep, train_endpoints_alike
 from lightning_lcs.callbacks._target import Redirect, Target, find_targets
 from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration
@@ -54,7 +55,7 @@ class LCSCallback(pl.Callback):
             yet; by default 0.8 in these two modes.
         warmup_schedule: "linear" (growing steadily) or "delayed" (none until the warm-up is over); by default "linear"
             on a line and "delayed" on a point.
-        diversity_weight: weight of the squared cosine between the endpoints of a line.
+        diversity_weight: of the squared cosine between the endpoints of a line; 1 in the paper, see docs (Results).
         line_parameters: what lies on the line: "norm" (scale and shift of the normalisation layers, as in the paper's
             structured mode), "backbone" (all but the last linear layer, the head, as in its other two) or "all".
         endpoint_start: how endpoint 0 starts: "copy" of the weights, or "independent" (redrawn with their mean and
@@ -87,7 +88,7 @@ class LCSCallback(pl.Callback):
         alphas_per_step: int | None = None,
         warmup: float | None = None,
         warmup_schedule: str | None = None,
-        diversity_weight: float = 1.0,
+        diversity_weight: float = 0.0,
         line_parameters: str = "norm",
         endpoint_start: str = "copy",
         norm: str = "keep",
@@ -271,6 +272,7 @@ class LCSCallback(pl.Callback):
         check_optimizers(trainer.optimizers)
         train_endpoints_alike(model, trainer.optimizers)
         # Weights may have been loaded since the endpoints were made.
+        sort_untrained(trainer, pl_module, model, self.seed)
         model.settle_endpoints()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -302,9 +304,7 @@ class LCSCallback(pl.Callback):
         """A network that was built late is in place by now."""
         self.adopted(pl_module)
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A network that was built late is in place by now."""
-        self.adopted(pl_module)
+    on_predict_start = on_test_start
 
     # -- curves -------------------------------------------------------------------------------------------------------
 

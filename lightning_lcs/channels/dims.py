@@ -90,7 +90,10 @@ class Structure:
         for term in dim:
             partial: Dim = ONE
             for atom in term:
-                factor = self.resolve(self.bound[atom]) if atom in self.bound else ((atom,),)
+                factor: Dim = ((atom,),)
+                if atom in self.bound:
+                    # Kept: each layer may bind the atoms of the last one, and chains grow long.
+                    factor = self.bound[atom] = self.resolve(self.bound[atom])
                 partial = self._expand(partial, factor)
             terms.extend(partial)
         return tuple(terms)

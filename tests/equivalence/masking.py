@@ -85,7 +85,9 @@ class Survivors:
                 mask = torch.zeros(value.numel(), dtype=torch.bool)
                 mask[small[name].flatten().long()] = True
                 masks[name] = mask.view(value.shape)
-        return masks
+        # A tensor of several names goes by one of them in a materialized network.
+        known = {id(value): masks[name] for name, value in _tensors(self._numbered).items() if name in masks}
+        return {name: known[id(value)] for name, value in _tensors(self._numbered).items() if id(value) in known}
 
 
 def removed(module: nn.Module, masks: Masks, mark: float = torch.nan) -> nn.Module:

@@ -56,11 +56,14 @@ def view(call: Call) -> Dims:
         call.freeze_inputs()
         return call.whole(call.out_shape, call.why)
     out = regroup(call)
-    first_size = len(out) - len(call.node.args[1])
-    if call.name != "unflatten":
-        for position, dim in enumerate(out):
-            if call.structure.free(dim):
-                call.resize((1, position - first_size), dim)
+    sizes = list(call.node.args[1])
+    for position, (size, dim) in enumerate(zip(sizes, out, strict=True)):
+        if call.structure.free(dim):
+            if not isinstance(size, int) and -1 not in sizes:
+                # Computed from the batch (channels that moved into it): what is left when all others are known.
+                sizes[position] = size = -1
+                call.node.args = (call.node.args[0], sizes)
+            call.resize((1, position), dim)
     return out
 
 
@@ -206,6 +209,7 @@ def repeat(call: Call) -> Dims:
     """Copies of a dimension side by side."""
     x, counts = call.dims(call.arg(0, "self")), call.arg(1, "repeats")
     x = [ONE] * (len(counts) - len(x)) + x
+    counts = [1] * (len(x) - len(counts)) + list(counts)
     out: Dims = []
     for dim, count, size in zip(x, counts, call.out_shape, strict=True):
         if isinstance(count, int):

@@ -1,0 +1,46 @@
+"""The user's own training step, called outside of training."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_lcs.callbacks._loaders import training_batches
+from lightning_lcs.callbacks._quiet import quiet
+from lightning_lcs.callbacks._stand_in import StandIn
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.modes import Structured
+
+
+def bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:
+    """The user's own step, called as Lightning calls it."""
+    step: Callable[..., Any] = module.training_step
+    step = step.__wrapped__ if isinstance(step, StandIn) else step
+    takes_index = len(inspect.signature(step).parameters) > 1
+    return lambda batch, index: step(batch, index) if takes_index else step(batch)
+
+
+@torch.no_grad()
+def sort_untrained(trainer: Trainer, module: LightningModule, model: SubspaceModel, seed: int) -> None:
+    """Sort the channels of a subspace that is about to be trained for the first time, where its mode asks for it.
+
+    The network is traced for that with one training batch, of which nothing is logged or changed.
+
+    Raises:
+        RuntimeError: there is no training data.
+    """
+    if model.settled or not isinstance(model.mode, Structured) or model.mode.order == "given":
+        return
+    step = bare_training_step(module)
+    warns, model.warns = model.warns, False
+    try:
+        with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context(), model.at_alpha(0.0):
+            step(*next(iter(training_batches(trainer, module, 1, seed))))
+    finally:
+        model.warns = warns
+    model.sort_channels()
