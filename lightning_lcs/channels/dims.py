@@ -151,6 +151,11 @@ class Structure:
         if size_a == size_b:
             return self._unify_terms(rest_a[0], rest_b[0], why)
         long, short = (rest_a[0], size_b) if size_a > size_b else (rest_b[0], size_a)
+        inner = self.term_size(long[1:])
+        if len(long) > 1 and short % inner == 0 and short > inner:
+            # (g, x) against a concatenation of several x each: g is one itself.
+            self._bind(long[0], self.fresh(short // inner) + self.fresh(self.sizes[long[0]] - short // inner))
+            return True
         if len(long) > 1:
             # (g, x) against a concatenation: g copies of x, with g kept whole.
             self.freeze((long[:-1],), why)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -99,7 +100,7 @@ def removed(module: nn.Module, masks: Masks, mark: float = torch.nan) -> nn.Modu
     return marked
 
 
-def masked_forward(module: nn.Module, masks: Masks, *args: Tensor) -> Tensor:
+def masked_forward(module: nn.Module, masks: Masks, *args: Tensor) -> Any:
     """The full-size result with the removed channels absent everywhere.
 
     Raises:
@@ -108,7 +109,7 @@ def masked_forward(module: nn.Module, masks: Masks, *args: Tensor) -> Tensor:
     marked = removed(module, masks).eval()
     with torch.no_grad(), Absent():
         result = marked(*args)
-    if torch.isnan(result).any():
+    if any(torch.isnan(leaf).any() for leaf in pytree.tree_leaves(result)):
         raise MaskMismatchError("a removed channel reaches the output")
     return result
 

@@ -144,12 +144,13 @@ def test_a_line_costs_no_more_than_a_point() -> None:
     assert line.efficiency(0.3) == point.efficiency(0.3)
 
 
-def test_parameters_that_the_forward_does_not_use_are_counted_whole() -> None:
+def test_parameters_that_the_forward_does_not_use_are_in_the_full_network_alone() -> None:
     net = Mlp(16)
     net.unused = nn.Linear(7, 3)
     model = at_width(net, torch.randn(2, 6), 0.5)
     used = sum(p.numel() for p in Mlp(kept_channels(16, 0.5)).parameters())
-    assert model.efficiency(0.0).params == used + 24
+    assert model.efficiency(0.0).params == used == sum(p.numel() for p in model.materialize(0.0).parameters())
+    assert model.efficiency(1.0).params == sum(p.numel() for p in Mlp(16).parameters()) + 24
 
 
 def test_cost_of_several_networks_is_their_sum() -> None:

@@ -105,3 +105,45 @@ FAMILIES: dict[str, tuple[str, int]] = {
     "xception_aligned": ("xception41p", 32),
     "xcit": ("xcit_nano_12_p8_224", 224),
 }
+
+# Of 25 families that people deploy, a model of middle size at its own resolution.
+SIBLINGS: dict[str, int] = {
+    "resnet50": 224,
+    "resnext50_32x4d": 224,
+    "seresnet50": 224,
+    "regnety_016": 224,
+    "mobilenetv3_large_100": 224,
+    "mobilenetv4_conv_medium": 224,
+    "efficientnet_b0": 224,
+    "efficientnetv2_s": 224,
+    "convnext_tiny": 224,
+    "convnextv2_tiny": 224,
+    "vit_small_patch16_224": 224,
+    "deit_small_patch16_224": 224,
+    "swin_tiny_patch4_window7_224": 224,
+    "swinv2_tiny_window8_256": 256,
+    "maxvit_tiny_tf_224": 224,
+    "coatnet_0_rw_224": 224,
+    "mobilevit_s": 256,
+    "edgenext_small": 256,
+    "fastvit_t8": 256,
+    "repvit_m1": 224,
+    "efficientvit_b1": 224,
+    "levit_192": 224,
+    "eva02_small_patch14_224": 224,
+    "hiera_small_224": 224,
+    "davit_tiny": 224,
+}
+
+# Classification and segmentation networks of torchvision, at a size that all of them accept.
+TORCHVISION: dict[str, int] = {
+    **dict.fromkeys(("alexnet", "googlenet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1"), 96),
+    **dict.fromkeys(("resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "regnet_y_400mf", "vgg11_bn"), 64),
+    **dict.fromkeys(
+        ("convnext_tiny", "efficientnet_b0", "efficientnet_v2_s", "densenet121", "swin_t", "swin_v2_t"), 64
+    ),
+    **dict.fromkeys(("vit_b_16", "maxvit_t"), 224),
+    **dict.fromkeys(("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"), 64),
+    "lraspp_mobilenet_v3_large": 64,
+    "inception_v3": 128,
+}

@@ -1,6 +1,6 @@
-"""``make coverage``: all families of timm, each in a process of its own with a time limit; a table for the docs.
+"""``make coverage``: networks of timm and torchvision, each in a process of its own with a time limit; a table.
 
-python -m tests.models.sweep [FAMILY ...] [--limit SECONDS]
+python -m tests.models.sweep [timm:NAME@PIXELS | torchvision:NAME@PIXELS ...] [--limit SECONDS]
 """
 
 import argparse
@@ -9,19 +9,28 @@ import json
 import subprocess
 import sys
 
-from tests.models.checks import Examination, examine
-from tests.models.families import FAMILIES
+from tests.models.checks import Examination, build, examine
+from tests.models.families import FAMILIES, SIBLINGS, TORCHVISION
+
+ALL = [
+    *(f"timm:{name}@{size}" for _, (name, size) in sorted(FAMILIES.items())),
+    *(f"timm:{name}@{size}" for name, size in SIBLINGS.items()),
+    *(f"torchvision:{name}@{size}" for name, size in TORCHVISION.items()),
+]
+FAMILY = {f"timm:{name}@{size}": family for family, (name, size) in FAMILIES.items()}
 
 
-def one(family: str) -> None:
-    """Examine one family, and print what came out as JSON."""
-    print(json.dumps(dataclasses.asdict(examine(*FAMILIES[family]))))
+def one(spec: str) -> None:
+    """Examine one network, and print what came out as JSON."""
+    print(json.dumps(dataclasses.asdict(examine(*build(spec)))))
 
 
-def row(family: str, limit: int) -> tuple[str, Examination | None]:
+def row(spec: str, limit: int) -> tuple[str, Examination | None]:
     """A line of the table, and what it is made of."""
-    name, size = FAMILIES[family]
-    command = [sys.executable, "-m", "tests.models.sweep", family, "--inside"]
+    library, _, rest = spec.partition(":")
+    name, _, size = rest.partition("@")
+    family = FAMILY.get(spec, library)
+    command = [sys.executable, "-m", "tests.models.sweep", spec, "--inside"]
     start = f"| {family} | `{name}` | {size} |"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
@@ -39,20 +48,20 @@ def row(family: str, limit: int) -> tuple[str, Examination | None]:
 
 
 def main() -> None:
-    """Print the table, and fail if a family does."""
+    """Print the table, and fail if a network does."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", default=sorted(FAMILIES))
-    parser.add_argument("--limit", type=int, default=600, help="seconds for a family")
+    parser.add_argument("networks", nargs="*", default=ALL)
+    parser.add_argument("--limit", type=int, default=600, help="seconds for a network")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.inside:
-        one(given.families[0])
+        one(given.networks[0])
         return
-    print("| family | smallest model | pixels | parameters | MACs | tracing, s | width 1 | masked | kept whole |")
+    print("| family or library | network | pixels | parameters | MACs | tracing, s | width 1 | masked | kept whole |")
     print("|---|---|---:|---:|---:|---:|---|---|---|")
     found = []
-    for family in given.families:
-        line, examination = row(family, given.limit)
+    for spec in given.networks:
+        line, examination = row(spec, given.limit)
         print(line, flush=True)
         found.append(examination)
     good = [each for each in found if each is not None]
