@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from lightning_lcs import _endpoints
 from lightning_lcs._execution import layer_weights
+from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.functional.sparsity import BLOCK
 from lightning_lcs.modes import Mode, Unstructured
 
@@ -38,15 +39,24 @@ def left_whole(module: nn.Module, mode: Mode, compressed: Iterable[str]) -> dict
 def warn_of_whole(module: nn.Module, mode: Mode, compressed: Iterable[str]) -> None:
     """Warn where much of a network is left whole without having been asked for."""
     whole = {name: why for name, why in left_whole(module, mode, compressed).items() if why != BY_OPTION}
+    _warn(module, whole, stacklevel=5)
+
+
+def warn_of_frozen(module: nn.Module, plan: ChannelPlan) -> None:
+    """The same in structured mode, where ops without a rule keep what they touch at full width."""
+    _warn(module, plan.left_whole(), stacklevel=5)
+
+
+def _warn(module: nn.Module, whole: Mapping[str, str], stacklevel: int) -> None:
     sizes = {name: parameter.numel() for name, parameter in _endpoints.user_parameters(module)}
-    share = sum(sizes[name] for name in whole) / sum(sizes.values())
+    share = sum(sizes.get(name, 0) for name in whole) / max(1, sum(sizes.values()))
     if share > WORTH_A_WARNING:
         named = ", ".join(f"{name} ({why})" for name, why in list(whole.items())[:3])
         named += f" and {len(whole) - 3} more" if len(whole) > 3 else ""
         warnings.warn(
             f"{share:.0%} of the parameters of {type(module).__name__} stay whole at every level: {named}; report() "
             "lists all",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

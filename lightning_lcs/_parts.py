@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_lcs._activations import Inputs, LayerBits, Reading
-from lightning_lcs._coverage import warn_of_whole
+from lightning_lcs._coverage import warn_of_frozen, warn_of_whole
 from lightning_lcs._execution import Execution, Replaced, Traced, attention_weights, layer_weights
 from lightning_lcs.channels.dims import Structure
 from lightning_lcs.channels.network import TracedNetwork, training_flags
@@ -48,7 +48,10 @@ class Part:
     def execution(self, mode: Mode, alpha: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
         """How the network runs at a level, for this call and the current training flags."""
         if isinstance(mode, Structured):
+            first = self.network.example is None
             program = self.network.program(args, kwargs)
+            if first:
+                warn_of_frozen(self.network.module, self.network.plan)
             return Traced(program, self.network.plan.selection(mode.width(alpha)))
         self.network.remember(args, kwargs)
         return self.replaced()

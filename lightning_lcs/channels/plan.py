@@ -52,6 +52,15 @@ class ChannelPlan:
                         found.setdefault(name, []).append((axis, reasons[-1]))
         return found
 
+    def left_whole(self) -> dict[str, str]:
+        """Tensors of which nothing shrinks because of an op, and not of ``keep``: name -> the op."""
+        sliced = self.sliced()
+        return {
+            name: dims[0][1]
+            for name, dims in self.whole().items()
+            if not sliced[name] and not dims[0][1].startswith("keep=")
+        }
+
     def report(self, width: float = 0.5) -> str:
         """Per model: the share of parameters left at ``width``, and every dimension kept whole with what froze it."""
         at = self.selection(width)

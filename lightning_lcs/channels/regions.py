@@ -13,7 +13,7 @@ from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 def inline_regions(graph: fx.Graph, owner: torch.nn.Module) -> None:
     """Replace every call of a region by its body.
 
-    A region without gradients ends with ``detach``; one with its own autocast setting enters and leaves it.
+    A region without gradients begins with ``detach``; one with its own autocast setting enters and leaves it.
 
     Args:
         graph: changed in place.
@@ -33,9 +33,11 @@ def inline_regions(graph: fx.Graph, owner: torch.nn.Module) -> None:
 def _set_grad(graph: fx.Graph, node: fx.Node, owner: torch.nn.Module) -> None:
     enabled, body, *arguments = node.args
     with graph.inserting_before(node):
-        results = _copy(graph, body, arguments, owner)
         if not enabled:
-            results = [_detached(graph, result) for result in results]
+            # Before the region, not behind it: ops that write into a tensor refuse inputs with gradients. Buffers have
+            # none, and what is written into them must be seen.
+            arguments = [a if _is_buffer(a) else _detached(graph, a) for a in arguments]
+        results = _copy(graph, body, arguments, owner)
     node.meta["results"] = results
 
 
@@ -52,6 +54,10 @@ _REGIONS: dict[str, Callable[[fx.Graph, fx.Node, torch.nn.Module], None]] = {
     "wrap_with_set_grad_enabled": _set_grad,
     "wrap_with_autocast": _autocast,
 }
+
+
+def _is_buffer(argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and argument.op == "placeholder" and argument.name.startswith("b_")
 
 
 def _detached(graph: fx.Graph, result: Any) -> Any:

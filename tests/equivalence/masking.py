@@ -5,7 +5,7 @@ norms and means take their statistics over what is there, everything else hands 
 disagree about what is there (a weight expects a channel that its input lacks) the oracle raises `MaskMismatchError`.
 
 It knows nothing of the channel plan. Which entries are removed comes from the shapes of a materialized network, under
-the rule that a prefix is kept (`prefix_masks`), or from marks that survive slicing (`Survivors`).
+the rule that a prefix is kept (`prefix_masks`), or from marks that survive slicing (`survivors`).
 """
 
 import copy
@@ -66,29 +66,46 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def survivors(model: SubspaceModel, alpha: float) -> dict[str, Tensor]:
+    """Masks of any network: every entry is numbered, and those whose numbers are in a materialized network stayed.
+
+    Args:
+        model: whose tensors are numbered for the while.
+        alpha: the level.
+
+    Returns:
+        Name of a tensor -> which of its entries are kept.
+    """
+    numbered = {
+        name: value for name, value in _tensors(model.module).items() if value.is_floating_point()
+    }  # others are tables of positions, which nothing cuts
+    before = {name: value.detach().clone() for name, value in numbered.items()}
+    with torch.no_grad():
+        for value in numbered.values():
+            assert value.numel() < (2**24 if value.dtype == torch.float32 else 2**53), "counts no further"
+            value.copy_(torch.arange(value.numel(), dtype=value.dtype).view(value.shape))
+        small = _tensors(model.materialize(alpha))
+        for name, value in numbered.items():
+            value.copy_(before[name])
+    known: dict[int, Tensor] = {}
+    for name, value in numbered.items():
+        if name in small:
+            mask = torch.zeros(value.numel(), dtype=torch.bool)
+            mask[small[name].flatten().long()] = True
+            known[id(value)] = mask.view(value.shape)
+    # A tensor of several names goes by one of them in a materialized network.
+    return {name: known[id(value)] for name, value in numbered.items() if id(value) in known}
+
+
 class Survivors:
-    """Masks of any network: every entry is numbered, and those whose numbers are in a materialized network stayed."""
+    """Masks of a network as :func:`survivors` finds them, by a subspace model of its own."""
 
     def __init__(self, full: nn.Module, example: Tensor, **options: Any) -> None:
-        self._numbered = copy.deepcopy(full)
-        for value in [*self._numbered.parameters(), *self._numbered.buffers()]:
-            if not value.is_floating_point():
-                continue  # a table of positions, which nothing cuts
-            assert value.numel() < (2**24 if value.dtype == torch.float32 else 2**53), "counts no further"
-            value.data = torch.arange(value.numel(), dtype=value.dtype).view(value.shape)
-        self._model = SubspaceModel(self._numbered, example, subspace="point", **options).eval()
+        self._model = SubspaceModel(copy.deepcopy(full), example, subspace="point", **options).eval()
 
     def masks(self, alpha: float) -> dict[str, Tensor]:
         """Name of a tensor -> which of its entries are kept."""
-        small, masks = _tensors(self._model.materialize(alpha)), {}
-        for name, value in _tensors(self._numbered).items():
-            if name in small and value.is_floating_point():
-                mask = torch.zeros(value.numel(), dtype=torch.bool)
-                mask[small[name].flatten().long()] = True
-                masks[name] = mask.view(value.shape)
-        # A tensor of several names goes by one of them in a materialized network.
-        known = {id(value): masks[name] for name, value in _tensors(self._numbered).items() if name in masks}
-        return {name: known[id(value)] for name, value in _tensors(self._numbered).items() if id(value) in known}
+        return survivors(self._model, alpha)
 
 
 def removed(module: nn.Module, masks: Masks, mark: float = torch.nan) -> nn.Module:
@@ -336,7 +353,9 @@ def vector_norm(
     return summed(torch.sum, x**2, dim, keepdim=keepdim).sqrt()
 
 
-def normalize(function: Callable[..., Tensor], x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+def normalize(
+    function: Callable[..., Tensor], x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None
+) -> Tensor:
     assert p == 2
     return x / vector_norm(function, x, 2, dim, True).clamp_min(eps)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_lcs.channels.plan import PlanAtWidth
 from lightning_lcs.model import SubspaceModel
-from tests.equivalence.masking import MaskMismatchError, Survivors, masked_forward
+from tests.equivalence.masking import MaskMismatchError, masked_forward, survivors
 from tests.helpers import relative, scramble
 
 # Alphas of the widths .25, .5, .75 and 1.
@@ -49,7 +49,7 @@ class Examination:
 
 
 def build(spec: str) -> tuple[nn.Module, Tensor]:
-    """A network with ten classes, and three images for it.
+    """A network with ten classes, and three images for it, in float64.
 
     Norms and weights are such that a wrong slice shows: heads, tables and gates that start at next to nothing would
     hide what comes before them.
@@ -73,7 +73,7 @@ def build(spec: str) -> tuple[nn.Module, Tensor]:
             if parameter.ndim > 1 and parameter.std() < 1e-3:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
     x = torch.randn(3, channels, int(size), int(size), generator=torch.Generator().manual_seed(0))
-    return net.eval(), x
+    return net.double().eval(), x.double()
 
 
 def _options(name: str) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def examine(net: nn.Module, x: Tensor, masked: bool = True) -> Examination:
     )
     if masked:
         try:
-            result.masked = masked_difference(net, x[:2])
+            result.masked = masked_difference(model, x[:2])
         except (MaskMismatchError, NotImplementedError) as error:
             result.trouble = str(error)
     return result
@@ -146,23 +146,19 @@ def identity(model: SubspaceModel, x: Tensor) -> float:
         return max(0.0 if torch.equal(a, b) else relative(a, b) for a, b in pairs)
 
 
-def masked_difference(net: nn.Module, x: Tensor) -> float:
+def masked_difference(model: SubspaceModel, x: Tensor) -> float:
     """How far width .5 is from the full network with the removed channels absent."""
-    net, x = net.double().eval(), x.double()
-    model = SubspaceModel(net, x, subspace="point").eval()
     with torch.no_grad():
         ours = model.materialize(HALF)(x)
-        expected = masked_forward(net, Survivors(net, x).masks(HALF), x)
+        expected = masked_forward(model.module, survivors(model, HALF), x)
         return max(relative(a, b) for a, b in zip(leaves(ours), leaves(expected), strict=True))
 
 
 def wrong_slices(net: nn.Module, x: Tensor, count: int, patch: Callable[[Any], None]) -> list[tuple[str, bool]]:
     """Slice one tensor after the other wrongly: its name, and whether the masked run notices."""
-    net, x = net.double().eval(), x.double()
-    model = SubspaceModel(net, x, subspace="point").eval()
-    masks = Survivors(net, x).masks(HALF)
+    model = SubspaceModel(net, x[:2], subspace="point").eval()
     with torch.no_grad():
-        expected = masked_forward(net, masks, x)
+        expected = masked_forward(net, survivors(model, HALF), x)
     right = PlanAtWidth.of
     at = model.plan.selection(HALF)
     sliced = [

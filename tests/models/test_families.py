@@ -1,0 +1,57 @@
+"""Families of timm, every check; the whole list runs in ``make coverage``."""
+
+import pytest
+import timm
+
+from lightning_lcs.channels.plan import PlanAtWidth
+from tests.helpers import BATCH_NORM_WARNING
+from tests.models.checks import build, examine, wrong_slices
+from tests.models.families import FAMILIES
+
+pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
+
+# Different kinds of layers, one or two of each: what they have that others have not.
+FEW = {
+    "test_byobnet@32": "three kinds of bottlenecks",
+    "cs3darknet_focus_s@32": "stages in two branches",
+    "crossvit_tiny_240@240": "two token streams",
+    "davit_tiny@32": "attention over channels and windows",
+    "dpn48b@32": "residual and dense paths",
+    "edgenext_xx_small@32": "transposed attention",
+    "gmlp_ti16_224@224": "gates over places",
+    "hgnetv2_b0@32": "many branches joined",
+    "lowformer_b0@32": "transposed convolutions in attention",
+    "mobilevit_xxs@32": "channels moved into the batch",
+    "pit_ti_224@224": "tokens pooled by grouped convolutions",
+    "repghostnet_050@32": "branches to be merged",
+    "resnetv2_50x1_bit@32": "standardised weights, group norms",
+    "sequencer2d_s@32": "LSTMs",
+    "test_nfnet@32": "scaled standardised weights",
+    "test_vit@160": "fused attention, position table of another size",
+    "tf_efficientnetv2_b0@32": "fused and inverted bottlenecks",
+    "visformer_tiny@224": "attention after convolutions",
+}
+# float64, sums in another order.
+MASKED = 1e-9
+
+
+@pytest.mark.parametrize("name", list(FEW), ids=lambda name: name.partition("@")[0])
+def test_a_family(name: str) -> None:
+    found = examine(*build(f"timm:{name}"))
+    assert found.identity == 0.0
+    assert found.trouble == ""
+    assert found.masked is not None
+    assert found.masked < MASKED
+    assert found.ungraded == []
+    assert max(found.params, found.macs) <= 0.42
+
+
+def test_every_family_is_listed() -> None:
+    assert set(FAMILIES) >= set(timm.list_modules())
+
+
+@pytest.mark.parametrize("name", ["edgenext_xx_small@32", "test_vit@160", "hgnetv2_b0@32"])
+def test_wrong_slices_are_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = wrong_slices(*build(f"timm:{name}"), 12, lambda of: monkeypatch.setattr(PlanAtWidth, "of", of))
+    assert len(tried) >= 12
+    assert [tensor for tensor, noticed in tried if not noticed] == []
