@@ -160,7 +160,17 @@ def pad(call: Call) -> Dims:
     return out
 
 
+def weight_norm(call: Call) -> Dims:
+    """A weight divided by its norms, of what is kept, along all dimensions but one; times a length for each of that."""
+    weight, length = call.dims(call.arg(0, "v")), call.dims(call.arg(1, "g"))
+    for ours, theirs in zip(weight, length, strict=True):
+        if call.structure.size(theirs) > 1:
+            call.unify(ours, theirs)
+    return [call.structure.resolve(dim) for dim in weight]
+
+
 RULES: dict[str, Rule] = {
+    "_weight_norm": weight_norm,
     "linear": linear,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),

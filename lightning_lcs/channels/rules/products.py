@@ -83,7 +83,7 @@ def einsum(call: Call) -> Dims:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot"), matmul),
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "vdot"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), added_product),
     "scaled_dot_product_attention": attention,
     "einsum": einsum,

@@ -109,10 +109,14 @@ def permute(call: Call) -> Dims:
 def transpose(call: Call) -> Dims:
     """Two dimensions swapped."""
     x = call.dims(call.arg(0, "self"))
-    a, b = (0, 1) if call.name == "t" else (call.arg(1, "dim0"), call.arg(2, "dim1"))
+    a, b = _SWAPPED.get(call.name) or (call.arg(1, "dim0"), call.arg(2, "dim1"))
     if len(x) > 1:
         x[a], x[b] = x[b], x[a]
     return x
+
+
+# Of ops that do not say which.
+_SWAPPED = {"t": (0, 1), "numpy_T": (0, 1), "matrix_H": (0, 1), "mT": (-2, -1), "mH": (-2, -1), "adjoint": (-2, -1)}
 
 
 def cat(call: Call) -> Dims:
@@ -326,7 +330,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("reshape_as", "view_as"), reshape_as),
     "expand": expand,
     "permute": permute,
-    **dict.fromkeys(("transpose", "t", "swapaxes"), transpose),
+    **dict.fromkeys(("transpose", "swapaxes", *_SWAPPED), transpose),
     **dict.fromkeys(("cat", "concat"), cat),
     "split_with_sizes": split,
     "slice": cut,
