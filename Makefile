@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint types contracts docs bench fashion levels results results-long env clean
+.PHONY: demo test lint types contracts docs bench coverage fashion levels results results-long env clean
 
 env: $(READY)
 
@@ -35,6 +35,9 @@ docs: $(READY)
 bench: $(READY)  ## cost of a training step, of its memory, and of a compressed forward
 	$(BIN)/python -m pytest -m benchmark tests/benchmarks -s
 
+coverage: $(READY)  ## every family of timm and much of torchvision, each checked and sliced: an hour; docs/models.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.models.sweep
+
 fashion: $(READY)  ## the Fashion-MNIST table: an hour on two cores
 	$(BIN)/python examples/fashion_mnist.py
 
@@ -50,6 +53,7 @@ QUANTIZED := paper-quantized-point paper-quantized-line paper-quantized-point-ke
 SEEDS ?= 0
 
 results: $(READY)  ## the table of methods after 4 epochs: hours; goes on where it was stopped
+	mkdir -p runs/results/4 && cp -n docs/results/4/*.csv runs/results/4/
 	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(SUBSPACES)
 	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
 

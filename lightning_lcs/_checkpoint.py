@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs import _endpoints
-from lightning_lcs.modes import mode_to_dict
+from lightning_lcs.modes import mode_to_dict, parse_mode
 from lightning_lcs.norms import state_without_statistics
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def check_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
     if missing:
         raise ValueError(f"the subspace in the checkpoint is incomplete: it lacks {', '.join(missing)}")
     for key in ("mode", "subspace", "line_parameters", "norm"):
-        if mine[key] != state[key] and not (key == "line_parameters" and model.subspace == "point"):
+        # An older file lacks options that are younger: it has their defaults.
+        theirs = mode_to_dict(parse_mode(state[key])) if key == "mode" else state[key]
+        if mine[key] != theirs and not (key == "line_parameters" and model.subspace == "point"):
             raise ValueError(
                 f"the checkpoint holds {key}={state[key]!r}, and this model was built with {key}={mine[key]!r}; build "
                 "it as it was trained"

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lightning_lcs._activations import Inputs, LayerBits, Reading
 from lightning_lcs._coverage import warn_of_frozen, warn_of_whole
+from lightning_lcs._endpoints import is_norm
 from lightning_lcs._execution import Execution, Replaced, Traced, attention_weights, layer_weights
 from lightning_lcs.channels.dims import Structure
 from lightning_lcs.channels.network import TracedNetwork, training_flags
-from lightning_lcs.channels.order import importances, reorder, sorted_orders
-from lightning_lcs.channels.plan import ChannelPlan
+from lightning_lcs.channels.order import importances, largest_scales, reorder, sorted_orders
+from lightning_lcs.channels.plan import ChannelPlan, PlanAtWidth
 from lightning_lcs.functional.sparsity import BLOCK
 from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured
 
@@ -52,7 +53,7 @@ class Part:
             program = self.network.program(args, kwargs)
             if first:
                 warn_of_frozen(self.network.module, self.network.plan)
-            return Traced(program, self.network.plan.selection(mode.width(alpha)))
+            return Traced(program, self.selection(mode, alpha))
         self.network.remember(args, kwargs)
         return self.replaced()
 
@@ -74,6 +75,16 @@ class Part:
             layers = tuple(map(layer_of, self.compressed))
             self._replaced = Replaced(self.network, names, layers)
         return self._replaced
+
+    def selection(self, mode: Structured, alpha: float) -> PlanAtWidth:
+        """What a level keeps of the network as it is now."""
+        width = mode.width(alpha)
+        if mode.select == "first" or width == 1.0:
+            return self.network.plan.selection(width)
+        norms = [(path, child) for path, child in self.network.module.named_modules() if is_norm(child)]
+        scales = {f"{path}.weight": child._parameters.get("weight") for path, child in norms}
+        known = {name: scale for name, scale in scales.items() if scale is not None}
+        return self.network.plan.selection(width, largest_scales(self.network.plan, known, width))
 
     def sort_channels(self) -> None:
         """Put the channels of every group in the order of their importance."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Structured:
     """Channel width: every group of coupled channels keeps its first ``round(C * width)`` channels, at least one.
 
@@ -27,6 +27,10 @@ class Structured:
         order: "given", or "importance" to sort the channels of every group by the L1 norm of their weights before
             training: the narrow widths of a pretrained network then start from its strongest channels. What the network
             computes in full stays the same, up to rounding.
+        select: which channels a width keeps: "first" of each group, or those of "scale": with the largest scales of
+            their norms in the whole network, at least one of each group, as network slimming does with a network that
+            was trained plainly (arXiv 1708.06519). Groups without a norm then stay whole, and ``round_to`` and
+            ``min_channels`` have no effect.
 
     Raises:
         ValueError: an option outside its range.
@@ -37,6 +41,7 @@ class Structured:
     min_channels: int = 1
     keep: tuple[str, ...] = ()
     order: str = "given"
+    select: str = "first"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.min_width <= 1.0:
@@ -48,9 +53,13 @@ class Structured:
             value = getattr(self, option)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{option}={value!r} is not a number of channels; use 1 to leave it out, or 8, say")
-        if self.order not in ORDERS:
-            raise ValueError(f"order={self.order!r} is not known; choose one of {', '.join(map(repr, ORDERS))}")
+        for option, known in (("order", ORDERS), ("select", SELECTIONS)):
+            if getattr(self, option) not in known:
+                raise ValueError(f"{option}={getattr(self, option)!r} is not known; choose one of {known}")
         object.__setattr__(self, "keep", tuple(self.keep))
+
+    def __repr__(self) -> str:
+        return _short(self)
 
     def width(self, alpha: float) -> float:
         """Share of channels kept at ``alpha``, in [min_width, 1]."""
@@ -73,7 +82,7 @@ class Structured:
         return alpha == 1.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Unstructured:
     """Sparsity: every convolution's and linear layer's weight keeps its entries of largest magnitude.
 
@@ -124,6 +133,9 @@ class Unstructured:
             )
         object.__setattr__(self, "dense", tuple(self.dense))
 
+    def __repr__(self) -> str:
+        return _short(self)
+
     def width(self, alpha: float) -> float:
         """Share of channels kept: all."""
         return 1.0
@@ -146,7 +158,7 @@ class Unstructured:
         return math.floor(check_alpha(alpha) * steps + 0.5) / steps if steps else check_alpha(alpha)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Quantized:
     """Bit width: weights and input activations of convolutions and linear layers are affine-quantized to b bits.
 
@@ -188,6 +200,9 @@ class Quantized:
                 raise ValueError(f"{option}={bits!r} is neither in 2..8 nor 32, which is full precision")
         object.__setattr__(self, "layer_bits", dict(self.layer_bits))
 
+    def __repr__(self) -> str:
+        return _short(self)
+
     def width(self, alpha: float) -> float:
         """Share of channels kept: all."""
         return 1.0
@@ -218,7 +233,23 @@ class Quantized:
         return max(1, math.ceil(check_alpha(alpha) * count - 1e-9))
 
 
+def _short(mode: Mode) -> str:
+    return f"{type(mode).__name__}({', '.join(f'{name}={value!r}' for name, value in _options(mode).items())})"
+
+
+def _options(mode: Mode) -> dict[str, Any]:
+    """The first option of a mode, and of the others those that are not at their default."""
+    first, *others = dataclasses.fields(mode)
+    shown = [first, *(field for field in others if getattr(mode, field.name) != _default(field))]
+    return {field.name: getattr(mode, field.name) for field in shown}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 ORDERS = ("given", "importance")
+SELECTIONS = ("first", "scale")
 SCOPES = ("layer", "global", "block")
 DENSE_LAYERS = ("first", "last", "depthwise")
 Mode = Structured | Unstructured | Quantized
@@ -278,5 +309,6 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
 def mode_to_dict(mode: Mode) -> dict[str, Any]:
     """Plain data (numbers and text) that :func:`parse_mode` reads back; safe in checkpoints and hyperparameters."""
     name = next(key for key, kind in MODES.items() if isinstance(mode, kind))
-    options = {key: list(value) if isinstance(value, tuple) else copy.copy(value) for key, value in vars(mode).items()}
-    return {"name": name, **options}
+    options = _options(mode)
+    plain = {key: list(value) if isinstance(value, tuple) else copy.copy(value) for key, value in options.items()}
+    return {"name": name, **plain}

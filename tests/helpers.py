@@ -11,6 +11,8 @@ from lightning_lcs.modes import Structured
 # The warning that a level below 1 runs on batch-norm statistics of alpha = 1. Most tests compare levels with a network
 # that has those statistics too, and mean to.
 BATCH_NORM_WARNING = "ignore:running at alpha=:UserWarning"
+# Of networks made to be left whole.
+WHOLE_WARNING = "ignore:.*stay whole at every level:UserWarning"
 
 
 def relative(ours: Tensor, expected: Tensor) -> float:

@@ -24,6 +24,8 @@ class SweepOptions:
         alphas_per_step: levels per step.
         warmup: share of all steps during which the compression grows, in [0, 1].
         warmup_schedule: a key of :data:`SCHEDULES`.
+        diversity_weight: of the squared cosine between endpoints.
+        scale_penalty: of the L1 norm of all norms' scales.
     """
 
     mode: Mode
@@ -31,6 +33,13 @@ class SweepOptions:
     alphas_per_step: int
     warmup: float
     warmup_schedule: str
+    diversity_weight: float = 0.0
+    scale_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        for option in ("diversity_weight", "scale_penalty"):
+            if not getattr(self, option) >= 0:
+                raise ValueError(f"{option}={getattr(self, option)} is negative; 0 turns the term off")
 
     @property
     def visits_full(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_lcs._endpoints import is_norm
 from lightning_lcs._gradients import GradientSum
 from lightning_lcs._parts import layer_of
 from lightning_lcs.callbacks._options import SweepOptions
@@ -35,14 +36,12 @@ class Sweep:
         module: LightningModule,
         *,
         options: SweepOptions,
-        diversity_weight: float,
         seed: int,
     ) -> None:
         self.model = model
         self.trainer = trainer
         self.module = module
         self.options = options
-        self.diversity_weight = diversity_weight
         self.seed = seed
         self._original_backward: Callable[..., None] = module.backward
         self._gradients = GradientSum()
@@ -84,7 +83,7 @@ class Sweep:
             output = original(*args, **kwargs)
             guard.skipped = loss_of(output) is None
         self._log(losses)
-        return self._with_diversity(output)
+        return self._with_terms(output)
 
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The module's ``backward`` of the last level, with the gradients of the others added."""
@@ -109,20 +108,32 @@ class Sweep:
             scaled = loss / self.trainer.accumulate_grad_batches
             self._original_backward(scaled if scaler is None else scaler.scale(scaled))
 
-    def _with_diversity(self, output: Any) -> Any:
-        """The step's output with the gradient of the diversity term, and with its value as it was."""
+    def _with_terms(self, output: Any) -> Any:
+        """The step's output with the gradients of the other terms of the loss, and with its value as it was."""
         loss = loss_of(output)
-        pairs = self.model.endpoint_pairs()
-        if loss is None or not pairs:
+        terms = [] if loss is None else [*self._diversity(), *self._penalty()]
+        if loss is None or not terms:
             return output
-        term = self.diversity_weight * self.model.endpoint_cosine().square()
+        term = torch.stack(terms).sum()
+        loss = loss + (term - term.detach())
+        return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+    def _diversity(self) -> list[Tensor]:
+        pairs = self.model.endpoint_pairs()
+        if not pairs:
+            return []
+        terms = [self.options.diversity_weight * self.model.endpoint_cosine().square()]
         # At an end of the line a step reads one endpoint alone. DDP waits for the gradients of both, and optimizers
         # skip a parameter without: scales and shifts, which the cosine may leave out, get zeros.
         vectors = [w.flatten() for pair in pairs for w in pair if w.ndim < 2 and w.requires_grad]
-        if vectors:
-            term = term + 0.0 * torch.cat(vectors).sum()
-        loss = loss + (term - term.detach())
-        return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+        return [*terms, 0.0 * torch.cat(vectors).sum()] if vectors else terms
+
+    def _penalty(self) -> list[Tensor]:
+        if self.options.scale_penalty == 0.0:
+            return []
+        norms = [child for part in self.model.parts for child in part.network.module.modules() if is_norm(child)]
+        scales = [norm._parameters.get("weight") for norm in norms]
+        return [self.options.scale_penalty * scale.abs().sum() for scale in scales if scale is not None]
 
     def _log(self, losses: dict[float, Tensor]) -> None:
         values = {"lcs/train_loss/alpha_000": [losses[a] for a in losses if a == 0.0]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -56,6 +57,7 @@ class LCSCallback(pl.Callback):
         warmup_schedule: "linear" (growing steadily) or "delayed" (none until the warm-up is over); by default "linear"
             on a line and "delayed" on a point.
         diversity_weight: of the squared cosine between the endpoints of a line; 1 in the paper, see docs (Results).
+        scale_penalty: of the L1 norm of the norms' scales in the loss; 1e-5 in network slimming.
         line_parameters: what lies on the line: "norm" (scale and shift of the normalisation layers, as in the paper's
             structured mode), "backbone" (all but the last linear layer, the head, as in its other two) or "all".
         endpoint_start: how endpoint 0 starts: "copy" of the weights, or "independent" (redrawn with their mean and
@@ -89,6 +91,7 @@ class LCSCallback(pl.Callback):
         warmup: float | None = None,
         warmup_schedule: str | None = None,
         diversity_weight: float = 0.0,
+        scale_penalty: float = 0.0,
         line_parameters: str = "norm",
         endpoint_start: str = "copy",
         norm: str = "keep",
@@ -98,16 +101,14 @@ class LCSCallback(pl.Callback):
         seed: int = 0,
     ) -> None:
         _endpoints.check_options(line_parameters, endpoint_start)
-        if not diversity_weight >= 0:
-            raise ValueError(f"diversity_weight={diversity_weight} is negative; 0 turns the term off, 1 is the paper's")
         self.mode = parse_mode(mode)
         self.subspace = check_subspace(subspace)
         self.target = target
-        self.options = sweep_options(self.mode, subspace, sampler, alphas_per_step, warmup, warmup_schedule)
+        options = sweep_options(self.mode, subspace, sampler, alphas_per_step, warmup, warmup_schedule)
+        self.options = replace(options, diversity_weight=diversity_weight, scale_penalty=scale_penalty)
         if recalibration_images < (0 if self.options.visits_full else 1):
             reason = "use, for example, 2048, or 0 for none with a sampler that visits alpha = 1 at every step"
             raise ValueError(f"recalibration_images={recalibration_images} is too small: {reason}")
-        self.diversity_weight = diversity_weight
         self.line_parameters = line_parameters
         self.endpoint_start = endpoint_start
         self.norm = check_norm(norm)
@@ -191,7 +192,6 @@ class LCSCallback(pl.Callback):
                 trainer,
                 pl_module,
                 options=self.options,
-                diversity_weight=self.diversity_weight,
                 seed=self.seed,
             )
             self._patches.set(pl_module, "training_step", StandIn(pl_module.training_step, self._sweep.step))

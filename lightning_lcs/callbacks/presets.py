@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from lightning_lcs.functional.sampling import PER_LAYER
-from lightning_lcs.modes import MODES, SUBSPACES, Mode, Quantized, Unstructured
+from lightning_lcs.modes import MODES, SUBSPACES, Mode, Quantized, Structured, Unstructured
 from lightning_lcs.norms import NORMS
 
 # At which arXiv 2110.04252 evaluates its unstructured subspaces.
@@ -19,6 +19,7 @@ METHODS = (
     "plain",
     "us",
     "ns",
+    "lec",
     "sparsity-S (S in [0, 0.975])",
     "bits-B (B in 3..8)",
 )
@@ -38,6 +39,8 @@ def method_settings(name: str) -> dict[str, Any]:
               statistics of the full one;
             * "ns": a slimmable network, trained at the widths .25, .5, .75 and 1 in every step, with batch-norm
               statistics of each (scale and shift are shared; in the paper each width has its own);
+            * "lec": network slimming: plain training with an L1 penalty on the norms' scales, cut afterwards to the
+              channels of largest scale in the whole network, without fine-tuning;
             * "sparsity-0.95": a network for this sparsity, which grows over 80 % of the training;
             * "bits-4": a network for this bit width.
 
@@ -56,6 +59,8 @@ def method_settings(name: str) -> dict[str, Any]:
     if name == "ns":
         levels = list(SLIMMABLE_ALPHAS)
         return {**fixed, "mode": "structured", "sampler": levels, "alphas": levels, "recalibration_levels": levels}
+    if name == "lec":
+        return {**fixed, "mode": Structured(select="scale"), "sampler": [1.0], "scale_penalty": 1e-5}
     number = _number(rest)
     if kind == "sparsity" and 0.0 <= number <= Unstructured().max_sparsity:
         alpha = 1.0 - number / Unstructured().max_sparsity

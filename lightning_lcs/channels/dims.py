@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 Term = tuple[int, ...]
 Dim = tuple[Term, ...]
 
 ONE: Dim = ((),)
+# Groups of which certain channels are kept, ascending.
+Chosen = Mapping[int, Sequence[int]]
+NONE_CHOSEN: Chosen = MappingProxyType({})
 # Of a concatenation inside of a product, where the outer factor (heads, and with them the batch) is spelled out.
 MOST_COPIES = 1024
 
@@ -263,22 +267,30 @@ class Structure:
 
     # -- slicing ----------------------------------------------------------------------------------------------------
 
-    def kept_size(self, dim: Dim, width: float) -> int:
+    def kept_size(self, dim: Dim, width: float, chosen: Chosen = NONE_CHOSEN) -> int:
         """Size of a dimension at ``width``."""
-        return sum(math.prod(self._kept(atom, width) for atom in term) for term in self.resolve(dim))
+        return sum(math.prod(len(self._channels(atom, width, chosen)) for atom in term) for term in self.resolve(dim))
 
-    def _kept(self, atom: int, width: float) -> int:
+    def _channels(self, atom: int, width: float, chosen: Chosen) -> Sequence[int]:
         size = self.sizes[atom]
-        return size if atom in self.frozen else kept_channels(size, width, self.steps.get(atom, 1), self.least)
+        if atom in self.frozen:
+            return range(size)
+        return chosen.get(atom) or range(kept_channels(size, width, self.steps.get(atom, 1), self.least))
 
-    def kept_indices(self, dim: Dim, width: float) -> list[int]:
-        """Indices of a dimension that are kept at ``width``, ascending."""
+    def kept_indices(self, dim: Dim, width: float, chosen: Chosen = NONE_CHOSEN) -> list[int]:
+        """Indices of a dimension that are kept at ``width``, ascending.
+
+        Args:
+            dim: the dimension.
+            width: share of the channels of each group.
+            chosen: groups of which other channels are kept than the first.
+        """
         indices: list[int] = []
         offset = 0
         for term in self.resolve(dim):
             kept = [0]
             for atom in term:
-                kept = [i * self.sizes[atom] + j for i in kept for j in range(self._kept(atom, width))]
+                kept = [i * self.sizes[atom] + j for i in kept for j in self._channels(atom, width, chosen)]
             indices.extend(offset + i for i in kept)
             offset += self.term_size(term)
         return indices

@@ -35,10 +35,9 @@ def check_faithful(
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     leaves = list(parameters.values()) if module.training else []
-    tensors = dict(module.named_parameters(remove_duplicate=False)) | {
-        name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)
-    }
     with neutral(module), _buffers_restored(module):
+        tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        tensors |= {name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
         theirs = _run(lambda: module.forward(*args, **kwargs), leaves)
         ours = _run(lambda: program.run([tensors[name] for name in program.names], sizes, args, kwargs), leaves)
     for position, (found, expected) in enumerate(zip(ours[0], theirs[0], strict=True)):

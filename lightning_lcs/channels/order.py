@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_lcs.channels.dims import Dim, Structure
 from lightning_lcs.channels.plan import ChannelPlan
+from lightning_lcs.functional.sparsity import largest_masks
 
 
 def importances(plan: ChannelPlan, weights: Mapping[str, Tensor]) -> dict[int, Tensor]:
@@ -35,6 +36,33 @@ def importances(plan: ChannelPlan, weights: Mapping[str, Tensor]) -> dict[int, T
             for atom, part in _by_atom(plan.structure, dim, norms):
                 found[atom] = found[atom] + part if atom in found else part
     return found
+
+
+def largest_scales(plan: ChannelPlan, scales: Mapping[str, Tensor], width: float) -> dict[int, list[int]]:
+    """The channels of largest scale in the whole network, at least one of each group (arXiv 1708.06519).
+
+    Args:
+        plan: of the network.
+        scales: of its norms, by qualified name. A group with several counts their mean; one without stays whole.
+        width: share of all channels with a scale that is kept.
+
+    Returns:
+        Atom -> the channels kept, ascending.
+    """
+    sums: dict[int, Tensor] = {}
+    counts: dict[int, int] = {}
+    for name, scale in scales.items():
+        for dim in plan.tensors.get(name, ()):
+            for atom, part in _by_atom(plan.structure, dim, scale.detach().abs().float()):
+                sums[atom] = sums[atom] + part if atom in sums else part
+                counts[atom] = counts.get(atom, 0) + 1
+    atoms = {atom for dims in plan.tensors.values() for dim in dims for atom in plan.structure.free(dim)}
+    chosen = {atom: list(range(plan.structure.sizes[atom])) for atom in atoms}
+    means = {str(atom): total / counts[atom] for atom, total in sums.items()}
+    if means:
+        masks = largest_masks(means, 1.0 - width)
+        chosen |= {int(atom): mask.nonzero().flatten().tolist() for atom, mask in masks.items()}
+    return chosen
 
 
 def _by_atom(structure: Structure, dim: Dim, values: Tensor) -> list[tuple[int, Tensor]]:

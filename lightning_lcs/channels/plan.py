@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_lcs.channels.dims import Dim, Structure
+from lightning_lcs.channels.dims import NONE_CHOSEN, Chosen, Dim, Structure
 from lightning_lcs.channels.rules import Dims
 
 # What is kept of one dimension: nothing is cut, a prefix of this length, or these indices.
@@ -33,9 +33,9 @@ class ChannelPlan:
     keep: tuple[str, ...] = ()
     round_to: int = 1
 
-    def selection(self, width: float) -> PlanAtWidth:
-        """What a width keeps."""
-        return PlanAtWidth(self, width)
+    def selection(self, width: float, chosen: Chosen = NONE_CHOSEN) -> PlanAtWidth:
+        """What a width keeps: the first channels of each group, or those chosen."""
+        return PlanAtWidth(self, width, chosen)
 
     def sliced(self) -> dict[str, bool]:
         """For every tensor, whether any of its dimensions shrinks."""
@@ -82,9 +82,10 @@ _EXPECTED = {"input of the network", "output of the network", "spatial", "groups
 class PlanAtWidth:
     """What one width keeps; worked out once per dimension, as training draws new widths at every step."""
 
-    def __init__(self, plan: ChannelPlan, width: float) -> None:
+    def __init__(self, plan: ChannelPlan, width: float, chosen: Chosen = NONE_CHOSEN) -> None:
         self.plan = plan
         self.width = width
+        self._chosen = chosen
         self._kept: dict[Dim, Kept] = {}
         self._sizes: dict[Dim, int] = {}
 
@@ -103,15 +104,15 @@ class PlanAtWidth:
         if not structure.free(dim):
             return None
         resolved = structure.resolve(dim)
-        if len(resolved) == len(resolved[0]) == 1:
+        if len(resolved) == len(resolved[0]) == 1 and resolved[0][0] not in self._chosen:
             return self.size(dim)
-        indices = structure.kept_indices(dim, self.width)
+        indices = structure.kept_indices(dim, self.width, self._chosen)
         return len(indices) if indices[-1] == len(indices) - 1 else indices
 
     def size(self, dim: Dim) -> int:
         """Size of a dimension at this width."""
         if dim not in self._sizes:
-            self._sizes[dim] = self.plan.structure.kept_size(dim, self.width)
+            self._sizes[dim] = self.plan.structure.kept_size(dim, self.width, self._chosen)
         return self._sizes[dim]
 
     def shape(self, name: str) -> list[int]:

@@ -27,6 +27,7 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
         (lambda: LCSCallback(sampler=[]), r"sampler=\[\] visits no level"),
         (lambda: LCSCallback(sampler=[0.5, 2.0]), r"alpha=2.0 is not in \[0, 1\]"),
         (lambda: LCSCallback(sampler=[0.5], alphas_per_step=3), r"alphas_per_step=3, and sampler gives 1 levels"),
+        (lambda: LCSCallback(scale_penalty=-1.0), r"scale_penalty=-1.0 is negative; 0 turns the term off"),
         (lambda: LCSCallback.method("vs"), r"method 'vs' is not known; choose from"),
         (lambda: LCSCallback.method("bits-9"), r"method 'bits-9' is not known"),
         (lambda: LCSCallback.method("sparsity-1"), r"method 'sparsity-1' is not known"),

@@ -130,3 +130,32 @@ def test_subspaces_by_name(name, expected):
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match="is not known; choose from"):
         LCSCallback.method(name)
+
+
+def test_lec_penalises_scales_and_cuts_the_smallest_of_the_whole_network(tmp_path, train, val):
+    net = Net()
+    callback, module = fit(tmp_path, "lec", net, train, val)
+    options = callback.options
+    assert (options.sampler, options.scale_penalty, callback.mode.select) == ((1.0,), 1e-5, "scale")
+    scales = torch.cat([module.net.norm1.weight, module.net.norm2.weight]).detach().abs()
+    for point in callback.curve:
+        small = callback.subspace_model.materialize(point.alpha)
+        kept = torch.cat([small.norm1.weight, small.norm2.weight]).detach().abs()
+        assert len(kept) == round(callback.mode.width(point.alpha) * len(scales))
+        if min(small.norm1.weight.numel(), small.norm2.weight.numel()) > 1:
+            assert torch.equal(kept.sort().values, scales.sort().values[-len(kept) :])
+
+
+def test_the_penalty_is_in_the_update(tmp_path, train, val):
+    """Of one step of gradient descent: the sign of each scale, times the penalty and the learning rate."""
+    ends = []
+    for penalty in (0.0, 0.5):
+        torch.manual_seed(0)
+        module = Module(Net(), lr=0.1)
+        callback = LCSCallback(subspace="point", sampler=[1.0], scale_penalty=penalty, alphas=2, recalibration_levels=2)
+        trainer(tmp_path, callback, max_steps=1).fit(module, train, val)
+        ends.append(module.net)
+    for name, parameter in ends[0].named_parameters():
+        expected = parameter - 0.1 * 0.5 if name in ("norm1.weight", "norm2.weight") else parameter
+        # All scales start at 1: their signs are.
+        torch.testing.assert_close(ends[1].get_parameter(name), expected, rtol=1e-5, atol=1e-6)

@@ -37,7 +37,7 @@ def test_settings(mode, subspace, expected):
     options = callback.options
     found = (options.sampler, options.alphas_per_step, options.warmup, callback.norm, callback.line_parameters)
     assert found == expected
-    assert (callback.diversity_weight, callback.endpoint_start) == (1.0, "independent")
+    assert (options.diversity_weight, callback.endpoint_start) == (1.0, "independent")
     if mode == "unstructured":
         assert options.warmup_schedule == ("linear" if subspace == "line" else "delayed")
         kept = [1 - callback.mode.sparsity(alpha) for alpha in callback._monitor.alphas]

@@ -10,7 +10,8 @@ from torch import nn
 
 from lightning_lcs import SubspaceModel
 from lightning_lcs.functional.sampling import SAMPLERS, step_generator
-from tests.integration.support import Module, Net, group_norm, lcs, trainer
+from tests.integration import support
+from tests.integration.support import Module, Net, group_norm, trainer
 from tests.integration.test_sweep import no_curve, squared_cosine
 
 # Some steps in float32 against the same sums in another order, relative to the largest entry of each tensor.
@@ -23,6 +24,11 @@ BFLOAT_TOLERANCE = 0.05
 line_and_point = pytest.mark.parametrize(
     "options", [{"subspace": "point"}, {"subspace": "line"}], ids=["point", "line"]
 )
+
+
+def lcs(**options):
+    """With the term on the endpoints of a line."""
+    return support.lcs(**{"diversity_weight": 1.0, **options})
 
 
 def summed(model, index, images, labels):

@@ -10,6 +10,7 @@ from torch import nn
 from lightning_lcs.channels.dims import kept_channels
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.modes import Structured, mode_to_dict, parse_mode
+from tests.equivalence.masking import masked_forward, survivors
 from tests.helpers import BATCH_NORM_WARNING, Chain, relative, scramble
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
@@ -130,6 +131,7 @@ def test_sorting_needs_structured_mode() -> None:
         ({"round_to": 2.5}, "round_to=2.5"),
         ({"min_channels": -1}, "min_channels=-1"),
         ({"order": "random"}, "order='random'"),
+        ({"select": "last"}, "select='last'"),
     ],
 )
 def test_options_out_of_range(options: dict[str, object], match: str) -> None:
@@ -140,3 +142,33 @@ def test_options_out_of_range(options: dict[str, object], match: str) -> None:
 def test_options_survive_as_plain_data() -> None:
     mode = Structured(round_to=8, keep=("a.*",), order="importance")
     assert parse_mode(mode_to_dict(mode)) == mode
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_050", "convnext_atto"])
+def test_the_channels_of_largest_scale_equal_the_masked_network(name: str) -> None:
+    net = scramble(timm.create_model(name, num_classes=10)).double().eval()
+    x = X.double()
+    model = subspace(net, x, select="scale", min_width=0.3)
+    part = model.parts[0]
+    at = {alpha: part.selection(model.mode, alpha) for alpha in (0.0, 1.0)}
+    # The scales themselves are numbered to find out what stays.
+    part.selection = lambda mode, alpha: at[alpha]  # type: ignore[method-assign]
+    with torch.no_grad():
+        small = model.materialize(0.0)
+        assert relative(small(x), masked_forward(net, survivors(model, 0.0), x)) < 1e-9
+        with model.at_alpha(0.0):
+            assert relative(model(x), small(x)) == 0.0
+        assert torch.equal(model(x), net(x))
+    assert model.efficiency(0.0).params == sum(p.numel() for p in small.parameters())
+
+
+def test_one_threshold_for_all_scales_and_one_channel_in_any_case() -> None:
+    net = Chain(first=4, second=6)
+    with torch.no_grad():
+        net.bn1.weight.copy_(torch.tensor([0.01, -0.03, 0.02, 0.0]))
+        net.bn2.weight.copy_(torch.tensor([1.0, -5.0, 2.0, 0.5, -4.0, 3.0]))
+    small = subspace(net, select="scale", min_width=0.5).materialize(0.0)
+    # Half of ten channels: the largest of the first norm, and the four largest of the second.
+    assert small.get_parameter("bn1.weight").tolist() == pytest.approx([-0.03])
+    assert small.get_parameter("bn2.weight").tolist() == [-5.0, 2.0, -4.0, 3.0]
+    assert torch.equal(small.get_parameter("conv2.weight"), net.conv2.weight[[1, 2, 4, 5]][:, [1]])

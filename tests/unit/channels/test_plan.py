@@ -10,9 +10,9 @@ from lightning_lcs.channels.dims import Structure, concatenated
 from lightning_lcs.channels.plan import ChannelPlan, Selection, add_selected, select
 from lightning_lcs.model import SubspaceModel
 from tests.equivalence.masking import Survivors, masked_forward
-from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Lambda, at_width, relative, scramble
+from tests.helpers import BATCH_NORM_WARNING, WHOLE_WARNING, Chain, Joined, Lambda, at_width, relative, scramble
 
-pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
+pytestmark = [pytest.mark.filterwarnings(BATCH_NORM_WARNING), pytest.mark.filterwarnings(WHOLE_WARNING)]
 
 # float64 sums of at most a few hundred products in another order.
 SUM_ORDER = 1e-12

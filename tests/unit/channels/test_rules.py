@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from lightning_lcs.model import SubspaceModel
 from tests.equivalence.masking import Survivors, masked_forward
-from tests.helpers import BATCH_NORM_WARNING, relative, scramble
+from tests.helpers import BATCH_NORM_WARNING, WHOLE_WARNING, relative, scramble
 from tests.unit.channels.cases import CASES, Case
 
-pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
+pytestmark = [pytest.mark.filterwarnings(BATCH_NORM_WARNING), pytest.mark.filterwarnings(WHOLE_WARNING)]
 
 # float64 throughout: sums of at most a few hundred products in another order.
 SLICED = 1e-12
