@@ -15,14 +15,15 @@ from lightning_lcs._parts import Part
 from lightning_lcs.modes import Mode
 
 # Tensors of a level, and what quantizes inputs of layers.
+MOST_LEVELS = 256  # whose thresholds are kept: alpha is any number, and a controller may ask for new ones for ever
 Ready = tuple[list[Tensor | None], Inputs | None]
 
 
 class Prepared:
     """The level of each network, made anew only when a weight, the level or the need for gradients has changed.
 
-    Thresholds of sparse levels are kept for every level that was set, until a weight changes: they are a number per
-    weight, and setting a level again then costs little more than copying the weights.
+    Thresholds of sparse levels are kept for the levels set last, until a weight changes: they are a number per weight
+    tensor, and setting a level again then costs little more than copying the weights.
     """
 
     def __init__(self) -> None:
@@ -68,9 +69,12 @@ class Prepared:
         statistics, inputs = make()
         known = self._thresholds.get((id(part), alpha))
         thresholds = {} if known is None or known[0] != state else known[1]
-        self._thresholds[id(part), alpha] = (state, thresholds)
         level = Compression(part, setting_of(mode, alpha), thresholds=thresholds)
         ready = (level_tensors(level, execution, statistics), inputs)
+        if thresholds:
+            self._thresholds[id(part), alpha] = (state, thresholds)
+            if len(self._thresholds) > MOST_LEVELS:
+                del self._thresholds[next(iter(self._thresholds))]
         # A backward frees the graph in which tensors were cut; buffers that a forward writes are copies for one call.
         if not gradients and not execution.updated:
             self._ready[id(part), execution.names] = (key, ready)

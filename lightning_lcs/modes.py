@@ -26,7 +26,8 @@ class Structured:
         keep: modules that stay whole at every width, with all that is in them: paths or patterns such as "layer4.*".
         order: "given", or "importance" to sort the channels of every group by the L1 norm of their weights before
             training: the narrow widths of a pretrained network then start from its strongest channels. What the network
-            computes in full stays the same, up to rounding.
+            computes in full stays the same, up to rounding. :class:`LCSCallback` does it at the start of the first
+            ``fit``; a :class:`SubspaceModel` alone when ``sort_channels()`` is called.
         select: which channels a width keeps: "first" of each group, or those of "scale": with the largest scales of
             their norms in the whole network, at least one of each group, as network slimming does with a network that
             was trained plainly (arXiv 1708.06519). Groups without a norm then stay whole, and ``round_to`` and

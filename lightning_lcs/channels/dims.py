@@ -61,9 +61,9 @@ class Structure:
     # -- making dimensions ------------------------------------------------------------------------------------------
 
     def fresh(self, size: int, frozen: str | None = None) -> Dim:
-        """A dimension of one new atom (none for size 1), frozen for the reason given."""
-        if size == 1:
-            return ONE
+        """A dimension of one new atom (none for size 1, and nothing for size 0), frozen for the reason given."""
+        if size < 2:
+            return ONE * size
         self.sizes.append(size)
         atom = len(self.sizes) - 1
         if frozen is not None:
@@ -218,6 +218,8 @@ class Structure:
     def factor(self, dim: Dim, sizes: Sequence[int], why: str) -> list[Dim]:
         """A dimension viewed as several, outermost first (the sizes multiply to its size)."""
         factors = [self.fresh(size) for size in sizes]
+        if not all(factors):
+            return factors  # of an empty tensor
         term = tuple(atom for factor in factors for atom in factor[0])
         if len(term) > 1:
             self.products.add(term)

@@ -35,7 +35,8 @@ def check_faithful(
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     leaves = list(parameters.values()) if module.training else []
-    with neutral(module), _buffers_restored(module):
+    devices = sorted({value.device.index for value in module.parameters() if value.device.type == "cuda"})
+    with neutral(module), torch.random.fork_rng(devices=devices), _buffers_restored(module):
         tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         tensors |= {name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
         theirs = _run(lambda: module.forward(*args, **kwargs), leaves)
@@ -73,9 +74,8 @@ def _state(module: nn.Module) -> str:
 
 def _run(forward: Callable[[], Any], leaves: list[nn.Parameter]) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
     """Outputs, and gradients of a fixed random combination of them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        outputs = [leaf for leaf in pytree.tree_leaves(forward()) if isinstance(leaf, Tensor)]
+    torch.manual_seed(0)
+    outputs = [leaf for leaf in pytree.tree_leaves(forward()) if isinstance(leaf, Tensor)]
     results = [output.detach() for output in outputs]
     trained = [output for output in outputs if output.requires_grad]
     if not leaves or not trained:

@@ -159,17 +159,17 @@ def wrong_slices(net: nn.Module, x: Tensor, count: int, patch: Callable[[Any], N
     model = SubspaceModel(net, x[:2], subspace="point").eval()
     with torch.no_grad():
         expected = masked_forward(net, survivors(model, HALF), x)
-    right = PlanAtWidth.of
+    right, tensor = PlanAtWidth.of, model.parts[0].network.tensor
     at = model.plan.selection(HALF)
     sliced = [
         (name, axis)
         for name in model.plan.tensors
         for axis, kept in enumerate(at.of(name))
-        if isinstance(kept, int) and kept < net.state_dict(keep_vars=True)[name].shape[axis]
+        if isinstance(kept, int) and kept < tensor(name).shape[axis]
     ]
     found = []
     for name, axis in sliced[:: max(1, len(sliced) // count)]:
-        size = net.state_dict(keep_vars=True)[name].shape[axis]
+        size = tensor(name).shape[axis]
 
         def wrong(self: PlanAtWidth, asked: str, name: str = name, axis: int = axis, size: int = size) -> Any:
             selection = list(right(self, asked))

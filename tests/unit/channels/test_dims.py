@@ -259,3 +259,14 @@ def test_settling_twice_changes_nothing(data: st.DataObject, size: int) -> None:
     frozen = dict(structure.frozen)
     structure.settle()
     assert structure.frozen == frozen
+
+
+def test_an_empty_part_of_a_concatenation_is_nothing() -> None:
+    """As tokens without position that a network has none of, joined to the others."""
+    structure = Structure()
+    whole, tokens = structure.fresh(6), structure.fresh(6)
+    joined = concatenated([structure.fresh(0), tokens])
+    structure.unify(whole, joined, "cat")
+    assert structure.resolve(whole) == structure.resolve(tokens)
+    assert structure.size(structure.fresh(0)) == structure.kept_size(structure.fresh(0), 0.5) == 0
+    assert structure.factor(structure.fresh(0), [0, 4], "view")[0] == ()
