@@ -1,37 +1,84 @@
-"""The command ``lightning-lcs``: LightningCLI around the wrapper and the data modules."""
+"""The command ``lightning-lcs``."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LightningCLI
 
-# LightningCLI finds data modules by their short names when they have been imported.
-from lightning_lcs import data as _data  # noqa: F401
-from lightning_lcs.compare import compare
-from lightning_lcs.wrapper import CompressibleSubspaceWrapper
+class Command(NamedTuple):
+    """A command: where its function is, imported when the command is used, and one line about it."""
+
+    home: str
+    summary: str
+
+
+# What a device runs imports neither Lightning nor timm: a command's module is imported when it is used.
+COMMANDS = {
+    "fit": Command("training.training", "train a timm model as a compressible subspace"),
+    "validate": Command("training.training", "measure a checkpoint's curve on the validation data"),
+    "test": Command("training.training", "measure a checkpoint's curve on the test data"),
+    "predict": Command("training.training", "run a checkpoint on a data module's images"),
+    "compare": Command("compare.compare", "train several methods on one recipe, and compare their curves"),
+}
+
+# Errors that the user can do something about: one sentence says what.
+EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """``lightning-lcs fit|validate|test|predict|compare --config FILE``.
+    """Run a command, and leave the process with 1 where it fails, 2 where it was called wrongly.
+
+    An error is one sentence on the error stream; ``--debug`` shows where it came from.
 
     Args:
         args: arguments instead of those of the process.
     """
     given = list(sys.argv[1:] if args is None else args)
-    if given[:1] == ["compare"]:
-        compare(given[1:])
+    if "--debug" in given:
+        given.remove("--debug")
+        return run(given)
+    try:
+        return run(given)
+    except EXPECTED as error:
+        print(f"lightning-lcs: {error} (--debug shows where)", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def run(args: Sequence[str]) -> None:
+    """Run a command; its errors pass through.
+
+    Args:
+        args: the name of the command, and what follows it.
+    """
+    name = args[0] if args else "--help"
+    if name in ("-h", "--help"):
+        print(overview())
         return
-    LightningCLI(
-        CompressibleSubspaceWrapper,
-        LightningDataModule,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        # Without this the second run of the same command would refuse to overwrite its own configuration.
-        save_config_kwargs={"overwrite": True},
-        args=None if args is None else given,
+    if name not in COMMANDS:
+        print(f"lightning-lcs: there is no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    module, _, function = COMMANDS[name].home.rpartition(".")
+    command = getattr(importlib.import_module(f"lightning_lcs.commands.{module}"), function)
+    command(args)
+
+
+def overview() -> str:
+    """All commands, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lightning-lcs COMMAND [options] [--debug]",
+            "",
+            "One training run, one checkpoint, every size.",
+            "",
+            *lines,
+            "",
+            "lightning-lcs COMMAND --help says more about a command.",
+        ]
     )
 
 

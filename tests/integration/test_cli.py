@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_lcs.cli import main
+from lightning_lcs import cli
+from lightning_lcs.cli import run as main
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "configs" / "structured.yaml"
 # What LightningCLI and jsonargparse say about themselves.
@@ -151,3 +152,38 @@ def test_help(capsys):
     shown = capsys.readouterr().out
     assert "--model.subspace" in shown
     assert "--model.mode" in shown
+
+
+def test_an_error_is_one_sentence_and_debug_shows_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    wrong = ["compare", "--methods", "pruned"]
+    with pytest.raises(SystemExit) as error:
+        cli.main(wrong)
+    assert error.value.code == 1
+    said = capsys.readouterr().err
+    assert "pruned" in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1
+    with pytest.raises(ValueError, match="pruned"):
+        cli.main([*wrong, "--debug"])
+
+
+def test_what_there_is(capsys):
+    cli.main([])
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in cli.COMMANDS)
+    assert len(shown.splitlines()) < 40
+    with pytest.raises(SystemExit) as error:
+        cli.main(["fitt"])
+    assert error.value.code == 2
+    assert "'fitt'" in capsys.readouterr().err
+
+
+def test_the_help_of_own_commands_fits_a_screen(capsys):
+    for name, command in cli.COMMANDS.items():
+        if command.home.startswith("training."):
+            continue  # LightningCLI's own help is as long as the trainer has options
+        with pytest.raises(SystemExit) as error:
+            cli.main([name, "--help"])
+        assert error.value.code == 0
+        assert len(capsys.readouterr().out.splitlines()) <= 40, name

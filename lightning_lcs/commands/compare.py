@@ -25,13 +25,13 @@ from lightning_lcs.wrapper import CompressibleSubspaceWrapper
 _OF_MODEL = ("mode", "subspace", "norm", "line_parameters", "endpoint_start")
 
 
-def compare(args: Sequence[str] | None = None) -> None:
+def compare(args: Sequence[str]) -> None:
     """Train the chosen methods, those whose result is not there yet, then print the table and draw the plot.
 
     Every run writes ``METHOD-SEED.csv``, whole or not at all; a call that was interrupted goes on with the next.
 
     Args:
-        args: arguments instead of those of the process; what is not known here is LightningCLI's.
+        args: the command's name, and what follows it; what is not known here is LightningCLI's.
 
     Raises:
         ValueError: a method that is not known.
@@ -46,7 +46,7 @@ def compare(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/compare"), help="where results are kept")
     parser.add_argument("--metric", default="val_acc", help="what the table and the plot show")
-    own, recipe = parser.parse_known_args(args)
+    own, recipe = parser.parse_known_args(args[1:])
     for method in own.methods:
         method_settings(method)  # before the first run, not after hours
     begin = time.monotonic()
@@ -71,7 +71,7 @@ def _train(method: str, seed: int, folder: Path, recipe: Sequence[str]) -> Any:
     given = [f"--model.{name}={_as_argument(value)}" for name, value in of_model.items()]
     here = [f"--seed_everything={seed}", "--trainer.logger=false", f"--trainer.default_root_dir={folder / 'last'}"]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # those of the process are of compare
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # meant for scripts; this is a command
         cli = LightningCLI(
             CompressibleSubspaceWrapper,
             LightningDataModule,
