@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint types contracts docs bench coverage fashion levels results results-long env clean
+.PHONY: demo test bolts lint types contracts docs bench coverage fashion levels results results-long env clean
 
 env: $(READY)
 
@@ -17,7 +17,7 @@ demo: $(READY)  ## train on real images in about two minutes, and show the curve
 	$(BIN)/python examples/demo.py
 
 test: $(READY)  ## on two cores, one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark' -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not bolts' -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -37,6 +37,15 @@ bench: $(READY)  ## cost of a training step, of its memory, and of a compressed 
 
 coverage: $(READY)  ## every family of timm and much of torchvision, each checked and sliced: an hour; docs/models.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.models.sweep
+
+.venv-bolts/.ready: pyproject.toml
+	test -x .venv-bolts/bin/python || $(PYTHON) -m venv .venv-bolts
+	.venv-bolts/bin/python -m pip install --quiet --upgrade pip
+	.venv-bolts/bin/python -m pip install --quiet --editable '.[bolts,cli,demo]' 'pytest>=8'
+	touch .venv-bolts/.ready
+
+bolts: .venv-bolts/.ready  ## beside lightning-bolts, whose last release needs an environment of its own
+	OMP_NUM_THREADS=1 .venv-bolts/bin/python -m pytest -m bolts tests/integration/test_bolts.py
 
 fashion: $(READY)  ## the Fashion-MNIST table: an hour on two cores
 	$(BIN)/python examples/fashion_mnist.py
@@ -63,4 +72,4 @@ results-long: $(READY)  ## the same after 20 epochs
 	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
 
 clean:
-	rm -rf .venv runs site
+	rm -rf .venv .venv-bolts runs site

@@ -32,6 +32,9 @@ class Bottleneck(nn.Module):
 class PreResNet(nn.Module):
     """Images of 32 x 32 pixels to logits.
 
+    Weights start as torch draws them. (Drawn by He's rule for the fan out they are up to five times larger, and a
+    learning rate of 0.025 is too small for them: after 4 epochs 8 bits reached 47 % instead of 66.)
+
     Args:
         blocks: bottlenecks per stage: 2 make the paper's cPreResNet20.
         num_classes: number of classes.
@@ -49,9 +52,6 @@ class PreResNet(nn.Module):
         self.blocks = nn.Sequential(*layers)
         self.bn = nn.BatchNorm2d(inputs)
         self.head = nn.Linear(inputs, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""

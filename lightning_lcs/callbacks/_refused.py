@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +52,21 @@ def check_setup(trainer: Trainer, module: LightningModule) -> None:
         for name in _names(other) & set(_CALLBACKS):
             kind = type(other).__name__
             raise ValueError(f"{kind} {_CALLBACKS[name]}: take it out of the trainer, or train without LCSCallback")
+
+
+def warn_of_old_namespace() -> None:
+    """Say that a ``pytorch_lightning`` below 2.0 which has been imported can't run callbacks of ours.
+
+    Its trainer stops in its constructor with "Expected a parent", before any hook of a callback that could say more. It
+    may be there for lightning-bolts' data modules only, so that this is no error.
+    """
+    old = getattr(sys.modules.get("pytorch_lightning"), "__version__", "2")
+    if old.partition(".")[0] in ("0", "1"):
+        warnings.warn(
+            f"pytorch_lightning {old} is imported, whose Trainer can't run callbacks of lightning-lcs (below 2.0 it "
+            'stops with "Expected a parent"): use lightning.pytorch.Trainer',
+            stacklevel=4,
+        )
 
 
 def check_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> None:

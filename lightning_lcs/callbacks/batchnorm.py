@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, needs_data, recalibrate, recalibrate_running
 from lightning_lcs.callbacks._loaders import taken_from_training, training_batches
 from lightning_lcs.callbacks._quiet import quiet
+from lightning_lcs.callbacks._refused import warn_of_old_namespace
 from lightning_lcs.callbacks._steps import bare_training_step
 from lightning_lcs.callbacks._subspace import find_subspace_model
 from lightning_lcs.model import SubspaceModel
@@ -39,6 +40,7 @@ class BatchNormRecalibration(pl.Callback):
     def __init__(self, alphas: int | Sequence[float] = DEFAULT_LEVELS, images: int = 2048, seed: int = 0) -> None:
         if images < 0:
             raise ValueError(f"images={images} is negative; use, for example, 2048")
+        warn_of_old_namespace()  # here, because every LCSCallback makes one of these
         self.alphas = level_grid(alphas)
         self.images = images
         self.seed = seed
