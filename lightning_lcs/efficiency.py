@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_lcs.channels.plan import PlanAtWidth
 from lightning_lcs.channels.program import Program
@@ -51,7 +50,7 @@ def count_macs(program: Program, at: PlanAtWidth, tensor: Callable[[str], Tensor
         at: the width.
         tensor: gives a parameter or buffer by qualified name.
     """
-    counter = FlopCounterMode(display=False)
+    counter = _counter()
     with FakeTensorMode(), torch.no_grad():
         tensors = [
             torch.empty(at.shape(name), dtype=tensor(name).dtype, device=tensor(name).device)
@@ -126,7 +125,7 @@ def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mappin
         kwargs: keyword arguments.
         density: share of entries that are not zero, by qualified name of a weight.
     """
-    counter = FlopCounterMode(display=False)
+    counter = _counter()
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one op that is not counted
     try:
@@ -145,3 +144,10 @@ def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mappin
         macs -= (1.0 - share) * sum(counts.get(path, {}).values()) / 2
     batch = next(leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
     return round(macs / batch)
+
+
+def _counter() -> Any:
+    # Imported here: it brings Triton along, more than half of the time in which a device imports this package.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    return FlopCounterMode(display=False)
