@@ -62,7 +62,7 @@ def count_macs(program: Program, at: PlanAtWidth, tensor: Callable[[str], Tensor
         # Fused attention is not counted on every device.
         with sdpa_kernel(SDPBackend.MATH), counter:
             program.run(tensors, [at.size(dim) for dim in program.sizes], args, kwargs)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def count_params(at: PlanAtWidth, names: dict[str, Tensor]) -> tuple[int, int]:

@@ -1,0 +1,158 @@
+"""Every block of Python in README and docs runs, in order, page by page, as a reader would type it."""
+
+import re
+import types
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+import lightning_lcs
+from lightning_lcs.cli import COMMANDS
+from tests.integration.support import Data, Module, digits, loader
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+QUICK = {"recalibration_levels": [0.0, 0.5], "recalibration_images": 32}
+
+
+def blocks(page, language):
+    """Line number and text of each block, dedented."""
+    text = page.read_text()
+    for match in re.finditer(rf"^( *)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE):
+        indent, body = match.groups()
+        yield text[: match.start()].count("\n") + 2, re.sub(f"^{indent}", "", body, flags=re.MULTILINE)
+
+
+PYTHON = [page for page in PAGES if any(blocks(page, "python"))]
+
+
+class ShortTrainer(L.Trainer):
+    """The trainer of the docs, for two batches on the CPU."""
+
+    def __init__(self, **options):
+        options |= {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "limit_predict_batches": 1}
+        quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        super().__init__(**{**options, **quiet, "logger": False, "log_every_n_steps": 1})
+
+
+class Colour(nn.Module):
+    """A small network of colour images."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.layer4 = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.layer4(self.stem(x)).mean((2, 3)))
+
+
+class QuickCallback(lightning_lcs.LCSCallback):
+    """The callback of the docs with few levels and images."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **{"alphas": 3, **QUICK, **options})
+
+
+class QuickWrapper(lightning_lcs.CompressibleSubspaceWrapper):
+    """The wrapper of the docs, for digits."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **{"in_chans": 1, **options})
+
+
+class TwentyEight(Data):
+    """Digits as large as a timm network wants them."""
+
+    def train_dataloader(self):
+        return loader([(nn.functional.interpolate(x[None], size=32)[0], y) for x, y in digits(0, 32)])
+
+    def val_dataloader(self):
+        return self.train_dataloader()
+
+    def predict_dataloader(self):
+        return self.train_dataloader()
+
+
+def reader():
+    """What a page may take for granted."""
+    names = {name: getattr(lightning_lcs, name) for name in lightning_lcs.__all__}
+    lightning = types.SimpleNamespace(**{name: getattr(L, name) for name in ("LightningModule", "pytorch")})
+    lightning.Trainer = ShortTrainer
+    data = TwentyEight()
+    return {
+        **names,
+        "LCSCallback": QuickCallback,
+        "CompressibleSubspaceWrapper": QuickWrapper,
+        "L": lightning,
+        "torch": torch,
+        "nn": nn,
+        "ModelCheckpoint": ModelCheckpoint,
+        "MyModule": lambda: Module(Colour()),
+        "my_module": Module(Colour()),
+        "my_network": Colour(),
+        "my_data": data,
+        "their_data": data,
+        "images": torch.stack([x for x, _ in data.train_dataloader().dataset][:16]),
+    }
+
+
+def imports_of_the_docs(code):
+    """The page's own imports of names that ``reader`` shortens would bring the long ones back."""
+    shortened = r"^(import lightning as L|from lightning_lcs import .*)$"
+    return re.sub(shortened, lambda match: "" if "lightning" in match.group() else match.group(), code, flags=re.M)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # tiny data, no logger, few levels
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("page", PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = reader()
+    before = names["L"].Trainer(callbacks=[QuickCallback(mode="structured")])
+    before.fit(Module(Colour()), datamodule=names["my_data"])
+    before.save_checkpoint("last.ckpt")
+    names["trainer"], names["lcs"], names["model"] = before, before.callbacks[0], before.callbacks[0].subspace_model
+    for line, code in blocks(page, "python"):
+        exec(compile("\n" * (line - 1) + imports_of_the_docs(code), str(page), "exec"), names)
+
+
+def test_imports_of_the_docs_exist():
+    """What :func:`imports_of_the_docs` takes away is right all the same."""
+    found = 0
+    for page in PYTHON:
+        for _, code in blocks(page, "python"):
+            for line in re.findall(r"^(?:import|from) .*lightning.*$", code, re.M):
+                exec(line, {})
+                found += 1
+    assert found >= 5
+
+
+def test_the_checks_see_a_mistake(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("Text\n\n```python\nlcs = LCSCallback(mode='pruned')\n```\n")
+    ((line, code),) = blocks(page, "python")
+    assert line == 4
+    with pytest.raises(ValueError, match="pruned"):
+        exec(code, reader())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_yaml_and_commands(page):
+    """YAML parses; commands and the files that they name are there."""
+    for _, text in blocks(page, "yaml"):
+        assert yaml.safe_load(text)
+    makefile = (ROOT / "Makefile").read_text()
+    for _, text in blocks(page, "bash"):
+        for command in re.findall(r"^lightning-lcs (\S+)", text, re.M):
+            assert command in COMMANDS
+        for path in re.findall(r"\bexamples/\S+\.(?:yaml|py)\b", text):
+            assert (ROOT / path).exists(), path
+        for target in re.findall(r"^make (\w+)", text, re.M):
+            assert f"\n{target}:" in makefile, target
