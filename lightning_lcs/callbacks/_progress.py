@@ -37,7 +37,7 @@ def progress(trainer: Trainer, description: str, total: float | None) -> Iterato
         total: how much there is to do; ``None`` or infinite if that is not known.
     """
     bar = shown_bar(trainer)
-    known = total if total is not None and math.isfinite(total) else None
+    known = int(total) if total is not None and math.isfinite(total) else None
     rich_progress = getattr(bar, "progress", None)
     if rich_progress is not None and hasattr(rich_progress, "add_task"):
         task = rich_progress.add_task(description, total=math.inf if known is None else known)
@@ -67,8 +67,8 @@ def progress(trainer: Trainer, description: str, total: float | None) -> Iterato
         ) as own:
 
             def advance(done: int, doing: str) -> None:
-                own.set_description_str(doing, refresh=False)
                 own.update(done)
+                own.set_description_str(doing, refresh=doing != own.desc)
 
             yield advance
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
 from lightning_lcs.reporting.pareto import lower_is_better, pareto_front
-from lightning_lcs.reporting.table import scaled
+from lightning_lcs.reporting.table import scaled, sized
 
 NONE, MINUS, SIGMA = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{GREEK SMALL LETTER SIGMA}"
 _OPEN_UP_TO = 3  # curves or runs whose details are not folded
@@ -49,7 +49,7 @@ def facts(series: Mapping[str, Curve], metric: str) -> str:
     tiles = [
         _tile(metric, _metric(small, metric), _metric(full, metric), _change(small, full, metric)),
         _tile("MACs per sample", scaled(small.macs), scaled(full.macs), _ratio(full.macs, small.macs)),
-        _tile("Size", _bytes(small.size_bytes), _bytes(full.size_bytes), _ratio(full.size_bytes, small.size_bytes)),
+        _tile("Size", sized(small.size_bytes), sized(full.size_bytes), _ratio(full.size_bytes, small.size_bytes)),
     ]
     if small.latency_ms == small.latency_ms and full.latency_ms == full.latency_ms:
         times = (f"{small.latency_ms:.2f} ms", f"{full.latency_ms:.2f} ms")
@@ -85,7 +85,7 @@ def overview(series: Mapping[str, Curve], metric: str) -> str:
         mean = f"{sum(values) / len(values):.4f}" if values else NONE
         cells = [
             *(_metric(full, metric), _metric(small, metric), mean),
-            *(scaled(full.macs), scaled(small.macs), _bytes(full.size_bytes), _bytes(small.size_bytes)),
+            *(scaled(full.macs), scaled(small.macs), sized(full.size_bytes), sized(small.size_bytes)),
         ]
         key = f"<i class='key' data-series='{number}'></i>"
         rows.append(f"<tr><th scope='row'>{key}{escape(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
@@ -193,7 +193,7 @@ def settings(name: str, summary: Mapping[str, Any], runs: int) -> str:
     measured = {f"endpoint {key}": f"{value:.6g}" for key, value in summary["endpoints"].items()}
     stored = summary["statistics"]
     if stored["levels"]:
-        measured["stored norm statistics"] = f"{stored['levels']} levels, {_bytes(stored['size_bytes'])}"
+        measured["stored norm statistics"] = f"{stored['levels']} levels, {sized(stored['size_bytes'])}"
     lists = [
         ("Subspace", {**subspace, **measured}),
         ("Hyperparameters", {k: v for k, v in summary.get("hyperparameters", {}).items() if k not in subspace}),
@@ -234,7 +234,3 @@ def _formatted(value: float, name: str) -> str:
 def _metric(point: CurvePoint, metric: str) -> str:
     value = point.metrics.get(metric)
     return NONE if value is None else f"{value:.4f}"
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.2f} kB"
