@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test bolts lint types contracts docs bench coverage fashion levels results results-long env clean
+.PHONY: demo test browser bolts lint types contracts docs bench coverage fashion levels results results-long env clean
 
 env: $(READY)
 
@@ -17,7 +17,11 @@ demo: $(READY)  ## train on real images in about two minutes, and show the curve
 	$(BIN)/python examples/demo.py
 
 test: $(READY)  ## on two cores, one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not bolts' -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not browser and not bolts' -n 2
+
+browser: $(READY)  ## the HTML report in headless Chromium (apt-get install chromium)
+	@command -v chromium || { echo "make browser needs Chromium: apt-get install chromium" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 lint: $(READY)
 	$(BIN)/ruff check .

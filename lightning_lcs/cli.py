@@ -22,6 +22,8 @@ COMMANDS = {
     "test": Command("training.training", "measure a checkpoint's curve on the test data"),
     "predict": Command("training.training", "run a checkpoint on a data module's images"),
     "compare": Command("compare.compare", "train several methods on one recipe, and compare their curves"),
+    "report": Command("report.report", "write an HTML page about one or more runs"),
+    "dashboard": Command("dashboard.dashboard", "make a W&B workspace over the runs of a project"),
 }
 
 # Errors that the user can do something about: one sentence says what.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -71,13 +71,18 @@ class Recorder:
 
 
 def evaluate_level(
-    trainer: Trainer, module: LightningModule, model: SubspaceModel, alpha: float, max_batches: int | None = None
+    trainer: Trainer,
+    module: LightningModule,
+    model: SubspaceModel,
+    alpha: float,
+    max_batches: int | None = None,
+    after_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """The module's own validation metrics (test metrics under ``trainer.test``) at one level.
 
     Runs the module's own epoch-start, batch, step and epoch-end hooks over the loaders that the trainer uses; nothing
     is logged, and metrics, random state and plain attributes of the module are as before afterwards. ``max_batches``
-    ends the pass early.
+    ends the pass early; ``after_batch`` is called after each.
     """
     testing = bool(trainer.testing)
     stage = "test" if testing else "validation"
@@ -102,6 +107,7 @@ def evaluate_level(
                 with trainer.precision_plugin.val_step_context():
                     output = step(*_arguments(step, batch, batch_idx, loader_idx))
                 getattr(module, f"on_{stage}_batch_end")(output, batch, batch_idx, *([loader_idx] if several else []))
+                after_batch()
             recorder.suffix = ""
             getattr(module, f"on_{stage}_epoch_end")()
             return recorder.results(trainer.strategy)
@@ -119,6 +125,12 @@ def evaluation_loaders(trainer: Trainer, testing: bool) -> Any:
         # No validation has run yet.
         loop.setup_data()
     return trainer.val_dataloaders
+
+
+def evaluation_batches(trainer: Trainer, testing: bool) -> float:
+    """How many batches a pass over the loaders takes, as the trainer counts them; infinite if that is not known."""
+    numbers: Any = trainer.num_test_batches if testing else trainer.num_val_batches
+    return float(sum(numbers)) if isinstance(numbers, list) else float(numbers)
 
 
 def _batches(trainer: Trainer, module: LightningModule, testing: bool) -> Iterator[tuple[Any, int, int, bool]]:

@@ -54,6 +54,12 @@ class SweepOptions:
             drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
         return [self.mode.snap(alpha) for alpha in drawn]
 
+    def drawn(self, visited: Sequence[float]) -> Sequence[float]:
+        """Those levels of a step that were drawn, and are not the same at every step."""
+        if isinstance(self.sampler, tuple):
+            return ()
+        return visited[self.sampler == "sandwich" : len(visited) - (self.sampler in VISIT_FULL)]
+
     def layer_bits(self, seed: int, step: int, alpha: float, layers: Sequence[str]) -> dict[str, int]:
         """Bits that each layer drew for a level of a step, where the sampler draws them apart."""
         if self.sampler != PER_LAYER or not isinstance(self.mode, Quantized):

@@ -51,7 +51,8 @@ class Sweep:
         loop = self.trainer.fit_loop
         # Counted by what was completed: a batch that failed and is repeated after a resume draws the same levels.
         done = loop.epoch_loop.batch_progress.total.completed
-        *alphas, last = self.options.alphas(self.seed, done)
+        visited = self.options.alphas(self.seed, done)
+        *alphas, last = visited
         strength = self._strength()
         first = loop.epoch_loop.batch_idx % self.trainer.accumulate_grad_batches == 0
         gradients = self._gradients = GradientSum()
@@ -82,7 +83,7 @@ class Sweep:
         ):
             output = original(*args, **kwargs)
             guard.skipped = loss_of(output) is None
-        self._log(losses)
+        self._log(losses, self.options.drawn(visited))
         return self._with_terms(output)
 
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -135,7 +136,7 @@ class Sweep:
         scales = [norm._parameters.get("weight") for norm in norms]
         return [self.options.scale_penalty * scale.abs().sum() for scale in scales if scale is not None]
 
-    def _log(self, losses: dict[float, Tensor]) -> None:
+    def _log(self, losses: dict[float, Tensor], drawn: Sequence[float]) -> None:
         values = {"lcs/train_loss/alpha_000": [losses[a] for a in losses if a == 0.0]}
         values["lcs/train_loss/sampled"] = [losses[a] for a in losses if a > 0.0]
         for name, group in values.items():
@@ -143,6 +144,9 @@ class Sweep:
                 # One number per step, whatever the batch: the mean over the epoch is that over its steps.
                 value = torch.stack(group).mean()
                 self.module.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        for number, alpha in enumerate(drawn, 1):
+            # The same on all ranks.
+            self.module.log(f"lcs/sampled_alpha/{number}", alpha, on_step=True, on_epoch=False, batch_size=1)
 
 
 def loss_of(output: Any) -> Tensor | None:

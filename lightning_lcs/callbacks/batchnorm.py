@@ -11,12 +11,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_lcs.batchnorm import DEFAULT_LEVELS, level_grid, needs_data, recalibrate, recalibrate_running
-from lightning_lcs.callbacks._loaders import taken_from_training, training_batches
+from lightning_lcs.callbacks._loaders import batch_size, taken_from_training, training_batches
+from lightning_lcs.callbacks._progress import counted, progress
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._refused import warn_of_old_namespace
 from lightning_lcs.callbacks._steps import bare_training_step
 from lightning_lcs.callbacks._subspace import find_subspace_model
 from lightning_lcs.model import SubspaceModel
+
+RECALIBRATION = "Recalibration of batch norm, images"
 
 
 class BatchNormRecalibration(pl.Callback):
@@ -88,8 +91,15 @@ class BatchNormRecalibration(pl.Callback):
             )
             return
         step = bare_training_step(module)
-        with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context():
-            collect(training_batches(trainer, module, self.images, self.seed), lambda item: step(*item))
+        with (
+            isolate_rng(),
+            quiet(module, model),
+            trainer.precision_plugin.forward_context(),
+            progress(trainer, RECALIBRATION, self.images) as advance,
+        ):
+            batches = training_batches(trainer, module, self.images, self.seed)
+            sizes = counted(batches, advance, RECALIBRATION, lambda item: trainer.world_size * batch_size(item[0]))
+            collect(sizes, lambda item: step(*item))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Alone, before ``validate``."""

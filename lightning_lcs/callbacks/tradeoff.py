@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
+from os import PathLike
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_lcs.batchnorm import level_grid
-from lightning_lcs.callbacks._evaluation import evaluate_level, evaluation_loaders
+from lightning_lcs.callbacks._evaluation import evaluate_level, evaluation_batches, evaluation_loaders
+from lightning_lcs.callbacks._progress import progress
+from lightning_lcs.callbacks._publish import publish
 from lightning_lcs.callbacks._subspace import find_subspace_model
 from lightning_lcs.latency import median_latencies_ms
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.reporting.curve import CurvePoint, log_values, write_csv
-from lightning_lcs.reporting.table import print_curves
-from lightning_lcs.reporting.wandb import log_curve
+from lightning_lcs.reporting.curve import CurvePoint, read_csv
+from lightning_lcs.reporting.history import Evaluation
 
 
 class TradeoffMonitor(pl.Callback):
@@ -31,30 +32,47 @@ class TradeoffMonitor(pl.Callback):
     a trained ``SubspaceModel``, it runs after ``validate`` and ``test``.
 
     The curve goes to ``.curve``, to every logger (keys such as ``lcs/val_acc/alpha_050`` and ``lcs/val_acc/mean``,
-    which ``ModelCheckpoint`` can monitor), to ``curve.csv`` in the trainer's log directory, and to the terminal while
-    progress bars are on. The user's own metrics, monitors and loggers see what they would have seen without it.
+    which ``ModelCheckpoint`` can monitor; pictures and tables where the logger has them), to the trainer's log
+    directory, and to the terminal while progress bars are on. The user's own metrics, monitors and loggers see what
+    they would have seen without it.
+
+    Three files are written, from which ``lightning-lcs report`` makes a page: ``curve.csv`` is the last curve,
+    ``curves.csv`` all curves of the run with their stage, epoch and step, ``summary.json`` what was trained and where.
 
     Args:
         alphas: levels: their number (evenly spaced), or the levels.
         every_n_epochs: measure after the validation of every n-th epoch, too; by default at the last validation only.
         latency: measure the time of a forward with one sample at each level.
+        baseline: the ``curve.csv`` of another run, such as plain training, to be shown beside this one's curve in W&B
+            and TensorBoard; metrics are compared by name.
+        artifact: with each curve, upload ``model.lcs`` to W&B, with the table of levels as its metadata.
 
     Attributes:
         curve: the last curve, by ascending alpha; empty before the first.
+        evaluations: all curves, with when they were measured.
 
     Raises:
-        ValueError: ``alphas`` is not a grid in [0, 1], or ``every_n_epochs`` is below 1.
+        ValueError: ``alphas`` is not a grid in [0, 1], ``every_n_epochs`` is below 1, or ``baseline`` holds no single
+            curve.
     """
 
     def __init__(
-        self, alphas: int | Sequence[float] = 7, every_n_epochs: int | None = None, latency: bool = True
+        self,
+        alphas: int | Sequence[float] = 7,
+        every_n_epochs: int | None = None,
+        latency: bool = True,
+        baseline: str | PathLike[str] | None = None,
+        artifact: bool = False,
     ) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ValueError(f"every_n_epochs={every_n_epochs} is below 1; leave it out to measure once, at the end")
         self.alphas = level_grid(alphas)
         self.every_n_epochs = every_n_epochs
         self.latency = latency
+        self.baseline = [] if baseline is None else read_csv(baseline)
+        self.artifact = artifact
         self.curve: list[CurvePoint] = []
+        self.evaluations: list[Evaluation] = []
 
     def is_due(self, trainer: Trainer) -> bool:
         """Whether the validation that has just ended in ``fit`` is one after which to measure."""
@@ -86,9 +104,13 @@ class TradeoffMonitor(pl.Callback):
             return
         levels = sorted({model.nearest_level(alpha) for alpha in self.alphas})
         measured: dict[float, dict[str, float]] = {}
-        for alpha in levels:
-            if alpha < 1.0 or full_metrics is None:
-                measured[alpha] = evaluate_level(trainer, module, model, alpha)
+        measuring = [alpha for alpha in levels if alpha < 1.0 or full_metrics is None]
+        batches = evaluation_batches(trainer, bool(trainer.testing))
+        with progress(trainer, "Curve", len(measuring) * batches) as advance:
+            for number, alpha in enumerate(measuring, 1):
+                doing = f"Curve, alpha {alpha:.2f} ({number} of {len(measuring)})"
+                advance(0, doing)
+                measured[alpha] = evaluate_level(trainer, module, model, alpha, after_batch=partial(advance, 1, doing))
         if 1.0 in levels and full_metrics is not None:
             names = {name for metrics in measured.values() for name in metrics}
             measured[1.0] = {k: float(v) for k, v in full_metrics.items() if k in names or not names}
@@ -101,7 +123,7 @@ class TradeoffMonitor(pl.Callback):
             efficiency = model.efficiency(alpha)
             curve.append(CurvePoint(**vars(efficiency), latency_ms=latencies[alpha], metrics=measured[alpha]))
         self.curve = curve
-        self._publish(trainer)
+        self.evaluations = publish(trainer, module, model, curve, self.evaluations, self.baseline, self.artifact)
 
     def _latencies(self, model: SubspaceModel, levels: Sequence[float]) -> dict[float, float]:
         if not self.latency or len(model.parts) > 1:
@@ -113,19 +135,6 @@ class TradeoffMonitor(pl.Callback):
             return lambda: small(*args, **kwargs)
 
         return median_latencies_ms({alpha: call(model.materialize(alpha)) for alpha in levels})
-
-    def _publish(self, trainer: Trainer) -> None:
-        values = log_values(self.curve)
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
-            if any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__):  # of either namespace
-                log_curve(logger.experiment, self.curve)  # type: ignore[attr-defined]
-        write_csv({"": self.curve}, Path(_directory(trainer, trainer.loggers)) / "curve.csv")
-        if trainer.progress_bar_callback is not None:
-            print_curves({"": self.curve})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Alone, after ``validate``."""
@@ -139,7 +148,3 @@ class TradeoffMonitor(pl.Callback):
         model, owned = find_subspace_model(trainer, module)
         if not owned and trainer.state.fn != "fit":
             self.run(trainer, module, model)
-
-
-def _directory(trainer: Trainer, loggers: Sequence[Logger]) -> str:
-    return (trainer.log_dir if loggers else None) or trainer.default_root_dir

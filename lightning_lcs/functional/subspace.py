@@ -54,6 +54,27 @@ def endpoint_cosine(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     return dot * norm0.clamp_min(tiny).rsqrt() * norm1.clamp_min(tiny).rsqrt()
 
 
+def endpoint_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Distance between the endpoints relative to endpoint 1: ``|w0 - w1| / |w1|``, over all parameters together.
+
+    Args:
+        pairs: as in :func:`endpoint_cosine`.
+
+    Returns:
+        A scalar, 0 where the endpoints are equal.
+
+    Raises:
+        ValueError: ``pairs`` is empty.
+    """
+    squares = [
+        torch.stack([(w0.double() - w1.double()).square().sum(), w1.double().square().sum()]) for w0, w1 in pairs
+    ]
+    if not squares:
+        raise ValueError("pairs is empty: a line needs at least one parameter with two endpoints")
+    apart, length = torch.stack(squares).sum(0).sqrt().unbind()
+    return torch.div(apart, length.clamp_min(torch.finfo(length.dtype).tiny))
+
+
 def redraw(weight: Tensor, generator: torch.Generator) -> Tensor:
     """An independent draw with the mean and the standard deviation of ``weight``: a second, unrelated endpoint.
 

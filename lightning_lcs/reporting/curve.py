@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,15 +87,25 @@ def rows(curves: Mapping[str, Curve]) -> tuple[list[str], list[list[Any]]]:
 
 def write_csv(curves: Mapping[str, Curve], path: str | os.PathLike[str]) -> Path:
     """Write curves to a CSV file, whole or not at all."""
+    return write_rows(*rows(curves), path)
+
+
+def write_rows(header: Sequence[str], table: Iterable[Sequence[Any]], path: str | os.PathLike[str]) -> Path:
+    """Write a table to a CSV file, whole or not at all."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(table)
+    return write_text(content.getvalue(), path)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> Path:
+    """Write a text file, whole or not at all; folders are made."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    header, table = rows(curves)
     try:
-        with scratch.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(table)
+        scratch.write_text(text, encoding="utf-8", newline="")
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
@@ -107,13 +118,45 @@ def read_csv(path: str | os.PathLike[str]) -> list[CurvePoint]:
     Raises:
         ValueError: the file holds no single curve.
     """
-    with Path(path).open(newline="") as file:
+    found = read_rows(path)
+    if "curve" in found[0]:
+        raise ValueError(f"{path} holds several curves: its first column should be alpha, and it is curve")
+    return [point_of(row) for row in found]
+
+
+def read_curves(path: str | os.PathLike[str]) -> dict[str, list[CurvePoint]]:
+    """All curves of a file that :func:`write_csv` wrote, by name; the name of an only one is empty.
+
+    Raises:
+        ValueError: the file holds no curve.
+    """
+    curves: dict[str, list[CurvePoint]] = {}
+    for row in read_rows(path):
+        curves.setdefault(row.pop("curve", ""), []).append(point_of(row))
+    return curves
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file that holds points of curves.
+
+    Raises:
+        ValueError: there are none, or costs are missing.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
         found = list(csv.DictReader(file))
-    if not found or not set(COSTS) <= set(found[0]) or "curve" in found[0]:
-        raise ValueError(f"{path} is not the file of one curve: its columns should begin with {', '.join(COSTS)}")
-    points = []
-    for row in found:
-        whole = ("bit_width", "params", "macs", "size_bytes")
-        costs: dict[str, Any] = {name: (int if name in whole else float)(row.pop(name)) for name in COSTS}
-        points.append(CurvePoint(**costs, metrics={name: float(value) for name, value in row.items() if value}))
-    return points
+    if not found or not set(COSTS) <= set(found[0]):
+        raise ValueError(f"{path} holds no curve: among its columns should be {', '.join(COSTS)}")
+    return found
+
+
+def point_of(row: Mapping[str, str]) -> CurvePoint:
+    """A point of a curve from a row of :func:`read_rows`: costs, and metrics in all other columns.
+
+    Raises:
+        ValueError: a value is no number.
+    """
+    whole = ("bit_width", "params", "macs", "size_bytes")
+    costs: dict[str, Any] = {name: (int if name in whole else float)(row[name]) for name in COSTS}
+    return CurvePoint(
+        **costs, metrics={name: float(value) for name, value in row.items() if name not in costs and value}
+    )

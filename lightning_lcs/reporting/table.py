@@ -37,9 +37,14 @@ def _costs(point: CurvePoint, axis: str) -> list[str]:
         f"{getattr(point, axis):.3f}" if axis != "bit_width" else str(point.bit_width),
         scaled(point.params),
         scaled(point.macs),
-        f"{point.size_bytes / 1e6:.2f} MB",
+        sized(point.size_bytes),
         f"{point.latency_ms:.2f} ms" if point.latency_ms == point.latency_ms else "",
     ]
+
+
+def sized(size_bytes: float) -> str:
+    """A number of bytes with a unit: 1234567 -> "1.23 MB"."""
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.2f} kB"
 
 
 def scaled(number: float) -> str:

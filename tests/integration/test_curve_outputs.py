@@ -51,6 +51,8 @@ def test_tensorboard_logger(tmp_path, train, val):
         steps = events.Scalars(key)
         assert [event.step for event in steps] == [3, 6]
         assert abs(steps[-1].value - value) <= FLOAT32_TOLERANCE
+    pictures = {name: [event.step for event in events.Images(name)] for name in events.Tags()["images"]}
+    assert pictures == {"lcs/val_acc": [3, 6], "lcs/val_loss": [3, 6]}
 
 
 def read(path):

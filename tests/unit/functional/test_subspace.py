@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_lcs.functional.subspace import endpoint_cosine, interpolate, redraw
+from lightning_lcs.functional.subspace import endpoint_cosine, endpoint_distance, interpolate, redraw
 
 # float64 sums of at most a few hundred products, in another order than numpy's.
 SUM_ORDER = 1e-12
@@ -152,3 +152,11 @@ def test_redraw_of_a_single_number_is_a_number() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_redraw_keeps_the_dtype(dtype: torch.dtype) -> None:
     assert redraw(torch.randn(4, 3).to(dtype), torch.Generator()).dtype == dtype
+
+
+def test_distance_of_endpoints_is_relative_to_endpoint_1_and_over_all_tensors():
+    pairs = [(torch.zeros(3), torch.full((3,), 2.0)), (torch.ones(4), torch.ones(4))]
+    assert float(endpoint_distance(pairs)) == pytest.approx((12.0 / 16.0) ** 0.5)
+    assert float(endpoint_distance([(w1, w1) for _, w1 in pairs])) == 0.0
+    with pytest.raises(ValueError, match="pairs is empty"):
+        endpoint_distance([])

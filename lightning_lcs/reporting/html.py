@@ -1,0 +1,214 @@
+"""Runs as one HTML file that needs no network: curves, levels, what was compressed, where it ran."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from lightning_lcs.reporting.curve import COSTS, Curve, CurvePoint, level_axis, metric_names, write_text
+from lightning_lcs.reporting.pareto import lower_is_better, pareto_front
+from lightning_lcs.reporting.runs import Run
+from lightning_lcs.reporting.tables import Quantity, compressed, facts, level_table, overview, settings
+
+# What a chart may have below: name, and how it is written.
+AXES = {
+    "macs": Quantity("MACs per sample", 1.0, "SI"),
+    "size_bytes": Quantity("Size", 1.0, "SI", "B"),
+    "latency_ms": Quantity("Latency", 1.0, "plain", "ms"),
+    "width": Quantity("Channel width", 1.0, "plain"),
+    "sparsity": Quantity("Share of zeros", 1.0, "plain"),
+    "bit_width": Quantity("Bits", 1.0, "plain"),
+}
+
+
+def write_report(runs: Sequence[Run], path: str | os.PathLike[str], metric: str | None = None) -> Path:
+    """Write a page about runs, whole or not at all.
+
+    Args:
+        runs: at least one.
+        path: of the file.
+        metric: what is shown first; by default the first metric that all curves have, preferably no loss.
+
+    Raises:
+        ModuleNotFoundError: plotly is missing.
+        ValueError: no curve has the metric, or any metric at all.
+    """
+    return write_text(page(runs, plotly_code(), metric), path)
+
+
+def plotly_code() -> str:
+    """The JavaScript of plotly, to be put into a page.
+
+    Raises:
+        ModuleNotFoundError: plotly is missing.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("a report needs plotly: pip install 'lightning-lcs[report]'") from error
+    code: str = get_plotlyjs()
+    return code
+
+
+def page(runs: Sequence[Run], plotly: str, metric: str | None = None) -> str:
+    """The page as text.
+
+    Args:
+        runs: at least one.
+        plotly: the library's JavaScript.
+        metric: as in :func:`write_report`.
+    """
+    series = series_of(runs)
+    shown = chosen_metric(series, metric)
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
+    data = {
+        "metric": shown,
+        "metrics": {name: {"lower": lower_is_better(name)} for name in metrics_of(series)},
+        "axes": {name: axis.as_data() for name, axis in axes_of(series).items()},
+        "series": [{"name": name, "points": [_point(p) for p in curve]} for name, curve in series.items()],
+        "fronts": fronts_of(series),
+        "learning": [entry for run in runs if (entry := learning_of(run))],
+    }
+    sections = [
+        facts(series, shown) if len(series) == 1 else overview(series, shown),
+        "".join(level_table(name, curve, _drift(runs, name), shown, len(series)) for name, curve in series.items()),
+        "".join(compressed(run.name, run.summary["plan"], len(runs)) for run in runs if run.summary),
+        "".join(settings(run.name, run.summary, len(runs)) for run in runs if run.summary),
+    ]
+    files = resources.files("lightning_lcs.reporting")
+    return Template((files / "report.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(title),
+        subtitle=html.escape(subtitle(runs, series)),
+        css=(files / "report.css").read_text(encoding="utf-8"),
+        script=(files / "report.js").read_text(encoding="utf-8"),
+        plotly=plotly.replace("</script", "<\\/script"),
+        data=json.dumps(_finite(data), ensure_ascii=False).replace("</", "<\\/"),
+        facts=sections[0],
+        levels=sections[1],
+        compressed=sections[2] or _unknown("summary.json"),
+        settings=sections[3] or _unknown("summary.json"),
+        paths="".join(f"<li>{html.escape(str(run.path))}</li>" for run in runs),
+    )
+
+
+def series_of(runs: Sequence[Run]) -> dict[str, Curve]:
+    """All curves of all runs by name: the run's, and the curve's own where a run has several."""
+    found: dict[str, Curve] = {}
+    for run in runs:
+        for name, curve in run.curves.items():
+            alone = name if len(runs) == 1 else f"{run.name}: {name}"
+            found[alone if name else run.name] = curve
+    return found
+
+
+def metrics_of(series: Mapping[str, Curve]) -> list[str]:
+    """Names of all metrics, in the order of the first curve that has each."""
+    return list(dict.fromkeys(name for curve in series.values() for name in metric_names(curve)))
+
+
+def chosen_metric(series: Mapping[str, Curve], asked: str | None) -> str:
+    """What is shown first; see :func:`write_report`."""
+    known = metrics_of(series)
+    if asked is not None and asked not in known:
+        raise ValueError(f"metric={asked!r} is on none of the curves; they have {', '.join(known) or 'none'}")
+    if not known:
+        raise ValueError("the curves hold costs and no metric: log one in validation_step")
+    shared = [name for name in known if all(name in metric_names(curve) for curve in series.values())]
+    return asked or next((name for name in shared if not lower_is_better(name)), (shared or known)[0])
+
+
+def axes_of(series: Mapping[str, Curve]) -> dict[str, Quantity]:
+    """What the charts may have below: costs that were measured, and what the levels change."""
+    points = [point for curve in series.values() for point in curve]
+    changed = dict.fromkeys(level_axis([curve]) for curve in series.values())
+    costs = [name for name in ("macs", "size_bytes", "latency_ms") if any(_number(getattr(p, name)) for p in points)]
+    return {name: AXES[name] for name in (*costs, *changed)}
+
+
+def fronts_of(series: Mapping[str, Curve]) -> dict[str, dict[str, list[list[int]]]]:
+    """Metric -> cost -> the Pareto front over all curves, each point as its curve's number and its own."""
+    where = [(number, index) for number, curve in enumerate(series.values()) for index in range(len(curve))]
+    points = [point for curve in series.values() for point in curve]
+    costs = [cost for cost in axes_of(series) if cost in ("macs", "size_bytes", "latency_ms")]
+    return {
+        metric: {cost: [list(where[i]) for i in pareto_front(points, cost, metric)] for cost in costs}
+        for metric in metrics_of(series)
+    }
+
+
+def learning_of(run: Run) -> dict[str, Any]:
+    """What the chart of a run over training shows: metrics by level, and losses; empty where nothing is known."""
+    fitted = [evaluation for evaluation in run.evaluations if evaluation.stage == "fit"]
+    charts: dict[str, list[dict[str, Any]]] = {}
+    if len(fitted) > 1:
+        for metric in metrics_of({str(e.step): e.curve for e in fitted}):
+            charts[metric] = [
+                {"name": f"alpha {alpha:.2f}", "alpha": alpha, "values": values}
+                for alpha, values in _by_level([(e.step, e.curve) for e in fitted], metric).items()
+            ]
+    losses = [{"name": name, "alpha": None, "values": values} for name, values in run.losses.items() if len(values) > 1]
+    if losses:
+        charts["training losses"] = losses
+    return {"run": run.name, "charts": charts} if charts else {}
+
+
+def _by_level(evaluations: Sequence[tuple[int, Curve]], metric: str) -> dict[float, list[tuple[int, float]]]:
+    levels = sorted({point.alpha for _, curve in evaluations for point in curve})
+    return {
+        alpha: [
+            (step, p.metrics[metric])
+            for step, curve in evaluations
+            for p in curve
+            if p.alpha == alpha and metric in p.metrics
+        ]
+        for alpha in levels
+    }
+
+
+def subtitle(runs: Sequence[Run], series: Mapping[str, Curve]) -> str:
+    """One line on what was measured."""
+    parts = []
+    settings = [run.summary["settings"] for run in runs if run.summary]
+    for words in ([s["network"] for s in settings], [f"{s['mode']['name']} {s['subspace']}" for s in settings]):
+        if words:
+            parts.append(", ".join(dict.fromkeys(words)))
+    counts = sorted({len(curve) for curve in series.values()})
+    parts.append(f"{' or '.join(map(str, counts))} levels")
+    last = [run.evaluations[-1] for run in runs if run.evaluations]
+    if len(last) == 1:
+        parts.append(f"measured in {last[0].stage}, epoch {last[0].epoch}, step {last[0].step:,}")
+    return " · ".join(parts)
+
+
+def _drift(runs: Sequence[Run], name: str) -> dict[float, float]:
+    """Of the run whose only curve has this name."""
+    found = next((run for run in runs if run.name == name and run.summary), None)
+    return {} if found is None else dict(found.summary["drift"])
+
+
+def _point(point: CurvePoint) -> dict[str, Any]:
+    return {**{name: getattr(point, name) for name in COSTS}, "metrics": dict(point.metrics)}
+
+
+def _number(value: float) -> bool:
+    return math.isfinite(value)
+
+
+def _finite(data: Any) -> Any:
+    """Data as JSON can hold it: no NaN, no infinity."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+def _unknown(file: str) -> str:
+    return f'<p class="quiet">Not known: there is no {file} beside the curves.</p>'

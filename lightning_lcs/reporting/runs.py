@@ -1,0 +1,116 @@
+"""What training left on disk, read back for a report."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_lcs.reporting.curve import Curve, read_curves
+from lightning_lcs.reporting.history import Evaluation, read_history
+from lightning_lcs.reporting.summary import read_summary
+
+Series = Mapping[str, Sequence[tuple[int, float]]]
+"""By name, values by optimizer step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as far as its files tell.
+
+    Attributes:
+        name: what tells it from the other runs of a report.
+        path: of its folder or file.
+        curves: the last curve; or several by name, where the file holds several.
+        evaluations: all its curves; empty where only the last one is known.
+        losses: losses of training steps.
+        summary: see :func:`lightning_lcs.reporting.summary.summary_of`; empty where it is not known.
+    """
+
+    name: str
+    path: Path
+    curves: Mapping[str, Curve]
+    evaluations: Sequence[Evaluation] = ()
+    losses: Series = dataclasses.field(default_factory=dict)
+    summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Runs, named by what tells their paths apart.
+
+    Args:
+        paths: folders with a ``curve.csv``, or such files; of other folders, all runs in their subfolders.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: there is no curve, or a file is not what its name says.
+    """
+    found = list(dict.fromkeys(run for path in paths for run in _found(Path(path))))
+    if not found:
+        raise ValueError("no run was given: name folders with a curve.csv, or such files")
+    names = names_of(found)
+    return [_read(path, name) for path, name in zip(found, names, strict=True)]
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """The shortest names that tell paths apart: their last parts, as many as are needed."""
+    parts = [(*path.parts[:-1], path.stem if path.suffix == ".csv" else path.name) for path in map(_absolute, paths)]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _absolute(path: Path) -> Path:
+    path = path.resolve()
+    return path.parent if path.name == "curve.csv" else path
+
+
+def _found(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: name folders with a curve.csv, or such files")
+    if path.is_file() or (path / "curve.csv").exists():
+        return [path]
+    below = sorted(file.parent for file in path.rglob("curve.csv"))
+    if not below:
+        raise ValueError(
+            f"{path} holds no curve.csv: LCSCallback and TradeoffMonitor write one to the trainer's log folder when "
+            "they measure a curve"
+        )
+    return below
+
+
+def _read(path: Path, name: str) -> Run:
+    file = path if path.is_file() else path / "curve.csv"
+    folder = file.parent if file.name == "curve.csv" else None
+    curves = read_curves(file)
+    if folder is None:
+        return Run(name=name, path=path, curves=curves)
+    history, losses, summary = folder / "curves.csv", folder / "metrics.csv", folder / "summary.json"
+    return Run(
+        name=name,
+        path=folder,
+        curves=curves,
+        evaluations=read_history(history) if history.exists() else (),
+        losses=read_losses(losses) if losses.exists() else {},
+        summary=read_summary(summary) if summary.exists() else {},
+    )
+
+
+def read_losses(path: str | os.PathLike[str]) -> dict[str, list[tuple[int, float]]]:
+    """Losses of training in the ``metrics.csv`` of Lightning's ``CSVLogger``: of alpha = 1, and of other levels.
+
+    Args:
+        path: of the file.
+    """
+    losses: dict[str, list[tuple[int, float]]] = {}
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and row.get("step") and "loss" in name and "train" in name:
+                    losses.setdefault(name, []).append((int(float(row["step"])), float(value)))
+    return losses
