@@ -48,9 +48,9 @@ def publish(
     trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
     stage, epoch, step = str(getattr(trainer.state.fn, "value", "fit")), trainer.current_epoch, trainer.global_step
     latest = Evaluation(curve=curve, stage=stage, epoch=epoch, step=step)
+    folder = Path(directory(trainer))  # on all ranks: Lightning broadcasts it
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return followed(earlier, latest)
-    folder = Path(directory(trainer))
     history = folder / "curves.csv"
     goes_on = stage != "fit" or trainer.ckpt_path is not None
     if not earlier and goes_on and history.exists():

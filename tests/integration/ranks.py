@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -75,6 +76,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         strategy=strategy,
         devices=ranks,
         use_distributed_sampler=False,
+        logger=CSVLogger(folder, "logs", "run"),  # whose folder Lightning asks all ranks for
         **{"max_epochs": 2, **run_options},
     )
     make = partial(_shard, rank=rank, ranks=ranks)

@@ -29,6 +29,7 @@ def run(folder: Path, ranks: int, **options: Any) -> list[dict[str, Any]]:
         capture_output=True,
         text=True,
         check=False,
+        timeout=400,  # ranks that wait for each other would wait for ever
     )
     assert made.returncode == 0, made.stderr[-3000:]
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(ranks)]
