@@ -71,7 +71,7 @@ def _change(small: CurvePoint, full: CurvePoint, metric: str) -> str:
 
 
 def _ratio(full: float, small: float) -> str:
-    return f"{full / small:.1f} times less" if small and full > small else "the same" if full == small else "more"
+    return f"{full / small:.1f} times less" if small and full > small else "not less"
 
 
 def overview(series: Mapping[str, Curve], metric: str) -> str:
