@@ -19,12 +19,12 @@ from lightning_lcs.reporting.tables import Quantity, compressed, facts, level_ta
 
 # What a chart may have below: name, and how it is written.
 AXES = {
-    "macs": Quantity("MACs per sample", 1.0, "SI"),
-    "size_bytes": Quantity("Size", 1.0, "SI", "B"),
-    "latency_ms": Quantity("Latency", 1.0, "plain", "ms"),
-    "width": Quantity("Channel width", 1.0, "plain"),
-    "sparsity": Quantity("Share of zeros", 1.0, "plain"),
-    "bit_width": Quantity("Bits", 1.0, "plain"),
+    "macs": Quantity("MACs per sample", "SI"),
+    "size_bytes": Quantity("Size", "SI", "B"),
+    "latency_ms": Quantity("Latency", "plain", "ms"),
+    "width": Quantity("Channel width", "plain"),
+    "sparsity": Quantity("Share of zeros", "plain"),
+    "bit_width": Quantity("Bits", "plain"),
 }
 
 
@@ -128,7 +128,9 @@ def axes_of(series: Mapping[str, Curve]) -> dict[str, Quantity]:
     """What the charts may have below: costs that were measured, and what the levels change."""
     points = [point for curve in series.values() for point in curve]
     changed = dict.fromkeys(level_axis([curve]) for curve in series.values())
-    costs = [name for name in ("macs", "size_bytes", "latency_ms") if any(_number(getattr(p, name)) for p in points)]
+    costs = [
+        name for name in ("macs", "size_bytes", "latency_ms") if any(math.isfinite(getattr(p, name)) for p in points)
+    ]
     return {name: AXES[name] for name in (*costs, *changed)}
 
 
@@ -195,10 +197,6 @@ def _drift(runs: Sequence[Run], name: str) -> dict[float, float]:
 
 def _point(point: CurvePoint) -> dict[str, Any]:
     return {**{name: getattr(point, name) for name in COSTS}, "metrics": dict(point.metrics)}
-
-
-def _number(value: float) -> bool:
-    return math.isfinite(value)
 
 
 def _finite(data: Any) -> Any:

@@ -14,10 +14,10 @@ from lightning_lcs.reporting.table import scaled, sized
 NONE, MINUS, SIGMA = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{GREEK SMALL LETTER SIGMA}"
 _OPEN_UP_TO = 3  # curves or runs whose details are not folded
 _FORMATS = {
-    "width": ("Width", "", 1.0, ".3f"),
-    "sparsity": ("Sparsity", "", 1.0, ".3f"),
-    "bit_width": ("Bits", "", 1.0, "d"),
-    "latency_ms": ("Latency", "ms", 1.0, ".2f"),
+    "width": ("Width", "", ".3f"),
+    "sparsity": ("Sparsity", "", ".3f"),
+    "bit_width": ("Bits", "", "d"),
+    "latency_ms": ("Latency", "ms", ".2f"),
 }
 
 
@@ -27,13 +27,11 @@ class Quantity:
 
     Attributes:
         label: its name.
-        scale: of the numbers.
         form: "SI" for numbers with k, M and G; "plain".
         unit: after them.
     """
 
     label: str
-    scale: float
     form: str
     unit: str = ""
 
@@ -73,7 +71,7 @@ def _change(small: CurvePoint, full: CurvePoint, metric: str) -> str:
 
 
 def _ratio(full: float, small: float) -> str:
-    return f"{full / small:.1f} times less" if small and full > small else "the same" if full == small else "more"
+    return f"{full / small:.1f} times less" if small and full > small else "not less"
 
 
 def overview(series: Mapping[str, Curve], metric: str) -> str:
@@ -227,8 +225,7 @@ def _unit(values: Sequence[float]) -> tuple[str, float]:
 
 
 def _formatted(value: float, name: str) -> str:
-    _, _, scale, form = _FORMATS[name]
-    return f"{value if form == 'd' else scale * value:{form}}" if value == value else NONE
+    return f"{value:{_FORMATS[name][2]}}" if value == value else NONE
 
 
 def _metric(point: CurvePoint, metric: str) -> str:
