@@ -40,7 +40,9 @@ def main() -> None:
     for alpha in (1.0, 0.5, 0.0):
         net.set_alpha(alpha)
         right = (net(images).argmax(1) == labels).float().mean()
-        print(f"alpha {alpha:.1f}: {right:.0%} of {len(labels)} images right, {net.efficiency(alpha).size_bytes:,} bytes")
+        print(
+            f"alpha {alpha:.1f}: {right:.0%} of {len(labels)} images right, {net.efficiency(alpha).size_bytes:,} bytes"
+        )
 
 
 if __name__ == "__main__":

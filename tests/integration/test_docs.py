@@ -9,15 +9,17 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
 import lightning_lcs
 from lightning_lcs.cli import COMMANDS
+from lightning_lcs.reporting.curve import write_csv
+from tests.integration.shortened import QuickCallback, QuickMonitor, ShortTrainer
 from tests.integration.support import Data, Module, digits, loader
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-QUICK = {"recalibration_levels": [0.0, 0.5], "recalibration_images": 32}
 
 
 def blocks(page, language):
@@ -31,15 +33,6 @@ def blocks(page, language):
 PYTHON = [page for page in PAGES if any(blocks(page, "python"))]
 
 
-class ShortTrainer(L.Trainer):
-    """The trainer of the docs, for two batches on the CPU."""
-
-    def __init__(self, **options):
-        options |= {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "limit_predict_batches": 1}
-        quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-        super().__init__(**{**options, **quiet, "logger": False, "log_every_n_steps": 1})
-
-
 class Colour(nn.Module):
     """A small network of colour images."""
 
@@ -51,13 +44,6 @@ class Colour(nn.Module):
 
     def forward(self, x):
         return self.head(self.layer4(self.stem(x)).mean((2, 3)))
-
-
-class QuickCallback(lightning_lcs.LCSCallback):
-    """The callback of the docs with few levels and images."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **{"alphas": 3, **QUICK, **options})
 
 
 class QuickWrapper(lightning_lcs.CompressibleSubspaceWrapper):
@@ -89,6 +75,8 @@ def reader():
     return {
         **names,
         "LCSCallback": QuickCallback,
+        "TradeoffMonitor": QuickMonitor,
+        "WandbLogger": WandbLogger,
         "CompressibleSubspaceWrapper": QuickWrapper,
         "L": lightning,
         "torch": torch,
@@ -118,6 +106,7 @@ def test_python(page, tmp_path, monkeypatch):
     before = names["L"].Trainer(callbacks=[QuickCallback(mode="structured")])
     before.fit(Module(Colour()), datamodule=names["my_data"])
     before.save_checkpoint("last.ckpt")
+    write_csv({"": before.callbacks[0].curve}, tmp_path / "runs" / "plain" / "curve.csv")
     names["trainer"], names["lcs"], names["model"] = before, before.callbacks[0], before.callbacks[0].subspace_model
     for line, code in blocks(page, "python"):
         exec(compile("\n" * (line - 1) + imports_of_the_docs(code), str(page), "exec"), names)

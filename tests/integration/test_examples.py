@@ -1,9 +1,17 @@
 """The examples run as a newcomer runs them."""
 
 import csv
+import functools
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import lightning
+import pytest
+
+import lightning_lcs
+from tests.integration.shortened import QuickCallback, ShortTrainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,3 +26,61 @@ def test_the_demo_writes_its_table_picture_and_checkpoint(tmp_path):
     assert (tmp_path / "lcs.ckpt").stat().st_size > 1e6
     assert "What to do next" in done.stdout
     assert "latency" in done.stdout
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """Runs an example's ``main`` with a short trainer and a quick callback, on its own real images."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lightning, "Trainer", ShortTrainer)
+    monkeypatch.setattr(lightning_lcs, "LCSCallback", QuickCallback, raising=False)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments, "--epochs", "1", "--folder", str(tmp_path / "out")])
+        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+        return tmp_path / "out"
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["structured", "unstructured", "quantized"])
+def test_adopt(example, capsys, mode):
+    folder = example("adopt", "--mode", mode)
+    assert (folder / "last.ckpt").exists()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("alpha")]
+    sizes = [int(line.split()[-2].replace(",", "")) for line in said]
+    assert len(sizes) == 3
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_segmentation(example):
+    rows = list(csv.DictReader((example("segmentation") / "curve.csv").read_text().splitlines()))
+    assert [round(float(row["width"]), 3) for row in rows] == [0.25, 0.625, 1.0]
+    assert all(0.0 <= float(row["val_iou"]) <= 1.0 for row in rows)
+
+
+def test_wandb(example, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert list(example("wandb_curve").rglob("*.wandb"))
+
+
+def test_pytorch_lightning(example, monkeypatch):
+    pytest.importorskip("pytorch_lightning", minversion="2.0", reason="pytorch_lightning 2 is not installed")
+    import pytorch_lightning as pl
+
+    short = functools.partial(
+        pl.Trainer,
+        accelerator="cpu",
+        limit_train_batches=2,
+        limit_val_batches=1,
+        enable_progress_bar=False,
+        logger=False,
+    )
+    monkeypatch.setattr(pl, "Trainer", short)
+    assert (example("pytorch_lightning_project") / "curve.csv").exists()
+
+
+def test_every_example_is_short():
+    for file in (ROOT / "examples").glob("*.py"):
+        assert len(file.read_text().splitlines()) < 100, file.name
