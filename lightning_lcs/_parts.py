@@ -17,6 +17,7 @@ from lightning_lcs.channels.dims import Structure
 from lightning_lcs.channels.network import TracedNetwork, training_flags
 from lightning_lcs.channels.order import importances, largest_scales, reorder, sorted_orders
 from lightning_lcs.channels.plan import ChannelPlan, PlanAtWidth
+from lightning_lcs.channels.refused import check_kinds
 from lightning_lcs.functional.sparsity import BLOCK
 from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured
 
@@ -188,10 +189,11 @@ def _empty_plan(module: nn.Module, mode: Mode) -> ChannelPlan:
     """A plan with the options of a mode.
 
     Raises:
-        ValueError: ``keep`` names modules that do not exist.
+        ValueError: ``keep`` names modules that do not exist, or the network is of a kind that can't be sliced.
     """
     if not isinstance(mode, Structured):
         return ChannelPlan()
+    check_kinds(module)
     for pattern in mode.keep:
         if not any(fnmatch.fnmatchcase(path, pattern) for path, _ in module.named_modules()):
             raise ValueError(f"keep={pattern!r} fits the path of no module of {type(module).__name__}")

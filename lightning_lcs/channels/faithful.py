@@ -11,7 +11,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_lcs.channels.program import Program
-from lightning_lcs.channels.trace import TraceError, neutral
+from lightning_lcs.channels.refused import INSTEAD, TraceError
+from lightning_lcs.channels.trace import neutral
 
 # The same ops on the same numbers: most networks agree bitwise. Of the largest entry of a tensor, and, for gradients
 # that are zero but for rounding, of the largest of all.
@@ -62,10 +63,7 @@ def check_faithful(
         )
 
 
-_ADVICE = (
-    "Structured compression would train something else; name a part of the network without it as target=, or use "
-    "unstructured or quantized mode, which run the network's own code"
-)
+_ADVICE = f"Structured compression would train something else; {INSTEAD}"
 
 
 def _state(module: nn.Module) -> str:
@@ -82,9 +80,13 @@ def _run(forward: Callable[[], Any], leaves: list[nn.Parameter]) -> tuple[list[T
         return results, ()
     generator = torch.Generator().manual_seed(0)
     loss = torch.stack(
-        [(out.float() * torch.randn(out.shape, generator=generator).to(out.device)).sum() for out in trained]
+        [(out * torch.randn(out.shape, generator=generator).to(out.device)).sum() for out in map(_real, trained)]
     ).sum()
     return results, torch.autograd.grad(loss, leaves, allow_unused=True)
+
+
+def _real(output: Tensor) -> Tensor:
+    return (torch.view_as_real(output) if output.is_complex() else output).float()
 
 
 def _differ(found: Tensor | None, expected: Tensor | None, largest: float) -> bool:

@@ -16,7 +16,8 @@ from lightning_lcs.channels.faithful import check_faithful
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.propagate import propagate
-from lightning_lcs.channels.trace import TraceError, trace
+from lightning_lcs.channels.refused import TraceError
+from lightning_lcs.channels.trace import trace
 
 ENDPOINT_NAME = "lcs_endpoint_0"
 
