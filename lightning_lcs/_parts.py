@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_lcs._activations import Inputs, LayerBits, Reading
-from lightning_lcs._coverage import warn_of_frozen, warn_of_whole
+from lightning_lcs._coverage import warn_of_frozen, warn_of_lost, warn_of_whole
 from lightning_lcs._endpoints import is_norm
 from lightning_lcs._execution import Execution, Replaced, Traced, attention_weights, layer_weights
 from lightning_lcs.channels.dims import Structure
@@ -54,6 +54,7 @@ class Part:
             program = self.network.program(args, kwargs)
             if first:
                 warn_of_frozen(self.network.module, self.network.plan)
+            warn_of_lost(self.network.lost)
             return Traced(program, self.selection(mode, alpha))
         self.network.remember(args, kwargs)
         return self.replaced()

@@ -38,8 +38,8 @@ def check_kinds(module: nn.Module) -> None:
         packed = any(isinstance(value, torch.ScriptObject) for value in vars(child).values())
         if packed or any(value is not None and value.is_quantized for value in _own_tensors(child).values()):
             raise ValueError(
-                f"{name} is quantized already ({path or 'itself'} is of {type(child).__module__}): train the subspace on "
-                "the network in floating point, and quantize what materialize(alpha) gives"
+                f"{name} is quantized already ({path or 'itself'} is of {type(child).__module__}): train the subspace "
+                "on the network in floating point, and quantize what materialize(alpha) gives"
             )
         for leaf, value in _own_tensors(child).items():
             if value is not None and value.is_complex():
