@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_lcs import _checkpoint
-from lightning_lcs.channels.program import MaterializedModel
 from lightning_lcs.channels.serial import graph_from_data, graph_to_data
+from lightning_lcs.channels.standalone import MaterializedModel
 from lightning_lcs.modes import Structured, mode_to_dict
 
 if TYPE_CHECKING:

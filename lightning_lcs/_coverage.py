@@ -47,6 +47,12 @@ def warn_of_frozen(module: nn.Module, plan: ChannelPlan) -> None:
     _warn(module, plan.left_whole(), stacklevel=5)
 
 
+def warn_of_lost(lost: list[str]) -> None:
+    """Warn of what the trace of a network does without, and take it off the list."""
+    while lost:
+        warnings.warn(lost.pop(0), stacklevel=4)
+
+
 def _warn(module: nn.Module, whole: Mapping[str, str], stacklevel: int) -> None:
     sizes = {name: parameter.numel() for name, parameter in _endpoints.user_parameters(module)}
     share = sum(sizes.get(name, 0) for name in whole) / max(1, sum(sizes.values()))

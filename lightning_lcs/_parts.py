@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_lcs._activations import Inputs, LayerBits, Reading
-from lightning_lcs._coverage import warn_of_frozen, warn_of_whole
+from lightning_lcs._coverage import warn_of_frozen, warn_of_lost, warn_of_whole
 from lightning_lcs._endpoints import is_norm
 from lightning_lcs._execution import Execution, Replaced, Traced, attention_weights, layer_weights
 from lightning_lcs.channels.dims import Structure
 from lightning_lcs.channels.network import TracedNetwork, training_flags
 from lightning_lcs.channels.order import importances, largest_scales, reorder, sorted_orders
 from lightning_lcs.channels.plan import ChannelPlan, PlanAtWidth
+from lightning_lcs.channels.refused import check_kinds
 from lightning_lcs.functional.sparsity import BLOCK
 from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured
 
@@ -53,6 +54,7 @@ class Part:
             program = self.network.program(args, kwargs)
             if first:
                 warn_of_frozen(self.network.module, self.network.plan)
+            warn_of_lost(self.network.lost)
             return Traced(program, self.selection(mode, alpha))
         self.network.remember(args, kwargs)
         return self.replaced()
@@ -188,10 +190,11 @@ def _empty_plan(module: nn.Module, mode: Mode) -> ChannelPlan:
     """A plan with the options of a mode.
 
     Raises:
-        ValueError: ``keep`` names modules that do not exist.
+        ValueError: ``keep`` names modules that do not exist, or the network is of a kind that can't be sliced.
     """
     if not isinstance(mode, Structured):
         return ChannelPlan()
+    check_kinds(module)
     for pattern in mode.keep:
         if not any(fnmatch.fnmatchcase(path, pattern) for path, _ in module.named_modules()):
             raise ValueError(f"keep={pattern!r} fits the path of no module of {type(module).__name__}")

@@ -10,17 +10,51 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from lightning_lcs.channels.hooks import Hook, hooks_of, only_watching, without
 from lightning_lcs.channels.program import Program
-from lightning_lcs.channels.trace import TraceError, neutral
+from lightning_lcs.channels.refused import INSTEAD, TraceError
+from lightning_lcs.channels.trace import neutral
 
 # The same ops on the same numbers: most networks agree bitwise. Of the largest entry of a tensor, and, for gradients
 # that are zero but for rounding, of the largest of all.
 OF_ITS_OWN, OF_ALL = 1e-3, 1e-5
 
 
+def untraced_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Hook], list[Hook]]:
+    """The forward hooks that a trace does without.
+
+    Args:
+        module: the network; nothing is changed, but each hook inside it runs twice.
+        args: arguments; few samples do.
+        kwargs: keyword arguments.
+
+    Returns:
+        Those that change nothing of what the network computes, and those of an adopted network around its forward.
+    """
+    inside, around = hooks_of(module)
+    candidates = [hook for hook in inside if not hook.is_torch_s]
+    if not candidates:
+        return [], around
+    other = pytree.tree_map(_other, (args, kwargs))
+
+    def run(others: bool) -> list[Tensor]:
+        given = other if others else (args, kwargs)
+        with torch.no_grad():
+            return _run(lambda: module(*given[0], **given[1]), [])[0]
+
+    with _undisturbed(module), without(around):
+        return only_watching(candidates, run), around
+
+
+def _other(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.ndim:
+        return leaf
+    return leaf.flip(-1) * 0.5 + 0.25 if leaf.is_floating_point() else leaf.flip(-1)
+
+
 def check_faithful(
     module: nn.Module, program: Program, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+) -> str | None:
     """Run the network and its graph on the same inputs, with the same random numbers; nothing is changed.
 
     Args:
@@ -30,16 +64,18 @@ def check_faithful(
         args: arguments; few samples do.
         kwargs: keyword arguments.
 
+    Returns:
+        Path of the first module that ran again in the backward of the network: gradient checkpointing.
+
     Raises:
         TraceError: they differ: the graph has lost what is no ATen op, such as a custom ``autograd.Function``.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     leaves = list(parameters.values()) if module.training else []
-    devices = sorted({value.device.index for value in module.parameters() if value.device.type == "cuda"})
-    with neutral(module), torch.random.fork_rng(devices=devices), _buffers_restored(module):
+    with _undisturbed(module):
         tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         tensors |= {name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
-        theirs = _run(lambda: module.forward(*args, **kwargs), leaves)
+        theirs, recomputed = _theirs(module, args, kwargs, leaves)
         ours = _run(lambda: program.run([tensors[name] for name in program.names], sizes, args, kwargs), leaves)
     for position, (found, expected) in enumerate(zip(ours[0], theirs[0], strict=True)):
         if _differ(found, expected, 0.0):
@@ -51,7 +87,7 @@ def check_faithful(
     largest = max((float(g.abs().max()) for g in theirs[1] if g is not None and g.numel()), default=0.0)
     wrong = [
         name
-        for name, found, expected in zip(parameters, ours[1], theirs[1], strict=False)
+        for name, found, expected in zip(parameters if leaves else (), ours[1], theirs[1], strict=True)
         if _differ(found, expected, largest)
     ]
     if wrong:
@@ -60,31 +96,74 @@ def check_faithful(
             f"its {len(parameters)} parameters, the last of them {wrong[-1]}: behind it tracing has lost what is not "
             f"in the forward, such as a custom autograd.Function or a hook on gradients. {_ADVICE}"
         )
+    return recomputed
 
 
-_ADVICE = (
-    "Structured compression would train something else; name a part of the network without it as target=, or use "
-    "unstructured or quantized mode, which run the network's own code"
-)
+_ADVICE = f"Structured compression would train something else; {INSTEAD}"
 
 
 def _state(module: nn.Module) -> str:
     return "in training" if module.training else "in evaluation"
 
 
-def _run(forward: Callable[[], Any], leaves: list[nn.Parameter]) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
+Found = tuple[list[Tensor], tuple[Tensor | None, ...]]
+
+
+def _theirs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[nn.Parameter]
+) -> tuple[Found, str | None]:
+    """What the network itself gives, and the first module that ran again in its backward."""
+    again: list[str] = []
+    ran = False
+
+    def forward() -> Any:
+        nonlocal ran
+        result = module.forward(*args, **kwargs)
+        ran = True
+        return result
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda *_: again.append(path) if ran else None
+
+    # torch's encoder layers are another kernel without gradients when a module in them has hooks.
+    children = [(path, child) for path, child in module.named_modules() if path] if leaves else []
+    handles = [child.register_forward_pre_hook(note(path)) for path, child in children]
+    try:
+        found = _run(forward, leaves)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise TraceError(
+            f"{type(module).__name__} uses gradient checkpointing of the older kind (use_reentrant=True), whose "
+            "forward runs without gradients, as its trace would: use torch.utils.checkpoint.checkpoint(..., "
+            "use_reentrant=False)"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found, next(iter(again), None)
+
+
+def _run(
+    forward: Callable[[], Any],
+    leaves: list[nn.Parameter],
+) -> Found:
     """Outputs, and gradients of a fixed random combination of them."""
     torch.manual_seed(0)
     outputs = [leaf for leaf in pytree.tree_leaves(forward()) if isinstance(leaf, Tensor)]
     results = [output.detach() for output in outputs]
     trained = [output for output in outputs if output.requires_grad]
     if not leaves or not trained:
-        return results, ()
+        return results, (None,) * len(leaves)
     generator = torch.Generator().manual_seed(0)
     loss = torch.stack(
-        [(out.float() * torch.randn(out.shape, generator=generator).to(out.device)).sum() for out in trained]
+        [(out * torch.randn(out.shape, generator=generator).to(out.device)).sum() for out in map(_real, trained)]
     ).sum()
     return results, torch.autograd.grad(loss, leaves, allow_unused=True)
+
+
+def _real(output: Tensor) -> Tensor:
+    return (torch.view_as_real(output) if output.is_complex() else output).float()
 
 
 def _differ(found: Tensor | None, expected: Tensor | None, largest: float) -> bool:
@@ -97,6 +176,14 @@ def _differ(found: Tensor | None, expected: Tensor | None, largest: float) -> bo
     limit = OF_ITS_OWN * expected.abs().max() + OF_ALL * largest
     both = torch.isfinite(expected) & torch.isfinite(found)
     return bool((torch.where(both, found - expected, 0.0).abs() > limit).any())
+
+
+@contextlib.contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Whatever the network does inside the block, its buffers and the random generators are as before."""
+    devices = sorted({value.device.index for value in module.parameters() if value.device.type == "cuda"})
+    with neutral(module), torch.random.fork_rng(devices=devices), _buffers_restored(module):
+        yield
 
 
 @contextlib.contextmanager

@@ -12,13 +12,23 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from lightning_lcs.channels.faithful import check_faithful
+from lightning_lcs.channels.faithful import check_faithful, untraced_hooks
+from lightning_lcs.channels.hooks import without
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.propagate import propagate
-from lightning_lcs.channels.trace import TraceError, trace
+from lightning_lcs.channels.refused import TraceError
+from lightning_lcs.channels.trace import trace
 
 ENDPOINT_NAME = "lcs_endpoint_0"
+NOT_RUN = (
+    "the forward hooks of {} only watch: they run at alpha = 1, and not below, where the network runs as its trace; "
+    "what they log or collect is of the full network"
+)
+NOT_SAVED = (
+    "gradient checkpointing (of {}) saves memory at alpha = 1 only: below, the network runs as its trace, which keeps "
+    "what its backward needs"
+)
 
 
 @contextlib.contextmanager
@@ -46,6 +56,8 @@ class TracedNetwork:
         self.module = module
         self.plan = plan
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.lost: list[str] = []  # what a trace does without, not yet told
+        self._told: set[str] = set()
         self._programs: dict[Any, Program] = {}
         self._children: list[nn.Module] = []
         self._owners: dict[str, tuple[nn.Module, str]] = {}
@@ -58,7 +70,8 @@ class TracedNetwork:
         """
         if not self._children:
             self._children = [m for name, m in self.module.named_modules() if ENDPOINT_NAME not in name]
-        key = (tuple([child.training for child in self._children]), _call_key(args, kwargs))
+        hooks = [key for c in self._children for key in (*c._forward_pre_hooks, *c._forward_hooks)]
+        key = (tuple([child.training for child in self._children]), _call_key(args, kwargs), tuple(hooks))
         program = self._programs.get(key)
         if program is None:
             if self.example is None:
@@ -131,12 +144,29 @@ class TracedNetwork:
         return {**self.__dict__, "_programs": {}, "_children": [], "_owners": {}}
 
     def _trace(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        watching, around = untraced_hooks(self.module, *_sample(args, kwargs))
+        if watching:
+            self._lose("hooks", NOT_RUN.format(_listed([hook.path or "the network itself" for hook in watching])))
+        untraced = {hook.key for hook in (*watching, *around)}
+        acting = (*key[:2], tuple([hook for hook in key[2] if hook not in untraced]))
+        if acting not in self._programs:
+            with without([*watching, *around]):
+                self._programs[acting] = self._traced(args, kwargs)
+        self._programs[key] = self._programs[acting]
+        return self._programs[key]
+
+    def _lose(self, what: str, message: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            self.lost.append(message)
+
+    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         traced = trace(self.module, args, kwargs)
         plan = dataclasses.replace(
             self.plan, structure=copy.deepcopy(self.plan.structure), tensors=dict(self.plan.tensors)
         )
         sizes = propagate(traced, plan)
-        if len(self._programs) >= 2:
+        if len(set(self._programs.values())) >= 2:
             changed = [name for name in self.plan.tensors if _shape(plan, name) != _shape(self.plan, name)]
             if changed:
                 raise TraceError(
@@ -145,10 +175,15 @@ class TracedNetwork:
                 )
         program = Program(traced, sizes)
         full = [plan.structure.size(dim) for dim in program.sizes]
-        check_faithful(self.module, program, full, *_sample(args, kwargs))
+        recomputed = check_faithful(self.module, program, full, *_sample(args, kwargs))
+        if recomputed is not None:
+            self._lose("checkpointing", NOT_SAVED.format(recomputed))
         self.plan = plan
-        self._programs[key] = program
         return program
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def _shape(plan: ChannelPlan, name: str) -> list[int]:

@@ -18,6 +18,7 @@ from lightning_lcs.channels.propagate import (
     is_written_statistic,
     running_statistics,
 )
+from lightning_lcs.channels.standalone import MaterializedModel
 from lightning_lcs.channels.trace import Trace
 
 
@@ -127,40 +128,6 @@ def _replaced(args: Any, path: tuple[int, ...], value: Any) -> Any:
     items = list(args)
     items[position] = _replaced(items[position], tuple(rest), value) if rest else value
     return tuple(items) if isinstance(args, tuple) else items
-
-
-class MaterializedModel(fx.GraphModule):
-    """A network of one level, with its own small parameters and buffers, for one of training and evaluation.
-
-    Its ``state_dict`` has the names of the network that it was cut from. It can be pickled, copied, exported and
-    compiled.
-
-    Raises:
-        RuntimeError: ``train()`` on one made for evaluation, or ``eval()`` on one made for training: dropout and batch
-            norm are part of the graph.
-    """
-
-    def __init__(self, root: nn.Module, graph: fx.Graph, for_training: bool) -> None:
-        super().__init__(root, graph, class_name="MaterializedModel")
-        self.meta["for_training"] = for_training
-        super().train(for_training)
-
-    def train(self, mode: bool = True) -> MaterializedModel:
-        """Accepts only the mode that the network was made for."""
-        if mode != self.meta["for_training"]:
-            made, asked = ("evaluation", True) if mode else ("training", False)
-            raise RuntimeError(
-                f"this network was materialized for {made}; materialize(alpha, train={asked}) makes the other one"
-            )
-        return self
-
-    def __reduce__(self) -> Any:
-        return _rebuild, (*super().__reduce__(), self.meta["for_training"])
-
-
-def _rebuild(function: Callable[..., fx.GraphModule], arguments: Any, for_training: bool) -> MaterializedModel:
-    module = function(*arguments)
-    return MaterializedModel(module, module.graph, for_training)
 
 
 def materialize(

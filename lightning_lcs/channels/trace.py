@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import operator
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch.export import Dim, ShapesCollection
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 
+from lightning_lcs.channels.refused import (
+    INSTEAD,
+    FixedError,
+    TraceError,
+    UntilFixed,
+    at,
+    check_sizes,
+    check_values,
+    place_of,
+    untraceable,
+)
 from lightning_lcs.channels.regions import inline_regions
 
 # Any batch size serves, but not 1 (export bakes it in), nor one that a channel count is likely to share.
 TRACE_BATCH = 11
 
+# What they warn of, the error says.
+_TALKATIVE = ("torch.export", "torch.fx.experimental.symbolic_shapes")
+
 _NOTES = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range")
-
-
-class TraceError(RuntimeError):
-    """A network that ``torch.export`` can't trace."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +69,10 @@ def neutral(module: nn.Module) -> Iterator[None]:
     """
     patched = module.__dict__.pop("forward", None)
     cumulative = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is None]
-    exporter = logging.getLogger("torch.export")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         for norm in cumulative:
             # It reads a counter, which can't be traced. Below alpha = 1 the momentum has no effect: nothing is written.
@@ -75,7 +88,8 @@ def neutral(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in cumulative:
             norm.momentum = None
-        exporter.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if patched is not None:
             module.__dict__["forward"] = patched
 
@@ -111,20 +125,15 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     Raises:
         TraceError: ``torch.export`` fails, or bakes the batch size in.
     """
+    check_values(module)
     with neutral(module):
         args, kwargs, carried = _samples(args, kwargs)
-        shapes = ShapesCollection()  # type: ignore[no-untyped-call]
-        for tensor in carried:
-            shapes[tensor] = {0: Dim.AUTO}
         try:
-            program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
+            program = _export(module, args, kwargs, carried)
         except Exception as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise TraceError(
-                f"{type(module).__name__} can't be traced by torch.export ({type(error).__name__}: {first}). "
-                "Structured compression needs a traceable forward; move code that depends on tensor values out of the "
-                "network, or name a smaller part of it with target="
-            ) from error
+            raise untraceable(module, error) from error
+        if _open_batches(program) < len(carried):
+            raise _fixed_batch(module, args, kwargs, carried)
     signature = program.graph_signature
     state, constants, inputs = {}, {}, []
     for spec in signature.input_specs:
@@ -139,23 +148,41 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
             raise TraceError(f"{type(module).__name__} holds an input of an unsupported kind: {spec.kind}")
     graph = program.graph
     inline_regions(graph, program.graph_module)
-    _check_batch(module, graph, inputs, carried)
+    check_sizes(module, graph)
     _normalise(graph)
     return Trace(graph, state, constants, tuple(inputs), program.call_spec.in_spec, program.call_spec.out_spec)
 
 
-def _check_batch(module: nn.Module, graph: fx.Graph, inputs: list[str], carried: list[Tensor]) -> None:
-    open_batch = 0
-    for node in graph.nodes:
-        if node.op == "placeholder" and node.name in inputs:
-            value = node.meta.get("val")
-            if isinstance(value, Tensor) and value.ndim and _is_open(value.shape[0]):
-                open_batch += 1
-    if open_batch < len(carried):
-        raise TraceError(
-            f"{type(module).__name__} fixes the batch size in its forward, so that its trace would serve that size "
-            "only; use the shape of the input instead of a stored batch size"
-        )
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], carried: list[Tensor]) -> ExportedProgram:
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in carried:
+        shapes[tensor] = {0: Dim.AUTO}
+    # When it fails, torch.export prints the graph so far, which may be pages.
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
+    if printed.getvalue():  # by the network's own code
+        sys.stderr.write(printed.getvalue())
+    return program
+
+
+def _open_batches(program: ExportedProgram) -> int:
+    """Number of inputs whose batch dimension has stayed open."""
+    inputs = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    return sum(isinstance(value, Tensor) and value.ndim > 0 and _is_open(value.shape[0]) for value in values)
+
+
+def _fixed_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], carried: list[Tensor]) -> TraceError:
+    place = None
+    try:
+        _export(UntilFixed(module), args, kwargs, carried)
+    except FixedError as error:
+        place = place_of(error)
+    return TraceError(
+        f"{type(module).__name__} fixes the batch size in its forward{at(place)}, so that its trace would serve that "
+        "size only; use the shape of the input instead of a stored batch size, and operations on the whole batch "
+        f"instead of a loop over samples, or {INSTEAD}"
+    )
 
 
 def _is_open(size: Any) -> bool:

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.channels.program import MaterializedModel
+from lightning_lcs.channels.standalone import MaterializedModel
 from lightning_lcs.model import SubspaceModel
 from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Lambda, Mlp, relative, scramble
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.channels.trace import TraceError
+from lightning_lcs.channels.refused import TraceError
 from lightning_lcs.model import SubspaceModel
 from tests.helpers import BATCH_NORM_WARNING, Chain, Lambda
 
@@ -55,6 +55,25 @@ def between(function: Callable[[Tensor], Tensor]) -> nn.Module:
 def test_a_custom_backward_is_an_error_that_names_the_layer_before_it(function: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(TraceError, match=r"2 of its 4 parameters, the last of them a\.bias.*unstructured"):
         subspace(between(function))
+
+
+class Hidden(torch.autograd.Function):
+    """Rounding out of reach of autograd, through which gradients pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def test_a_trace_in_which_nothing_is_trained_is_an_error() -> None:
+    net = Lambda(lambda m, x: Hidden.apply(m.head(m.a(x).mean((2, 3)))), a=nn.Conv2d(3, 8, 3), head=nn.Linear(8, 5))
+    with pytest.raises(TraceError, match=r"4 of its 4 parameters, the last of them head\.bias"):
+        subspace(net)
 
 
 def test_a_hook_on_gradients_is_an_error() -> None:

@@ -1,0 +1,117 @@
+"""Networks cut from families of all kinds go where networks go, and need this package no longer."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_lcs.model import SubspaceModel
+from tests.helpers import BATCH_NORM_WARNING, relative
+from tests.models.checks import HALF, build
+
+pytestmark = [
+    pytest.mark.filterwarnings(BATCH_NORM_WARNING),
+    pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning"),  # of recurrent layers, from torch.export
+]
+
+FAMILIES = [
+    "timm:test_byobnet@32",
+    "timm:cs3darknet_focus_s@32",
+    "timm:test_convnext@32",
+    "timm:test_efficientnet@32",
+    "timm:edgenext_xx_small@32",
+    "timm:gmlp_ti16_224@224",
+    "timm:hgnetv2_b0@32",
+    "timm:mobilevit_xxs@32",
+    "timm:test_nfnet@32",
+    "timm:sequencer2d_s@32",
+    "timm:swin_tiny_patch4_window7_224@224",
+    "timm:test_vit@160",
+    "torchvision:shufflenet_v2_x0_5@64",
+]
+# Their code makes tensors of the type that they were traced in: lower precision is another network.
+MAKE_TENSORS = ("edgenext", "sequencer2d", "test_vit")
+SINGLE, HALF_PRECISION = 1e-4, 0.15  # float32 and bfloat16 against float64, through tens of layers
+
+OPEN_WITHOUT_THE_PACKAGE = """
+import pickle, sys
+class Refuses:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] in ("lightning_lcs", "timm", "lightning", "torchvision"):
+            raise ImportError(name + " is not here")
+sys.meta_path.insert(0, Refuses())
+import torch
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        net, x, expected = pickle.load(file)
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.equal(net(x), expected), path
+        try:
+            net.train()
+        except RuntimeError as error:
+            assert "was materialized for evaluation" in str(error)
+        else:
+            raise AssertionError(path)
+        net = pickle.loads(pickle.dumps(net))  # and on to the next
+assert not any("lightning_lcs" in name for name in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda spec: spec.partition(":")[2].partition("@")[0])
+def cut(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, SubspaceModel, Tensor]:
+    net, x = build(request.param)
+    return request.param, SubspaceModel(net, x[:2], subspace="point").eval(), x
+
+
+def pickled(small: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(small))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_it_goes_where_networks_go(cut: tuple[str, SubspaceModel, Tensor], tmp_path: Path) -> None:
+    _, model, x = cut
+    small = model.materialize(HALF)
+    assert "lightning_lcs" not in small.code  # type: ignore[operator]
+    expected = small(x)
+    for twin in (copy.deepcopy(small), pickled(small), pickled(copy.deepcopy(small))):
+        assert torch.equal(twin(x), expected)
+        assert twin.state_dict().keys() == small.state_dict().keys()
+        assert str(twin.graph) == str(small.graph)
+    (tmp_path / "small.pickle").write_bytes(pickle.dumps((small, x, expected)))
+    command = [sys.executable, "-c", OPEN_WITHOUT_THE_PACKAGE, str(tmp_path / "small.pickle")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={}, check=False)
+    assert done.returncode == 0, done.stderr
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    exported = torch.export.export(small, (x,), dynamic_shapes=(batch,), strict=False)
+    assert relative(exported.module()(x[:2]), expected[:2]) < 1e-12
+    torch._dynamo.reset()
+    assert relative(torch.compile(small, backend="eager")(x), expected) < 1e-12
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_it_moves_to_other_numbers(cut: tuple[str, SubspaceModel, Tensor]) -> None:
+    name, model, x = cut
+    expected = model.materialize(HALF)(x)
+    moved = copy.deepcopy(model)
+    for dtype, tolerance in ((torch.float32, SINGLE), (torch.bfloat16, HALF_PRECISION)):
+        # Moved before it is cut, any network runs.
+        found = moved.to(dtype).materialize(HALF)(x.to(dtype))
+        assert found.dtype == dtype
+        assert relative(found.double(), expected) < tolerance
+    single = moved.to(torch.float32).materialize(HALF)
+    assert relative(copy.deepcopy(single).double()(x), expected) < SINGLE
+    if any(part in name for part in MAKE_TENSORS):
+        before = {key: value.dtype for key, value in single.state_dict().items()}
+        with pytest.raises(RuntimeError, match=r"materialized in torch\.float32.*model\.to\(torch\.bfloat16\)\.mat"):
+            single.to(torch.bfloat16)
+        assert {key: value.dtype for key, value in single.state_dict().items()} == before
+        assert relative(single(x.float()).double(), expected) < SINGLE
+    else:
+        assert relative(single.to(torch.bfloat16)(x.bfloat16()).double(), expected) < HALF_PRECISION
