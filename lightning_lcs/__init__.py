@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration as BatchNormRecalibration
     from lightning_lcs.callbacks.lcs import LCSCallback as LCSCallback
     from lightning_lcs.callbacks.tradeoff import TradeoffMonitor as TradeoffMonitor
+    from lightning_lcs.deploy.controller import RuntimeController as RuntimeController
     from lightning_lcs.model import SubspaceModel as SubspaceModel
     from lightning_lcs.modes import Quantized as Quantized
     from lightning_lcs.modes import Structured as Structured
@@ -28,6 +29,7 @@ _HOMES = {
     "Quantized": "lightning_lcs.modes",
     "BatchNormRecalibration": "lightning_lcs.callbacks.batchnorm",
     "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
+    "RuntimeController": "lightning_lcs.deploy.controller",
 }
 
 __all__ = list(_HOMES)

@@ -84,3 +84,11 @@ def test_pytorch_lightning(example, monkeypatch):
 def test_every_example_is_short():
     for file in (ROOT / "examples").glob("*.py"):
         assert len(file.read_text().splitlines()) < 100, file.name
+
+
+def test_a_network_is_deployed_and_controlled(tmp_path):
+    tiny = ["--model=test_resnet", "--epochs=1", "--batches=0.1", "--rounds=1", f"--folder={tmp_path}"]
+    command = [sys.executable, "examples/deploy_and_control.py", *tiny]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "replayed, they are the same: True" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"curve.csv", "model.lcs", "trace.jsonl"}
