@@ -87,6 +87,7 @@ def reader():
         "my_network": Colour(),
         "my_data": data,
         "their_data": data,
+        "stream": [batch[0] for batch in data.train_dataloader()],
         "images": torch.stack([x for x, _ in data.train_dataloader().dataset][:16]),
     }
 
@@ -106,6 +107,7 @@ def test_python(page, tmp_path, monkeypatch):
     before = names["L"].Trainer(callbacks=[QuickCallback(mode="structured")])
     before.fit(Module(Colour()), datamodule=names["my_data"])
     before.save_checkpoint("last.ckpt")
+    before.callbacks[0].subspace_model.save("model.lcs")
     write_csv({"": before.callbacks[0].curve}, tmp_path / "runs" / "plain" / "curve.csv")
     names["trainer"], names["lcs"], names["model"] = before, before.callbacks[0], before.callbacks[0].subspace_model
     for line, code in blocks(page, "python"):
@@ -145,3 +147,12 @@ def test_yaml_and_commands(page):
             assert (ROOT / path).exists(), path
         for target in re.findall(r"^make (\w+)", text, re.M):
             assert f"\n{target}:" in makefile, target
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    listed = re.findall(r"^::: (\S+)$", reference, re.M)
+    assert len(listed) > 20
+    for name in lightning_lcs.__all__:
+        home = getattr(lightning_lcs, name).__module__
+        assert f"{home}.{name}" in listed or home in listed, name
