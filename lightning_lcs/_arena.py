@@ -161,13 +161,14 @@ class Recipe:
         if self._norms is not None:
             scale, bias = self._norms.scale_and_bias(self._alpha)
             places[self._biases].copy_(bias)
-            columns = scale.unsqueeze(1).split(self._norms.counts)
+            columns = torch.split(scale.unsqueeze(1), self._norms.counts)
             for (place, source), column in zip(self._scaled, columns, strict=True):
                 _scale(places[place], source, column, self._alpha)
         if self._copies:
             torch._foreach_copy_([places[place] for place, _ in self._copies], [s.values()[0] for _, s in self._copies])
         for place, source in self._lines:
-            torch.lerp(*source.values(), self._alpha, out=places[place])
+            w0, w1 = source.values()
+            torch.lerp(w0, w1, self._alpha, out=places[place])
         return taken
 
     def _source(self, name: str) -> Source:

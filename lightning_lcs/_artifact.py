@@ -132,7 +132,7 @@ def load(cls: type[SubspaceModel], path: str | os.PathLike[str], module: nn.Modu
         if isinstance(content.mode, Structured):
             if module is not None:
                 raise ValueError("it holds its network: leave module= out")
-            return _load_network(cls, content)
+            return _load_network(cls, content, content.mode)
         if module is None:
             name = header["mode"]["name"]
             raise ValueError(
@@ -151,7 +151,7 @@ class _Content:
     def __init__(self, header: dict[str, Any], stored: Mapping[str, Tensor]) -> None:
         if header.get("version") != VERSION:
             raise ValueError(
-                f"the file was written in format {str(header.get('version'))[:100]!r}, and this lightning-lcs reads "
+                f"the file was written in format {repr(header.get('version'))[:100]}, and this lightning-lcs reads "
                 f"{VERSION}; install the version that wrote it"
             )
         self.header = header
@@ -191,8 +191,8 @@ def _kind(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _load_network(cls: type[SubspaceModel], content: _Content) -> SubspaceModel:
-    header, mode = content.header, content.mode
+def _load_network(cls: type[SubspaceModel], content: _Content, mode: Structured) -> SubspaceModel:
+    header = content.header
     constants = [value for _, value in sorted(content.of("constant").items(), key=lambda item: int(item[0]))]
     parameters, buffers, line = content.of("parameter"), content.of("buffer"), content.of("endpoint_0")
     program, plan = network_from_data(header["network"], constants)
@@ -211,7 +211,7 @@ def _load_network(cls: type[SubspaceModel], content: _Content) -> SubspaceModel:
         raise ValueError("its header names tensors that its network does not take")
     _rehearse(program, plan, mode, {name: value.dtype for name, value in own.items()})
     module = _module(parameters, buffers, line, header["unsaved"])
-    network = StoredNetwork(module, header["network"], constants, header["any_size"])
+    network = StoredNetwork(module, header["network"], constants, header["any_size"], program, plan)
     model = cls(module, subspace="point")
     part = Part("", "", network, endpoints=_endpoints_of(module, line), scales=tuple(header["scales"]))
     model.parts, model.mode, model.subspace = [part], mode, content.subspace
@@ -287,6 +287,13 @@ def _load_module(cls: type[SubspaceModel], content: _Content, module: nn.Module)
     own = set(module.state_dict()) if header["norm"] == "keep" else state_without_statistics(module)
     mine = {name: list(value.shape) for name, value in module.state_dict().items() if name in own}
     _same_shapes("the file", mine, weights)
+    levels = {kind: content.levels(kind) for kind in ("statistics", "ranges")}
+    for name, value in ((n, v) for of in levels.values() for tensors in of.values() for n, v in tensors.items()):
+        expected = [2] if name.endswith(".input_range") else mine.get(name)
+        if list(value.shape) != expected:
+            raise ValueError(
+                f"it has a tensor of shape {list(value.shape)} for {name!r} of a level, and not {expected}"
+            )
     trained = _endpoints.is_settled(module)
     state = {
         **{key: header[key] for key in ("mode", "line_parameters", "norm", "shapes")},
@@ -295,8 +302,7 @@ def _load_module(cls: type[SubspaceModel], content: _Content, module: nn.Module)
         "targets": [""],
         "endpoint_0": line,
         **{
-            kind: [{"alpha": alpha, "tensors": tensors} for alpha, tensors in content.levels(kind).items()]
-            for kind in ("statistics", "ranges")
+            kind: [{"alpha": alpha, "tensors": tensors} for alpha, tensors in of.items()] for kind, of in levels.items()
         },
     }
     model = cls(module, mode=content.mode, **{key: header[key] for key in ("subspace", "line_parameters", "norm")})

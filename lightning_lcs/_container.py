@@ -226,4 +226,4 @@ def _bytes_of(name: str, tensor: Tensor) -> memoryview:
     if not flat.numel():
         return memoryview(b"")
     # Plain bytes of any type, those that numpy does not know included.
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]

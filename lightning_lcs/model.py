@@ -5,26 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_lcs import _artifact, _checkpoint, _endpoints
+from lightning_lcs import _checkpoint, _endpoints
 from lightning_lcs._activations import Inputs
 from lightning_lcs._copies import efficiency_of, own_part
 from lightning_lcs._coverage import norm_lines, report
+from lightning_lcs._deployable import Deployable
 from lightning_lcs._execution import Execution
 from lightning_lcs._gradients import GradientSum
 from lightning_lcs._levels import Collector, TrainingLevel
-from lightning_lcs._named_levels import NamedLevels
 from lightning_lcs._parts import Part, parts_of, sort_channels
 from lightning_lcs._prepared import Prepared
 from lightning_lcs._runtime import Runtime
 from lightning_lcs.channels.plan import ChannelPlan
-from lightning_lcs.efficiency import CurvePoint, Efficiency
+from lightning_lcs.efficiency import Efficiency
 from lightning_lcs.functional.subspace import endpoint_cosine
-from lightning_lcs.level_table import make_table
 from lightning_lcs.modes import Mode, Structured, check_alpha, check_subspace, parse_mode
 from lightning_lcs.norms import convert_norms
 
@@ -34,7 +33,7 @@ NO_STATISTICS = (
 )
 
 
-class SubspaceModel(NamedLevels, nn.Module):
+class SubspaceModel(Deployable, nn.Module):
     """A network that runs at any level of compression.
 
     At alpha = 1 the network's own forward runs, untouched; below, its traced graph runs with sliced tensors, at the
@@ -380,50 +379,6 @@ class SubspaceModel(NamedLevels, nn.Module):
             ValueError: the file holds no subspace, or one of another architecture or version.
         """
         return _checkpoint.open_checkpoint(cls, checkpoint, module)
-
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        levels: Mapping[str, float | CurvePoint] | Sequence[float | CurvePoint] | None = None,
-        class_names: Sequence[str] | None = None,
-    ) -> None:
-        """Write one file that holds every level, and a table of levels by name.
-
-        A structured file holds the network itself, as a graph; the others hold tensors, and are loaded into the user's
-        own network. The file holds tensors and JSON, no code and no pickle. It is written whole or not at all.
-
-        Args:
-            path: of the file, such as "model.lcs".
-            levels: of the table: a measured curve (``LCSCallback.curve``), which brings its metrics and latencies, or
-                alphas; or either of them by name. By default the model's own table, else the alphas 0, 0.25, 0.5, 0.75
-                and 1 (every bit width in quantized mode). Names by default:
-                :func:`lightning_lcs.level_table.default_names`.
-            class_names: names of the classes, by their number; by default the model's own.
-
-        Raises:
-            RuntimeError: the network was never called below alpha = 1 and had no ``example_inputs``.
-            ValueError: the network holds an op that a file may not hold, or the curve is of another model.
-            OSError: the file could not be written; the old one is as it was.
-        """
-        given = (self.levels or None) if levels is None else levels
-        table = make_table(given, self.mode, self.efficiency)
-        _artifact.save(self, path, table, self.class_names if class_names is None else class_names)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], module: nn.Module | None = None) -> SubspaceModel:
-        """Open a file written by :meth:`save`, for inference.
-
-        Args:
-            path: of the file; mapped into memory, and checked whole against its checksums.
-            module: the network that it was trained from, for unstructured and quantized subspaces; its weights are
-                replaced. A structured file holds its network.
-
-        Raises:
-            ValueError: not such a file, a damaged one, one of another version or architecture, one with an op that is
-                not allowed, or ``module`` is missing.
-        """
-        return _artifact.load(cls, path, module)
 
     # -- small print ------------------------------------------------------------------------------------------------
 

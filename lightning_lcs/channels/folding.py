@@ -100,7 +100,7 @@ def _fold_of(node: fx.Node, state: Mapping[str, str], dtypes: Mapping[str, torch
     conv: Any = node.args[0]
     if conv.target not in _CONVOLUTIONS or list(conv.users) != [node] or {"bias", "weight"} & conv.kwargs.keys():
         return None
-    _, weight, bias, *_ = (*conv.args, None)
+    weight, bias = conv.args[1], conv.args[2] if len(conv.args) > 2 else None
     read: dict[str, Any] = dict(zip(("scale", "shift", "mean", "variance"), node.args[1:5], strict=True))
     read |= {"weight": weight, "bias": bias}
     names: dict[str, Any] = {key: None if v is None else state.get(getattr(v, "name", "")) for key, v in read.items()}

@@ -134,7 +134,7 @@ class PlanAtWidth:
                 resolved = structure.resolve(dims[axis])
                 if len(resolved) > 1 or any(atom in self._chosen for atom in resolved[0]):
                     return None
-                tensor = tensor.unflatten(axis, [structure.sizes[atom] for atom in resolved[0]])
+                tensor = torch.unflatten(tensor, axis, [structure.sizes[atom] for atom in resolved[0]])
                 for place, atom in enumerate(resolved[0]):
                     tensor = tensor.narrow(axis + place, 0, self.size(((atom,),)))
         return tensor

@@ -13,9 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_lcs.channels.plan import PlanAtWidth
 from lightning_lcs.channels.program import Program, resized_arguments
+from lightning_lcs.channels.trace import InputSpec
 
-# Of one tensor on the way, for one sample: 8 GiB in float32.
-MOST_ENTRIES = 2**31
+# Of one tensor on the way, for each entry of the input of one sample; so many are allowed in any case, and no more.
+ENTRIES_PER_INPUT = 2**14
+FEWEST_ENTRIES, MOST_ENTRIES = 2**26, 2**31
 
 
 def rehearse(program: Program, at: PlanAtWidth, dtypes: Mapping[str, torch.dtype], batch: int) -> list[list[int]]:
@@ -31,14 +33,17 @@ def rehearse(program: Program, at: PlanAtWidth, dtypes: Mapping[str, torch.dtype
         Shapes of the results.
 
     Raises:
-        ValueError: an op can't run on what it is given, or makes a tensor of more than two thousand million entries.
+        ValueError: an op can't run on what it is given, or makes a tensor out of all proportion to the input.
     """
     trace = program.trace
     sizes = resized_arguments(program, at)
     made: dict[fx.Node, Any] = {}
+    entries = sum(math.prod(size or 1 for size in spec.shape) for spec in trace.specs if isinstance(spec, InputSpec))
+    limit = batch * min(MOST_ENTRIES, max(FEWEST_ENTRIES, ENTRIES_PER_INPUT * entries))
     with FakeTensorMode() as fake, torch.no_grad():
         (leaves, _) = pytree.tree_flatten(program.example_inputs(batch, torch.device("cpu")))
         inputs = dict(zip(trace.inputs, leaves, strict=True))
+        _check_extent(leaves, 0, limit)
         for number, node in enumerate(trace.graph.nodes):
             if node.op == "output":
                 return [list(made[result].shape) for result in node.args[0] if _is_tensor(made.get(result))]
@@ -52,7 +57,7 @@ def rehearse(program: Program, at: PlanAtWidth, dtypes: Mapping[str, torch.dtype
             except Exception as error:  # whatever an op raises, this network can't run
                 first = next(iter(str(error).strip().splitlines()), "")[:200]
                 raise ValueError(f"the network can't run: node {number} ({node.target}): {first}") from error
-            _check_extent(made[node], number, batch)
+            _check_extent(made[node], number, limit)
     raise ValueError("the network has no output")
 
 
@@ -75,11 +80,11 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _check_extent(value: Any, number: int, batch: int) -> None:
-    if isinstance(value, Tensor) and math.prod(value.shape) > batch * MOST_ENTRIES:
+def _check_extent(value: Any, number: int, limit: int) -> None:
+    if isinstance(value, Tensor) and math.prod(value.shape) > limit:
         raise ValueError(f"the network can't run: node {number} makes a tensor of shape {list(value.shape)}")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError(f"the network can't run: node {number} makes a number that is too large")
     if isinstance(value, (list, tuple)):
         for item in value:
-            _check_extent(item, number, batch)
+            _check_extent(item, number, limit)

@@ -230,7 +230,9 @@ def _target(name: Any) -> Any:
 
 
 def _overloads(packet: Any) -> list[str]:
-    return list(packet.overloads()) if isinstance(packet, torch._ops.OpOverloadPacket) else []
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return []
+    return list(packet.overloads())  # type: ignore[no-untyped-call]
 
 
 def _size_argument(entry: Any, made: Sequence[fx.Node], dims: Sequence[Dim]) -> tuple[fx.Node, tuple[int, ...], Dim]:
@@ -307,10 +309,11 @@ class _Reader:
             return self.made[content]
         if kind == "device" and content == "input":
             return self._device
-        table = {"dtype": _DTYPES, "format": _FORMATS, "float": _FLOATS}.get(kind)
+        tables: dict[str, Mapping[str, Any]] = {"dtype": _DTYPES, "format": _FORMATS, "float": _FLOATS}
+        table = tables.get(kind)
         if table is None or not isinstance(content, str) or content not in table:
             raise ValueError(f"the value {str(value)[:100]} is not allowed")
-        return table[content]  # type: ignore[index]
+        return table[content]
 
 
 def _listed(value: Any, what: str) -> list[Any]:

@@ -10,6 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_lcs.channels.network import TracedNetwork, training_flags
+from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.serial import network_from_data
 from lightning_lcs.channels.trace import neutral
@@ -51,13 +52,22 @@ class StoredNetwork(TracedNetwork):
         data: the graph and the plan, checked already; see :func:`network_from_data`.
         constants: tensors of the code.
         any_size: whether images of another size may be run than the traced one; see :func:`runs_at_any_size`.
+        program: what ``data`` gives.
+        plan: the same.
     """
 
-    def __init__(self, module: StoredModule, data: Any, constants: Sequence[Tensor], any_size: bool) -> None:
+    def __init__(
+        self,
+        module: StoredModule,
+        data: Any,
+        constants: Sequence[Tensor],
+        any_size: bool,
+        program: Program,
+        plan: ChannelPlan,
+    ) -> None:
         self.any_size = any_size
         self._data = data
         self._constants = list(constants)
-        program, plan = network_from_data(data, constants)
         super().__init__(module, plan)
         self._specs, self._in_spec = program.trace.specs, program.trace.in_spec
         self._programs[torch.device("cpu")] = program
@@ -141,7 +151,7 @@ def runs_at_any_size(network: TracedNetwork) -> bool:
             call = pytree.tree_map(lambda _, x=other: x, (args, kwargs))
             try:
                 expected = pytree.tree_leaves(network.module(*call[0], **call[1]))
-            except Exception:  # noqa: BLE001, S112: whatever a network raises for a size that is not its own
+            except Exception:  # whatever a network raises for a size that is not its own
                 continue
             try:
                 ours = pytree.tree_leaves(program.run(tensors, full, *call))
