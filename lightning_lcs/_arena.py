@@ -14,7 +14,8 @@ from lightning_lcs.channels.plan import PlanAtWidth, select
 from lightning_lcs.channels.program import Program
 
 _ALIGNMENT = 64  # bytes: a cache line, and what vector units like
-_BLOCK = 2**16  # entries that are interpolated and scaled at a time: 256 KB of each end stay in the cache
+_BLOCK = 2**18  # entries that are interpolated and scaled at a time, so that they are scaled in the cache
+_SMALL = 2**15  # entries of a tensor for which the call costs more than a second pass over it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,34 +40,30 @@ class Arena:
 
     def __init__(self) -> None:
         self._buffers: dict[torch.dtype, Tensor] = {}
-        self._views: dict[Recipe, tuple[list[Tensor], list[Tensor]]] = {}
+        self._writings: dict[Recipe, Writing] = {}
 
     @property
     def size_bytes(self) -> int:
         """Memory held."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
 
-    def views(self, recipe: Recipe) -> tuple[list[Tensor], list[Tensor]]:
-        """Views to write the places of a level, and the tensors that its forward takes."""
+    def writing(self, recipe: Recipe) -> Writing:
+        """What writes a level here; kept, so that a level that is set again costs little more than its copies."""
         for dtype, entries in recipe.entries.items():
             buffer = self._buffers.get(dtype)
             if buffer is None or buffer.numel() < entries or buffer.device != recipe.device:
-                self._views.clear()
+                self._writings.clear()
                 del buffer
                 self._buffers.pop(dtype, None)  # the old memory goes before the new one comes
                 self._buffers[dtype] = torch.empty(entries, dtype=dtype, device=recipe.device)
-        if recipe not in self._views:
+        if recipe not in self._writings:
             flat = [self._buffers[p.dtype][p.offset : p.offset + prod(p.written)] for p in recipe.places]
-            written = [piece.view(place.written) for piece, place in zip(flat, recipe.places, strict=True)]
-            taken = [
-                out if isinstance(out, Tensor) else flat[out].view(recipe.places[out].taken) for out in recipe.outputs
-            ]
-            self._views[recipe] = (written, taken)
-        return self._views[recipe]
+            self._writings[recipe] = Writing(recipe, flat)
+        return self._writings[recipe]
 
     def forget(self, recipe: Recipe) -> None:
         """The level was given up."""
-        self._views.pop(recipe, None)
+        self._writings.pop(recipe, None)
 
 
 class Source:
@@ -120,9 +117,14 @@ class Recipe:
         stored: running statistics of this level, in place of the cut ones.
 
     Attributes:
+        alpha: place on the line.
         outputs: for each tensor that the forward takes: its place, or the tensor itself.
         sizes: the sizes that the forward takes.
         entries: of each buffer.
+        written: place and source of each tensor that is written.
+        scaled: the places among them whose rows are scaled, in the order of the norms.
+        norms: what they are scaled with.
+        vectors: places of the scales of all norms and of what they add.
     """
 
     def __init__(
@@ -135,50 +137,33 @@ class Recipe:
         endpoints: Mapping[str, Tensor],
         stored: Mapping[str, Tensor],
     ) -> None:
-        self._at, self._alpha, self._tensor = at, alpha, tensor
+        self._at, self.alpha, self._tensor = at, alpha, tensor
         self._endpoints, self._stored = endpoints, stored
         self.device = tensor(next(iter(at.plan.tensors))).device
         self.entries: dict[torch.dtype, int] = {}
         self.places: list[Place] = []
         self.sizes = [at.size(dim) for dim in program.sizes]
-        self._copies: list[tuple[int, Source]] = []
-        self._lines: list[tuple[int, Source]] = []
-        self._scaled: list[tuple[int, Source]] = []
-        self._biases = -1
+        self.written: list[tuple[int, Source]] = []
+        self.scaled: list[int] = []
+        self.vectors = (-1, -1)
         active = [folds[name] for name in program.names if name in folds]
-        self._norms = _Norms(active, at, self._source, tensor) if active else None
+        self.norms = _Norms(active, at, self._source, tensor) if active else None
         biases = self._place_biases(active)
         self.outputs = [biases[name] if name in biases else self._output(name, name in folds) for name in program.names]
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that :meth:`make` writes."""
+        """Bytes that are written."""
         return sum(entries * dtype.itemsize for dtype, entries in self.entries.items())
-
-    def make(self, arena: Arena) -> list[Tensor]:
-        """Write the level into an arena that nobody reads; gives the tensors that the forward takes."""
-        places, taken = arena.views(self)
-        if self._norms is not None:
-            scale, bias = self._norms.scale_and_bias(self._alpha)
-            places[self._biases].copy_(bias)
-            columns = torch.split(scale.unsqueeze(1), self._norms.counts)
-            for (place, source), column in zip(self._scaled, columns, strict=True):
-                _scale(places[place], source, column, self._alpha)
-        if self._copies:
-            torch._foreach_copy_([places[place] for place, _ in self._copies], [s.values()[0] for _, s in self._copies])
-        for place, source in self._lines:
-            w0, w1 = source.values()
-            torch.lerp(w0, w1, self._alpha, out=places[place])
-        return taken
 
     def _source(self, name: str) -> Source:
         own = self._tensor(name).detach()
         if name in self._stored:
             return Source([self._stored[name].to(own)], name, None)
-        if name not in self._endpoints or self._alpha == 1.0:
+        if name not in self._endpoints or self.alpha == 1.0:
             return Source([own], name, self._at)
         other = self._endpoints[name].detach()
-        return Source([other] if self._alpha == 0.0 else [other, own], name, self._at)
+        return Source([other] if self.alpha == 0.0 else [other, own], name, self._at)
 
     def _place(self, dtype: torch.dtype, written: tuple[int, ...], taken: tuple[int, ...]) -> int:
         step = _ALIGNMENT // dtype.itemsize
@@ -189,11 +174,12 @@ class Recipe:
 
     def _place_biases(self, active: Sequence[Fold]) -> dict[str, int]:
         """The biases of folded convolutions lie in one piece; a place for each of them by name."""
-        if self._norms is None:
+        if self.norms is None:
             return {}
-        dtype, counts = self._norms.dtype, self._norms.counts
-        self._biases = self._place(dtype, (sum(counts),), (sum(counts),))
-        found, offset = {}, self.places[self._biases].offset
+        dtype, counts = self.norms.dtype, self.norms.counts
+        shape = (sum(counts),)
+        self.vectors = (self._place(dtype, shape, shape), self._place(dtype, shape, shape))
+        found, offset = {}, self.places[self.vectors[1]].offset
         for fold, count in zip(active, counts, strict=True):
             found[fold.new_bias] = len(self.places)
             self.places.append(Place(dtype, offset, (count,), (count,)))
@@ -208,12 +194,12 @@ class Recipe:
             source.views = _as_rows(source.views, source.taken[0])
             rows = (source.taken[0], prod(source.taken[1:]))
             place = self._place(dtype, rows, source.taken)
-            self._scaled.append((place, source))
-            return place
-        if source.views is not None and not source.is_line and source.views[0].is_contiguous():
+            self.scaled.append(place)
+        elif source.views is not None and not source.is_line and source.views[0].is_contiguous():
             return source.views[0].view(source.taken)
-        place = self._place(dtype, source.written, source.taken)
-        (self._lines if source.is_line else self._copies).append((place, source))
+        else:
+            place = self._place(dtype, source.written, source.taken)
+        self.written.append((place, source))
         return place
 
 
@@ -224,17 +210,70 @@ def _as_rows(views: list[Tensor] | None, rows: int) -> list[Tensor] | None:
         return None
 
 
-def _scale(out: Tensor, source: Source, column: Tensor, alpha: float) -> None:
-    """Write a convolution's weight, interpolated, with each row times its number."""
-    ends = [value.reshape(out.shape) for value in source.values()]
-    if len(ends) == 1:
+class Writing:
+    """A level in one arena: all views that its writing needs, made once.
+
+    Args:
+        recipe: of the level.
+        flat: the memory of each of its places.
+
+    Attributes:
+        taken: the tensors that the forward takes.
+    """
+
+    def __init__(self, recipe: Recipe, flat: Sequence[Tensor]) -> None:
+        places = [piece.view(place.written) for piece, place in zip(flat, recipe.places, strict=True)]
+        self._norms, self._alpha = recipe.norms, recipe.alpha
+        self._vectors = [] if recipe.norms is None else [places[place] for place in recipe.vectors]
+        columns: dict[int, Tensor] = {}
+        if recipe.norms is not None:
+            pieces = torch.split(self._vectors[0].unsqueeze(1), recipe.norms.counts)
+            columns = dict(zip(recipe.scaled, pieces, strict=True))
+        # Many small tensors go into one call: the calls would cost more than the further passes over them.
+        self._small: list[tuple[Tensor, list[Tensor], Tensor | None]] = []
+        self._large: list[tuple[Tensor, Source, Tensor | None]] = []
+        for place, source in recipe.written:
+            out, column = places[place], columns.get(place)
+            if source.views is None or (out.numel() > _SMALL and (source.is_line or column is not None)):
+                self._large.append((out, source, column))
+            else:
+                self._small.append((out, source.views, column))
+        self._copies = ([out for out, _, _ in self._small], [views[0] for _, views, _ in self._small])
+        lines = [(out, views[1]) for out, views, _ in self._small if len(views) == 2]
+        self._lines = ([out for out, _ in lines], [value for _, value in lines])
+        scales = [(out, column) for out, _, column in self._small if column is not None]
+        self._scales = ([out for out, _ in scales], [column for _, column in scales])
+        self.taken = [
+            out if isinstance(out, Tensor) else flat[out].view(recipe.places[out].taken) for out in recipe.outputs
+        ]
+
+    def write(self) -> list[Tensor]:
+        """Write the level, into memory that nobody reads; gives the tensors that the forward takes."""
+        if self._norms is not None:
+            self._norms.write(self._alpha, *self._vectors)
+        if self._copies[0]:
+            torch._foreach_copy_(*self._copies)
+        if self._lines[0]:
+            torch._foreach_lerp_(*self._lines, self._alpha)
+        if self._scales[0]:
+            torch._foreach_mul_(*self._scales)
+        for out, source, column in self._large:
+            _write(out, [value.reshape(out.shape) for value in source.values()], column, self._alpha)
+        return self.taken
+
+
+def _write(out: Tensor, ends: Sequence[Tensor], column: Tensor | None, alpha: float) -> None:
+    """Write one tensor: interpolated where it has two ends, each row times its number where there is a column."""
+    if column is None:
+        out.copy_(ends[0]) if len(ends) == 1 else torch.lerp(ends[0], ends[1], alpha, out=out)
+    elif len(ends) == 1:
         torch.mul(ends[0], column, out=out)
-        return
-    step = max(1, _BLOCK // max(1, out.shape[1]))
-    for start in range(0, out.shape[0], step):
-        block = out[start : start + step]
-        torch.lerp(ends[0][start : start + step], ends[1][start : start + step], alpha, out=block)
-        block.mul_(column[start : start + step])
+    else:
+        step = max(1, _BLOCK // max(1, out.shape[1]))
+        for start in range(0, out.shape[0], step):
+            block = out[start : start + step]
+            torch.lerp(ends[0][start : start + step], ends[1][start : start + step], alpha, out=block)
+            block.mul_(column[start : start + step])
 
 
 class _Norms:
@@ -272,13 +311,13 @@ class _Norms:
         self._variance = flat([f.variance for f in folds], 1.0)
         self._bias = flat([f.bias for f in folds], 0.0) if any(f.bias for f in folds) else None
 
-    def scale_and_bias(self, alpha: float) -> tuple[Tensor, Tensor]:
-        """What every channel is multiplied with, and what is added to it."""
-        scale = torch.cat(self._variance[0]).add_(self._eps).rsqrt_().mul_(_between(self._scale, alpha))
-        offset = torch.cat(self._mean[0]).neg_()
+    def write(self, alpha: float, scale: Tensor, bias: Tensor) -> None:
+        """Write what every channel is multiplied with, and what is added to it."""
+        torch.cat(self._variance[0], out=scale).add_(self._eps).rsqrt_().mul_(_between(self._scale, alpha))
+        torch.cat(self._mean[0], out=bias).neg_()
         if self._bias is not None:
-            offset.add_(_between(self._bias, alpha))
-        return scale, _between(self._shift, alpha).addcmul_(offset, scale)
+            bias.add_(_between(self._bias, alpha))
+        bias.mul_(scale).add_(_between(self._shift, alpha))
 
 
 def _between(ends: Sequence[Sequence[Tensor]], alpha: float) -> Tensor:

@@ -67,6 +67,7 @@ class Part:
         """
         if not isinstance(mode, Structured):
             return self.replaced()
+        self.network.in_mode(training)  # raises where it has no such form
         with training_flags(self.network.module, training):
             return self.execution(mode, alpha, *self.network.example_inputs())
 

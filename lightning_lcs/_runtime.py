@@ -51,7 +51,7 @@ class _Prepared:
         self.key = key
         self.arena = arena
         self.program = program
-        self.tensors = recipe.make(arena)
+        self.tensors = arena.writing(recipe).write()
         self.sizes = recipe.sizes
         self.readers = 0
 
@@ -83,6 +83,8 @@ class Runtime:
         self._recipes: dict[float, Recipe] = {}
         self._recipes_of: Any = None
         self._statistics: Any = None  # kept alive: its identity is part of what recipes are of
+        self._watched: list[Tensor] = []
+        self._watched_of: Any = None
         self._folded: dict[torch.device, tuple[Program, dict[str, Fold]]] = {}
         self._forwards = self._switches = 0
         self._longest = self._waited = self._switch_seconds = self._drain_seconds = 0.0
@@ -209,10 +211,14 @@ class Runtime:
         return id(statistics), getattr(self._part.network.module, "generation", 0)
 
     def _state(self, statistics: Any) -> tuple[Any, ...]:
-        """What a prepared level depends on besides its alpha."""
-        network = self._part.network
-        watched = [network.tensor(name) for name in network.plan.tensors] + list(self._part.endpoints.values())
-        return (*self._generation(statistics), tuple([(t._version, t.data_ptr(), t.dtype) for t in watched]))
+        """What a prepared level depends on besides its alpha: changes in place show in the versions of tensors."""
+        generation = self._generation(statistics)
+        if generation != self._watched_of:
+            network = self._part.network
+            self._watched = [network.tensor(name) for name in network.plan.tensors]
+            self._watched += list(self._part.endpoints.values())
+            self._watched_of = generation
+        return (*generation, [tensor._version for tensor in self._watched])
 
     def __getstate__(self) -> dict[str, Any]:
         # Locks can't be copied; what is prepared is made again when it is needed.

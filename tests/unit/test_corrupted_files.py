@@ -52,15 +52,21 @@ def outputs(model):
         return results
 
 
-def refused_or_the_same(content, path, expected):
+def model_or_error(content, path):
     path.write_bytes(content)
     try:
-        model = SubspaceModel.load(path)
+        return SubspaceModel.load(path)
     except ValueError as error:
-        assert str(path) in str(error)
-        assert len(str(error)) > len(str(path)) + 15
+        return str(error)
+
+
+def refused_or_the_same(content, path, expected):
+    found = model_or_error(content, path)
+    if isinstance(found, str):
+        assert str(path) in found
+        assert len(found) > len(str(path)) + 15
         return True
-    assert all(map(torch.equal, outputs(model), expected))
+    assert all(map(torch.equal, outputs(found), expected))
     return False
 
 
@@ -145,17 +151,14 @@ def test_a_header_changed_on_purpose_and_sealed_again_is_refused_or_loads(whole,
             holder.insert(path[-1], copy.deepcopy(holder[path[-1]]))
         else:
             holder[f"{path[-1]}x"] = copy.deepcopy(holder[path[-1]])
-    target = folder / "changed.lcs"
-    target.write_bytes(put_together(outer, header, payload))
-    try:
-        model = SubspaceModel.load(target)
-    except ValueError as error:
-        assert str(target) in str(error)
+    found = model_or_error(put_together(outer, header, payload), folder / "changed.lcs")
+    if isinstance(found, str):
+        assert "changed.lcs" in found
     else:
         # Some changes make another file that is as good: a class of another name, say. It is whole, then.
-        model.warns = False
-        model.set_alpha(0.5)
-        assert model.alpha == 0.5
+        found.warns = False
+        found.set_alpha(0.5)
+        assert found.alpha == 0.5
 
 
 @given(data=st.data())
@@ -248,7 +251,7 @@ def test_sizes_that_grow_without_end_are_refused(whole, folder):
 @pytest.mark.parametrize("length", [0, 1, 2**20, 2**40, 2**63, 2**64 - 1])
 def test_any_length_of_the_header_allocates_nothing(whole, folder, length):
     (folder / "long.lcs").write_bytes(struct.pack("<Q", length) + whole.read_bytes()[8:])
-    with pytest.raises(ValueError, match="bytes|JSON"):
+    with pytest.raises(ValueError, match=r"bytes|JSON"):
         SubspaceModel.load(folder / "long.lcs")
 
 
@@ -267,7 +270,7 @@ def test_a_key_twice_and_not_a_number_are_refused(whole, folder):
     twice = content.replace(b'"parameter.conv1.weight":{', b'"parameter.conv2.weight":{', 1)
     assert twice != content
     (folder / "twice.lcs").write_bytes(twice)
-    with pytest.raises(ValueError, match="twice|different tensors"):
+    with pytest.raises(ValueError, match=r"twice|different tensors"):
         SubspaceModel.load(folder / "twice.lcs")
     with pytest.raises(ValueError, match="NaN"):
         load_changed(whole, folder, lambda header: header.update(version=float("nan")))
