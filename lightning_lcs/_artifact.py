@@ -1,147 +1,318 @@
-"""The file ``model.lcs``: safetensors with a JSON header that holds the network, so that loading needs no code."""
+"""The file ``model.lcs``: a subspace as tensors and data, so that loading needs no code but this."""
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_lcs import _checkpoint
-from lightning_lcs.channels.serial import graph_from_data, graph_to_data
-from lightning_lcs.channels.standalone import MaterializedModel
-from lightning_lcs.modes import Structured, mode_to_dict
+from lightning_lcs import _checkpoint, _container, _endpoints
+from lightning_lcs._parts import Part
+from lightning_lcs._runtime import Runtime
+from lightning_lcs.channels.network import ENDPOINT_NAME
+from lightning_lcs.channels.program import Program
+from lightning_lcs.channels.rehearsal import rehearse
+from lightning_lcs.channels.serial import checked_name, network_from_data, network_to_data
+from lightning_lcs.channels.stored import StoredModule, StoredNetwork, runs_at_any_size
+from lightning_lcs.level_table import Level, table_from_data, table_to_data
+from lightning_lcs.modes import Mode, Structured, check_alpha, check_subspace, mode_to_dict, parse_mode
+from lightning_lcs.norms import state_without_statistics
 
 if TYPE_CHECKING:
     from lightning_lcs.model import SubspaceModel
 
-_KEY = "lightning_lcs"
+VERSION = 2
+MOST_NAMES = 100_000
+_COMMON = ("version", "mode", "subspace", "line_parameters", "norm", "aliases", "statistics", "level_table", "classes")
+_OF_NETWORK = (*_COMMON, "network", "any_size", "scales", "unsaved")
+_OF_TENSORS = (*_COMMON, "shapes", "ranges")
+_KINDS = ("parameter", "buffer", "constant", "endpoint_0", "statistics", "ranges", "state")
 
 
-def save(model: SubspaceModel, path: str | os.PathLike[str]) -> None:
+# -- saving -----------------------------------------------------------------------------------------------------------
+
+
+def save(
+    model: SubspaceModel, path: str | os.PathLike[str], table: Sequence[Level], class_names: Sequence[str]
+) -> None:
     """See :meth:`SubspaceModel.save`."""
-    if not isinstance(model.mode, Structured):
-        raise NotImplementedError(
-            f"save() writes structured subspaces, and this one is {mode_to_dict(model.mode)['name']}: keep its "
-            "checkpoint (SubspaceModel.from_checkpoint opens it), or save materialize(alpha).state_dict()"
-        )
-    statistics, model.statistics = model.statistics, {}
-    try:
-        full = model.materialize(1.0)
-    finally:
-        model.statistics = statistics
-    if not isinstance(full, MaterializedModel):
+    if len(model.parts) > 1:
         raise NotImplementedError("save() writes a single network, and this subspace model has several")
-    state = _checkpoint.state_of(model)
-    tensors: dict[str, Tensor] = {}
-    aliases = _put(tensors, "endpoint_1.", dict(full.named_parameters(remove_duplicate=False)))
-    aliases |= _put(tensors, "buffer.", dict(full.named_buffers(remove_duplicate=False)))
-    own = {name.partition(".")[2] for name in (*tensors, *aliases)}
-    aliases |= _put(tensors, "endpoint_0.", {k: v for k, v in state["endpoint_0"].items() if k in own})
-    for number, level in enumerate(state["statistics"]):
-        aliases |= _put(tensors, f"statistics_{number}.", level["tensors"])
-    args, kwargs = model.parts[0].network.example or ((), {})
-    header = {
-        **{key: state[key] for key in ("version", "mode", "subspace", "line_parameters")},
-        "line": sorted(name for name in state["endpoint_0"] if name in own),
-        "levels": [level["alpha"] for level in state["statistics"]],
-        "graph": graph_to_data(full.graph),
-        "aliases": aliases,
-        "inputs": [_spec(value) for value in args],
-        "keyword_inputs": {name: _spec(value) for name, value in kwargs.items()},
-    }
-    target = Path(path)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        save_file(tensors, scratch, metadata={_KEY: json.dumps(header)})
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def load(cls: type[SubspaceModel], path: str | os.PathLike[str]) -> SubspaceModel:
-    """See :meth:`SubspaceModel.load`."""
-    header, tensors = _read(path)
-    _checkpoint.check_version(header)
-    for name, original in header["aliases"].items():
-        tensors[name] = tensors[original]
-    root = nn.Module()
-    shared: dict[int, nn.Parameter] = {}
-    for name, value in tensors.items():
-        kind, _, own = name.partition(".")
-        if kind == "endpoint_1":
-            _put_in(root, own, shared.setdefault(id(value), nn.Parameter(value, requires_grad=False)))
-        elif kind == "buffer":
-            _put_in(root, own, value)
-    network = MaterializedModel(root, graph_from_data(header["graph"]), for_training=False)
-    args = tuple(_example(spec) for spec in header["inputs"])
-    kwargs = {name: _example(spec) for name, spec in header["keyword_inputs"].items()}
-    # The line of a saved network is the parameters that it was saved with, whatever module they lived in.
-    model = cls(network, mode=header["mode"], subspace="point")
     part = model.parts[0]
-    part.endpoints = {name: nn.Parameter(tensors[f"endpoint_0.{name}"], requires_grad=False) for name in header["line"]}
-    model.subspace, model.line_parameters = header["subspace"], header["line_parameters"]
-    part.network.program(args, kwargs)
-    model.statistics = {
-        float(alpha): {
-            name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"statistics_{number}.")
-        }
-        for number, alpha in enumerate(header["levels"])
+    header = {
+        "version": VERSION,
+        "mode": mode_to_dict(model.mode),
+        "subspace": model.subspace,
+        "line_parameters": model.line_parameters,
+        "norm": model.norm,
+        "level_table": table_to_data(table),
+        "classes": checked_classes(list(class_names)),
+        "statistics": list(model.statistics),
     }
-    model.training = False
-    return model
+    if isinstance(model.mode, Structured):
+        own, more = _network_tensors(model, part)
+    else:
+        own, more = _module_tensors(model, part)
+    tensors: dict[str, Tensor] = {}
+    aliases = _put(tensors, own)
+    _container.write(path, {**header, **more, "aliases": aliases}, tensors)
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{os.fspath(path)} does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata[_KEY])
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a lightning-lcs file, or it is damaged: {error}") from error
+def _network_tensors(model: SubspaceModel, part: Part) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    program, network = part.network.in_mode(False), part.network
+    parameters = {name for name, _ in network.module.named_parameters(remove_duplicate=False)}
+    saved = network.module.state_dict().keys()
+    own = {f"{'parameter' if n in parameters else 'buffer'}.{n}": network.tensor(n) for n in program.names}
+    own |= {f"endpoint_0.{n}": value for n, value in part.endpoints.items() if n in program.names}
+    own |= {f"constant.{k}": value for k, value in enumerate(program.trace.constants.values())}
+    for number, level in enumerate(model.statistics.values()):
+        own |= {f"statistics.{number}.{n}": value for n, value in level.items() if n in program.names}
+    data = network_to_data(program, network.plan)
+    # What can't be loaded again is refused here, before the old file is replaced.
+    made, plan = network_from_data(data, list(program.trace.constants.values()))
+    _rehearse(made, plan, model.mode, {n: network.tensor(n).dtype for n in program.names})
+    return own, {
+        "network": data,
+        "any_size": runs_at_any_size(network),
+        "scales": [name for name in part.scale_names() if name in program.names],
+        "unsaved": [name for name in program.names if name not in saved],
+    }
 
 
-def _put(tensors: dict[str, Tensor], prefix: str, values: dict[str, Tensor]) -> dict[str, str]:
-    """Add tensors; those that share memory are written once, and the others named as aliases."""
+def _module_tensors(model: SubspaceModel, part: Part) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    own = {f"state.{name}": value for name, value in part.network.module.state_dict().items()}
+    own |= {f"endpoint_0.{name}": value for name, value in part.endpoints.items()}
+    for kind, levels in (("statistics", model.statistics), ("ranges", model.ranges)):
+        for number, level in enumerate(levels.values()):
+            own |= {f"{kind}.{number}.{name}": value for name, value in level.items()}
+    return own, {"shapes": _checkpoint.state_of(model)["shapes"], "ranges": list(model.ranges)}
+
+
+def _put(tensors: dict[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, str]:
+    """Add tensors; one that goes by several names is written once, and the other names are its aliases."""
     aliases: dict[str, str] = {}
-    seen: dict[int, str] = {}
+    seen: dict[Any, str] = {}
     for name, value in values.items():
-        if id(value) in seen:
-            aliases[prefix + name] = seen[id(value)]
+        checked_name(name)
+        key = (
+            (value.data_ptr(), value.shape, value.stride(), value.dtype, name.partition(".")[0])
+            if value.numel()
+            else name
+        )
+        if key in seen:
+            aliases[name] = seen[key]
         else:
-            seen[id(value)] = prefix + name
-            tensors[prefix + name] = value.detach().cpu().contiguous().clone()
+            seen[key] = name
+            tensors[name] = value.detach()
     return aliases
 
 
-def _put_in(root: nn.Module, name: str, value: Tensor) -> None:
+def checked_classes(names: Any) -> list[str]:
+    """Names of classes.
+
+    Raises:
+        ValueError: they are no list of text.
+    """
+    if not isinstance(names, list) or len(names) > MOST_NAMES or not all(isinstance(n, str) for n in names):
+        raise ValueError(f"class_names={str(names)[:100]} is no list of at most {MOST_NAMES:,} names")
+    return names
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(cls: type[SubspaceModel], path: str | os.PathLike[str], module: nn.Module | None = None) -> SubspaceModel:
+    """See :meth:`SubspaceModel.load`."""
+    header, stored = _container.read(path)
+    try:
+        content = _Content(header, stored)
+        if isinstance(content.mode, Structured):
+            if module is not None:
+                raise ValueError("it holds its network: leave module= out")
+            return _load_network(cls, content, content.mode)
+        if module is None:
+            name = header["mode"]["name"]
+            raise ValueError(
+                f"it is {name}, and holds the tensors of a network without its code: give SubspaceModel.load(path, "
+                "module=...) the network that it was trained from"
+            )
+        return _load_module(cls, content, module)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{os.fspath(path)} can't be loaded: {reason}") from error
+
+
+class _Content:
+    """What every file holds, checked."""
+
+    def __init__(self, header: dict[str, Any], stored: Mapping[str, Tensor]) -> None:
+        if header.get("version") != VERSION:
+            raise ValueError(
+                f"the file was written in format {repr(header.get('version'))[:100]}, and this lightning-lcs reads "
+                f"{VERSION}; install the version that wrote it"
+            )
+        self.header = header
+        self.mode: Mode = parse_mode(header["mode"])
+        expected = _OF_NETWORK if isinstance(self.mode, Structured) else _OF_TENSORS
+        if header.keys() != set(expected):
+            raise ValueError(f"its header has the keys {sorted(header)}, and not {sorted(expected)}")
+        self.subspace = check_subspace(header["subspace"])
+        self.table = table_from_data(header["level_table"])
+        self.classes = tuple(checked_classes(header["classes"]))
+        self._tensors = dict(stored)
+        for name, original in header["aliases"].items():
+            if name in self._tensors or original not in stored or _kind(name) != _kind(original):
+                raise ValueError(f"its alias {name[:100]!r} stands for {str(original)[:100]!r}, which is not possible")
+            self._tensors[name] = stored[original]
+        unknown = next((name for name in self._tensors if _kind(name) not in _KINDS), None)
+        if unknown is not None:
+            raise ValueError(f"it holds the tensor {unknown[:100]!r}, which has no meaning")
+
+    def of(self, kind: str) -> dict[str, Tensor]:
+        """Tensors of one kind, by qualified name."""
+        return {checked_name(n.partition(".")[2]): value for n, value in self._tensors.items() if _kind(n) == kind}
+
+    def levels(self, kind: str) -> dict[float, dict[str, Tensor]]:
+        """Tensors of each level."""
+        alphas = self.header[kind]
+        if not isinstance(alphas, list) or len({check_alpha(alpha) for alpha in alphas}) < len(alphas):
+            raise ValueError(f"its {kind} are not of levels in [0, 1], each once")
+        found: dict[float, dict[str, Tensor]] = {float(alpha): {} for alpha in alphas}
+        for name, value in self.of(kind).items():
+            number, _, own = name.partition(".")
+            found[float(alphas[int(number)])][own] = value
+        return found
+
+
+def _kind(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _load_network(cls: type[SubspaceModel], content: _Content, mode: Structured) -> SubspaceModel:
+    header = content.header
+    constants = [value for _, value in sorted(content.of("constant").items(), key=lambda item: int(item[0]))]
+    parameters, buffers, line = content.of("parameter"), content.of("buffer"), content.of("endpoint_0")
+    program, plan = network_from_data(header["network"], constants)
+    own = {**buffers, **parameters}
+    if (
+        own.keys() != set(program.names)
+        or own.keys() != plan.tensors.keys()
+        or len(own) < len(buffers) + len(parameters)
+    ):
+        raise ValueError("its tensors are not those that its network takes")
+    _same_shapes("its plan", {name: plan.selection(1.0).shape(name) for name in own}, own)
+    _same_shapes("endpoint 0", {name: list(own[name].shape) for name in line}, line)
+    if not line.keys() <= parameters.keys() or any(value.dtype != own[name].dtype for name, value in line.items()):
+        raise ValueError("its line holds something else than parameters of its network")
+    if not isinstance(header["any_size"], bool) or not set(header["scales"]) | set(header["unsaved"]) <= own.keys():
+        raise ValueError("its header names tensors that its network does not take")
+    _rehearse(program, plan, mode, {name: value.dtype for name, value in own.items()})
+    module = _module(parameters, buffers, line, header["unsaved"])
+    network = StoredNetwork(module, header["network"], constants, header["any_size"], program, plan)
+    model = cls(module, subspace="point")
+    part = Part("", "", network, endpoints=_endpoints_of(module, line), scales=tuple(header["scales"]))
+    model.parts, model.mode, model.subspace = [part], mode, content.subspace
+    model.line_parameters, model.norm = str(header["line_parameters"]), str(header["norm"])
+    statistics = content.levels("statistics")
+    expected = {name for mean, (variance, _) in program.statistics.items() for name in (mean, variance)}
+    for alpha, values in statistics.items():
+        at = part.selection(mode, alpha)
+        _same_shapes(f"the statistics of alpha={alpha:g}", {name: at.shape(name) for name in expected}, values)
+    model.statistics = statistics
+    model.levels, model.class_names, model.settled = content.table, content.classes, True
+    model.training = False
+    model.runtime = Runtime(part, mode)
+    return model
+
+
+def _rehearse(program: Program, plan: Any, mode: Mode, dtypes: Mapping[str, torch.dtype]) -> None:
+    rehearse(program, plan.selection(1.0), dtypes, 2)
+    rehearse(program, plan.selection(mode.width(0.0)), dtypes, 1)
+
+
+def _same_shapes(what: str, expected: Mapping[str, Sequence[int]], values: Mapping[str, Tensor]) -> None:
+    if expected.keys() != values.keys():
+        name = sorted(expected.keys() ^ values.keys())[0]
+        raise ValueError(f"{what} and its network have different tensors: only one has {name!r}")
+    for name, shape in expected.items():
+        if list(shape) != list(values[name].shape):
+            raise ValueError(f"{what} has shape {list(values[name].shape)} for {name!r}, and its network {list(shape)}")
+
+
+def _module(
+    parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], line: Mapping[str, Tensor], unsaved: Iterable[str]
+) -> StoredModule:
+    """A module that holds tensors under their names; tensors that are one stay one."""
+    root = StoredModule()
+    shared: dict[int, nn.Parameter] = {}
+    for name, value in parameters.items():
+        holder, leaf = _holder(root, name)
+        holder.register_parameter(leaf, shared.setdefault(id(value), nn.Parameter(value, requires_grad=False)))
+    for name, value in buffers.items():
+        holder, leaf = _holder(root, name)
+        holder.register_buffer(leaf, value, persistent=name not in unsaved)
+    for name, value in line.items():
+        holder, leaf = _holder(root, name)
+        if ENDPOINT_NAME not in holder._modules:
+            holder.add_module(ENDPOINT_NAME, _endpoints.Endpoint())
+        end = shared.setdefault(id(value), nn.Parameter(value, requires_grad=False))
+        holder.get_submodule(ENDPOINT_NAME).register_parameter(leaf, end)
+    _endpoints.settle(root)
+    return root
+
+
+def _endpoints_of(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    found = {}
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        found[name] = module.get_submodule(path).get_submodule(ENDPOINT_NAME).get_parameter(leaf)
+    return found
+
+
+def _holder(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     *path, leaf = name.split(".")
+    holder = root
     for part in path:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    if isinstance(value, nn.Parameter):
-        root.register_parameter(leaf, value)
-    else:
-        root.register_buffer(leaf, value)
+        if part not in holder._modules:
+            holder.add_module(part, nn.Module())
+        holder = holder.get_submodule(part)
+    return holder, leaf
 
 
-def _spec(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Tensor):
-        raise NotImplementedError(f"save() takes networks whose arguments are tensors, not {type(value).__name__}")
-    return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-
-
-def _example(spec: dict[str, Any]) -> Tensor:
-    dtype = getattr(torch, str(spec["dtype"]))
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"the file names the type {spec['dtype']!r} of an input, which is not a tensor type")
-    return torch.zeros(spec["shape"], dtype=dtype)
+def _load_module(cls: type[SubspaceModel], content: _Content, module: nn.Module) -> SubspaceModel:
+    header, weights, line = content.header, content.of("state"), content.of("endpoint_0")
+    own = set(module.state_dict()) if header["norm"] == "keep" else state_without_statistics(module)
+    mine = {name: list(value.shape) for name, value in module.state_dict().items() if name in own}
+    _same_shapes("the file", mine, weights)
+    levels = {kind: content.levels(kind) for kind in ("statistics", "ranges")}
+    for name, value in ((n, v) for of in levels.values() for tensors in of.values() for n, v in tensors.items()):
+        expected = [2] if name.endswith(".input_range") else mine.get(name)
+        if list(value.shape) != expected:
+            raise ValueError(
+                f"it has a tensor of shape {list(value.shape)} for {name!r} of a level, and not {expected}"
+            )
+    trained = _endpoints.is_settled(module)
+    state = {
+        **{key: header[key] for key in ("mode", "line_parameters", "norm", "shapes")},
+        "version": _checkpoint.VERSION,
+        "subspace": content.subspace,
+        "targets": [""],
+        "endpoint_0": line,
+        **{
+            kind: [{"alpha": alpha, "tensors": tensors} for alpha, tensors in of.items()] for kind, of in levels.items()
+        },
+    }
+    model = cls(module, mode=content.mode, **{key: header[key] for key in ("subspace", "line_parameters", "norm")})
+    try:
+        _checkpoint.check_state(model, state)
+    except ValueError:
+        if not trained:
+            _endpoints.detach(module)
+        raise
+    module.load_state_dict(weights)
+    _checkpoint.load_state(model, state)
+    model.levels, model.class_names = content.table, content.classes
+    return model.eval()

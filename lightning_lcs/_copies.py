@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lightning_lcs import _endpoints
 from lightning_lcs._activations import Inputs
-from lightning_lcs._compression import Compression, setting_of
+from lightning_lcs._compression import Compression, level_tensors, setting_of
 from lightning_lcs._execution import Execution, Traced, hook_inputs
 from lightning_lcs._parts import Part, layer_of
 from lightning_lcs.channels.network import training_flags
@@ -65,6 +66,22 @@ def efficiency_of(parts: Sequence[Part], mode: Mode, alpha: float) -> Efficiency
         macs=macs,
         size_bytes=size_bytes,
     )
+
+
+def own_part(
+    part: Part,
+    execution: Execution,
+    mode: Mode,
+    alpha: float,
+    statistics: Mapping[str, Tensor],
+    train: bool,
+    inputs: Inputs | None,
+) -> nn.Module:
+    """A network of one level, with tensors of its own; see :meth:`SubspaceModel.materialize`."""
+    with torch.inference_mode(False), torch.no_grad():
+        level = Compression(part, setting_of(mode, alpha))
+        tensors = level_tensors(level, execution, statistics, complete=True)
+        return own_network(part, execution, tensors, train, inputs)
 
 
 def own_network(

@@ -16,7 +16,7 @@ from lightning_lcs._gradients import GradientSum
 from lightning_lcs._parts import Part
 from lightning_lcs.channels.network import training_flags
 from lightning_lcs.channels.plan import Selection
-from lightning_lcs.modes import Mode
+from lightning_lcs.modes import Mode, Quantized
 
 
 class TrainingLevel:
@@ -49,6 +49,33 @@ class TrainingLevel:
         self._gradients = gradients
         self._compressions: dict[int, Compression] = {}
         self._tensors: dict[tuple[int, str], Tensor] = {}
+
+    @classmethod
+    def of(
+        cls,
+        mode: Mode,
+        alpha: float,
+        strength: float,
+        gradients: GradientSum | None,
+        ranges: dict[float, dict[str, Tensor]],
+        drawn_bits: Mapping[str, int],
+    ) -> TrainingLevel:
+        """The level at ``alpha``, of which a share applies while a warm-up lasts.
+
+        Args:
+            mode: of compression.
+            alpha: the level.
+            strength: share of its sparsity; inputs of layers are quantized at 1 only.
+            gradients: see the class.
+            ranges: of every level that was visited; new ones are added.
+            drawn_bits: see the class.
+        """
+        alpha = mode.snap(alpha)
+        moving: dict[int, dict[str, Tensor]] = {}
+        if isinstance(mode, Quantized):
+            visited = {mode.bit_width(alpha), *drawn_bits.values()}
+            moving = {bits: ranges.setdefault(mode.alpha(bits), {}) for bits in visited}
+        return cls(mode, setting_of(mode, alpha, strength), gradients, moving, drawn_bits)
 
     @property
     def is_full(self) -> bool:

@@ -35,6 +35,7 @@ class Part:
         fixed_bits: bits of those among them that have the same at every level.
         calls: how often it has run, for the check that a training step calls it.
         running: how many of these calls have not returned yet.
+        scales: names of the norms' scales, of a network that came out of a file and has no norm layers.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Part:
     fixed_bits: dict[str, int] = dataclasses.field(default_factory=dict)
     calls: int = 0
     running: int = 0
+    scales: tuple[str, ...] | None = None
     _replaced: Replaced | None = None
 
     def execution(self, mode: Mode, alpha: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
@@ -67,6 +69,7 @@ class Part:
         """
         if not isinstance(mode, Structured):
             return self.replaced()
+        self.network.in_mode(training)  # raises where it has no such form
         with training_flags(self.network.module, training):
             return self.execution(mode, alpha, *self.network.example_inputs())
 
@@ -83,10 +86,15 @@ class Part:
         width = mode.width(alpha)
         if mode.select == "first" or width == 1.0:
             return self.network.plan.selection(width)
-        norms = [(path, child) for path, child in self.network.module.named_modules() if is_norm(child)]
-        scales = {f"{path}.weight": child._parameters.get("weight") for path, child in norms}
-        known = {name: scale for name, scale in scales.items() if scale is not None}
+        known = {name: self.network.tensor(name) for name in self.scale_names()}
         return self.network.plan.selection(width, largest_scales(self.network.plan, known, width))
+
+    def scale_names(self) -> tuple[str, ...]:
+        """Qualified names of the scales of the network's norms."""
+        if self.scales is not None:
+            return self.scales
+        norms = [(path, child) for path, child in self.network.module.named_modules() if is_norm(child)]
+        return tuple(f"{path}.weight" for path, child in norms if child._parameters.get("weight") is not None)
 
     def sort_channels(self) -> None:
         """Put the channels of every group in the order of their importance."""

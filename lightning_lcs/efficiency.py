@@ -42,6 +42,19 @@ class Efficiency:
     size_bytes: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CurvePoint(Efficiency):
+    """One level of a curve: its cost (see :class:`Efficiency`) and what was measured there.
+
+    Attributes:
+        latency_ms: median time of a forward with one sample on the machine that measured it; NaN if it was not.
+        metrics: the user's own validation metrics at this level, by their own names.
+    """
+
+    latency_ms: float
+    metrics: Mapping[str, float]
+
+
 def count_macs(program: Program, at: PlanAtWidth, tensor: Callable[[str], Tensor]) -> int:
     """Multiply-accumulates of one sample: the traced ops are run on tensors without data and counted.
 

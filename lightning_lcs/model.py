@@ -8,23 +8,23 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_lcs import _artifact, _checkpoint, _endpoints
+from lightning_lcs import _checkpoint, _endpoints
 from lightning_lcs._activations import Inputs
-from lightning_lcs._compression import Compression, level_tensors, setting_of
-from lightning_lcs._copies import efficiency_of, own_network
+from lightning_lcs._copies import efficiency_of, own_part
 from lightning_lcs._coverage import norm_lines, report
+from lightning_lcs._deployable import Deployable
 from lightning_lcs._execution import Execution
 from lightning_lcs._gradients import GradientSum
 from lightning_lcs._levels import Collector, TrainingLevel
 from lightning_lcs._parts import Part, parts_of, sort_channels
 from lightning_lcs._prepared import Prepared
+from lightning_lcs._runtime import Runtime
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.efficiency import Efficiency
 from lightning_lcs.functional.subspace import endpoint_cosine
-from lightning_lcs.modes import Mode, Quantized, Structured, check_alpha, check_subspace, parse_mode
+from lightning_lcs.modes import Mode, Structured, check_alpha, check_subspace, parse_mode
 from lightning_lcs.norms import convert_norms
 
 NO_STATISTICS = (
@@ -33,7 +33,7 @@ NO_STATISTICS = (
 )
 
 
-class SubspaceModel(nn.Module):
+class SubspaceModel(Deployable, nn.Module):
     """A network that runs at any level of compression.
 
     At alpha = 1 the network's own forward runs, untouched; below, its traced graph runs with sliced tensors, at the
@@ -51,6 +51,9 @@ class SubspaceModel(nn.Module):
         norm: "keep", or "instance" or "group" to replace the network's batch norms, in place, by norms that need no
             statistics.
         seed: of the independent draws.
+
+    Attributes:
+        runtime: of a structured model from a file: what it runs with, and how long switches took; else ``None``.
 
     Raises:
         ValueError: an unknown option.
@@ -94,6 +97,7 @@ class SubspaceModel(nn.Module):
         self._training_level: TrainingLevel | None = None
         self._collector: Collector | None = None
         self._prepared = Prepared()
+        self.runtime: Runtime | None = None
         self.warns = True  # of the first level that runs without batch-norm statistics of its own
         if example_inputs is not None:
             args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
@@ -109,14 +113,32 @@ class SubspaceModel(nn.Module):
     def set_alpha(self, alpha: float) -> None:
         """Choose the level at which the network runs from now on.
 
+        A structured model from a file has the level's tensors ready when this returns, and other threads may run it
+        meanwhile: each forward sees one level, whole.
+
         Args:
             alpha: in [0, 1]; 1 is the full network.
 
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN; the level stays what it was.
         """
-        self._alpha = check_alpha(alpha)
+        alpha = check_alpha(alpha)
+        if self.runtime is not None:
+            self._switch(self.runtime, alpha)
+        self._alpha = alpha
         self._prepared.forget_tensors()
+
+    def _switch(self, runtime: Runtime, alpha: float) -> None:
+        level = self.nearest_level(alpha)
+        if self.warns and level != 1.0 and level not in self.statistics and runtime.has_statistics:
+            self.warns = False
+            warnings.warn(NO_STATISTICS.format(alpha=level), stacklevel=3)
+        runtime.switch(level, self.statistics)
+
+    def _forget(self) -> None:
+        self._prepared.forget()
+        if self.runtime is not None:
+            self.runtime.forget()
 
     @contextlib.contextmanager
     def at_alpha(self, alpha: float) -> Iterator[SubspaceModel]:
@@ -159,6 +181,10 @@ class SubspaceModel(nn.Module):
         if self._training_level is not None:
             level = self._training_level
             return full(*args, **kwargs) if level.is_full else level.run(part, full, args, kwargs)
+        if self.runtime is not None and self.runtime.serves:
+            if not self.runtime.is_ready(self.statistics):
+                self._switch(self.runtime, self._alpha)
+            return self.runtime.run(args, kwargs)
         alpha = self.nearest_level(self._alpha)
         if self.mode.is_full(alpha):
             return full(*args, **kwargs)
@@ -218,17 +244,10 @@ class SubspaceModel(nn.Module):
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN.
         """
-        self._prepared.forget()  # weights and ranges are about to change
+        self._forget()  # weights and ranges are about to change
         own = GradientSum()
-        taker = own if gradients is None else gradients
-        alpha = self.mode.snap(alpha)
-        setting = setting_of(self.mode, alpha, strength)
-        drawn = layer_bits or {}
-        ranges: dict[int, dict[str, Tensor]] = {}
-        if isinstance(self.mode, Quantized):
-            visited = {self.mode.bit_width(alpha), *drawn.values()}
-            ranges = {bits: self.ranges.setdefault(self.mode.alpha(bits), {}) for bits in visited}
-        self._training_level = TrainingLevel(self.mode, setting, None if direct else taker, ranges, drawn)
+        taker = None if direct else own if gradients is None else gradients
+        self._training_level = TrainingLevel.of(self.mode, alpha, strength, taker, self.ranges, layer_bits or {})
         try:
             with own.added():
                 yield
@@ -293,7 +312,7 @@ class SubspaceModel(nn.Module):
         """
         sort_channels(self.parts, self.mode)
         self.statistics.clear()
-        self._prepared.forget()
+        self._forget()
 
     def endpoint_cosine(self) -> Tensor:
         """Cosine between the endpoints; see :func:`functional.subspace`.
@@ -328,11 +347,8 @@ class SubspaceModel(nn.Module):
         made: dict[str, nn.Module] = {}
         for part in self.parts:
             execution = part.example_execution(self.mode, alpha, train)
-            with torch.inference_mode(False), torch.no_grad():
-                statistics = {} if self.mode.is_full(alpha) else self._statistics(part, execution, alpha)
-                level = Compression(part, setting_of(self.mode, alpha))
-                tensors = level_tensors(level, execution, statistics, complete=True)
-                made[part.name] = own_network(part, execution, tensors, train, self._inputs(part, alpha))
+            statistics = {} if self.mode.is_full(alpha) else self._statistics(part, execution, alpha)
+            made[part.name] = own_part(part, execution, self.mode, alpha, statistics, train, self._inputs(part, alpha))
         if len(self.parts) == 1:
             return made[self.parts[0].name]
         return nn.ModuleDict({name.replace(".", "_"): module for name, module in made.items()})
@@ -363,32 +379,6 @@ class SubspaceModel(nn.Module):
             ValueError: the file holds no subspace, or one of another architecture or version.
         """
         return _checkpoint.open_checkpoint(cls, checkpoint, module)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one file that holds every level: weights, both endpoints, statistics, and the network itself.
-
-        The file holds tensors and JSON, no code and no pickle. It is written whole or not at all.
-
-        Args:
-            path: of the file, such as "model.lcs".
-
-        Raises:
-            RuntimeError: the network was never called below alpha = 1 and had no ``example_inputs``.
-            ValueError: the network holds an op that a file may not hold.
-        """
-        _artifact.save(self, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SubspaceModel:
-        """Open a file written by :meth:`save`, for inference; the code of the network is not needed.
-
-        Args:
-            path: of the file.
-
-        Raises:
-            ValueError: not such a file, a damaged one, one of another version, or one with an op that is not allowed.
-        """
-        return _artifact.load(cls, path)
 
     # -- small print ------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,26 @@ class PlanAtWidth:
         """Shape of a parameter or buffer at this width."""
         return [self.size(dim) for dim in self.plan.tensors[name]]
 
+    def view(self, name: str, tensor: Tensor) -> Tensor | None:
+        """What is kept of a tensor as a view of it, in which a cut product is an axis for each factor.
+
+        ``None`` where that is no view: a concatenation of which each piece is cut, or channels chosen one by one.
+        """
+        structure = self.plan.structure
+        dims = self.plan.tensors.get(name, [])
+        for axis in reversed(range(len(dims))):
+            kept = self.kept(dims[axis])
+            if isinstance(kept, int):
+                tensor = tensor.narrow(axis, 0, kept)
+            elif kept is not None:
+                resolved = structure.resolve(dims[axis])
+                if len(resolved) > 1 or any(atom in self._chosen for atom in resolved[0]):
+                    return None
+                tensor = torch.unflatten(tensor, axis, [structure.sizes[atom] for atom in resolved[0]])
+                for place, atom in enumerate(resolved[0]):
+                    tensor = tensor.narrow(axis + place, 0, self.size(((atom,),)))
+        return tensor
+
 
 def select(tensor: Tensor, selection: Selection) -> Tensor:
     """The entries that are kept: a view where all cuts are prefixes, else a copy; differentiable."""

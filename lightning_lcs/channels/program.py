@@ -19,7 +19,7 @@ from lightning_lcs.channels.propagate import (
     running_statistics,
 )
 from lightning_lcs.channels.standalone import MaterializedModel
-from lightning_lcs.channels.trace import Trace
+from lightning_lcs.channels.trace import InputSpec, Trace
 
 
 class Program:
@@ -79,16 +79,22 @@ class Program:
 
     def example_inputs(self, batch: int, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Empty arguments of the traced shape with ``batch`` samples."""
-        leaves = []
-        for name in self.trace.inputs:
-            value = next(node for node in self.trace.graph.nodes if node.name == name).meta["val"]
-            if isinstance(value, Tensor):
-                shape = [size if isinstance(size, int) else batch for size in value.shape]
-                leaves.append(torch.empty(shape, dtype=value.dtype, device=device))
-            else:
-                leaves.append(value)
+        leaves = [
+            torch.empty([batch if size is None else size for size in spec.shape], dtype=spec.dtype, device=device)
+            if isinstance(spec, InputSpec)
+            else spec
+            for spec in self.trace.specs
+        ]
         args, kwargs = pytree.tree_unflatten(leaves, self.trace.in_spec)
         return args, kwargs
+
+
+def resized_arguments(program: Program, at: PlanAtWidth) -> dict[fx.Node, tuple[Any, ...]]:
+    """The arguments of the nodes that take sizes, at a width."""
+    found: dict[fx.Node, tuple[Any, ...]] = {}
+    for node, path, dim in program.size_arguments:
+        found[node] = _replaced(found.get(node, node.args), path, at.size(dim))
+    return found
 
 
 def _is_updated(node: fx.Node) -> bool:

@@ -1,22 +1,33 @@
-"""A network's graph as JSON, and back: data only, no code and no pickle."""
+"""A traced network and its channel plan as JSON, and back: data only, no code and no pickle.
+
+Nodes are numbered and get names of ours, ops are looked up in a fixed list, and arguments are checked against the op's
+schema, all before anything runs. Text among the arguments (ways of padding and rounding, einsum's equations) is
+letters, commas, dots and arrows; names of tensors and of results are words.
+"""
 
 from __future__ import annotations
 
-import keyword
+import math
 import operator
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
 
+from lightning_lcs.channels.dims import Dim, Structure
+from lightning_lcs.channels.plan import ChannelPlan
+from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.rules import RULES
+from lightning_lcs.channels.trace import InputSpec, Trace
 
 # Ops without a rule for channels that may stand in a file all the same.
 _ALSO = frozenset(
     {"sym_size", "matmul", "bmm", "scaled_dot_product_attention", "index", "arange", "embedding", "slice"}
 )
-_PYTHON = {
+_PYTHON: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
     "add": operator.add,
     "sub": operator.sub,
@@ -27,68 +38,172 @@ _PYTHON = {
 }
 _DTYPES = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _FORMATS = {str(f): f for f in vars(torch).values() if isinstance(f, (torch.memory_format, torch.layout))}
+# Strings that ops take: ways of padding, rounding, approximating; and einsum's equations.
+_TEXT = re.compile(r"[A-Za-z,.> -]{0,64}")
+# Keys of a network that returns a mapping.
+_RESULT = re.compile(r"[A-Za-z0-9_.]{1,100}")
+_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+# Parts of the name of a parameter or buffer: they become attributes of modules and keys of a state_dict.
+_PART = re.compile(r"(?!__)[A-Za-z0-9_]{1,100}")
+_MOST_DEPTH = 8
+MOST_SIZE = 2**40
 
 
-def graph_to_data(graph: fx.Graph) -> list[dict[str, Any]]:
-    """The nodes of a graph as plain data, in order.
+def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
+    """A traced forward and what a width keeps of its tensors, as plain data.
 
     Raises:
-        ValueError: the graph holds an op that files may not hold.
+        ValueError: the graph holds an op, or a value, that files may not hold.
+        NotImplementedError: the network takes something else than tensors.
     """
+    trace = program.trace
+    flat_args, flat_kwargs = trace.in_spec.children()
+    nested = not all(child.is_leaf() for child in (*flat_args.children(), *flat_kwargs.children()))
+    if nested or not all(isinstance(spec, InputSpec) for spec in trace.specs):
+        raise NotImplementedError("save() takes networks whose arguments are tensors, not numbers or nested structures")
+    dims = _DimTable(plan.structure)
     index: dict[fx.Node, int] = {}
     nodes: list[dict[str, Any]] = []
-    for node in graph.nodes:
-        entry: dict[str, Any] = {"op": node.op}
-        if node.op == "call_function":
-            entry |= {"target": _target_name(node), "args": _encode(node.args, index)}
-            if node.kwargs:
-                entry["kwargs"] = _encode(dict(node.kwargs), index)
-        elif node.op == "output":
-            entry["args"] = _encode(node.args[0], index)
-        else:
-            entry["target"] = node.target
-        index[node] = len(nodes)
-        nodes.append(entry)
-    return nodes
+    output: Any = None
+    for node in trace.graph.nodes:
+        if node.op == "output":
+            output = _encode(list(node.args[0]), index)
+            continue
+        nodes.append(_node_to_data(node, trace, index))
+        index[node] = len(index)
+    sizes = [[index[node], list(path), dims.number(dim)] for node, path, dim in program.size_arguments]
+    tensors = {name: [dims.number(dim) for dim in plan.tensors[name]] for name in program.names}
+    return {
+        "nodes": nodes,
+        "output": output,
+        "structure": _encode(pytree.tree_unflatten(list(range(trace.out_spec.num_leaves)), trace.out_spec), {}),
+        "inputs": [{"shape": list(spec.shape), "dtype": str(spec.dtype)} for spec in trace.specs],
+        "keywords": list(flat_kwargs.context or ()),
+        "sizes": sizes,
+        "plan": {
+            "tensors": tensors,
+            "dims": dims.dims,
+            "atoms": dims.atoms,
+            "least": plan.structure.least,
+            "keep": list(plan.keep),
+            "round_to": plan.round_to,
+        },
+    }
 
 
-def graph_from_data(nodes: list[dict[str, Any]]) -> fx.Graph:
-    """A graph out of what :func:`graph_to_data` gave.
+def network_from_data(
+    data: Any, constants: Sequence[Tensor], device: torch.device | str = "cpu"
+) -> tuple[Program, ChannelPlan]:
+    """A traced forward and its plan out of what :func:`network_to_data` gave.
 
-    Every op is looked up in a fixed list and every name is checked before anything runs.
+    Args:
+        data: any JSON.
+        constants: tensors of the code, by number.
+        device: where the code makes tensors.
 
     Raises:
-        ValueError: an op outside the list, a name that is no identifier, or a malformed node.
+        ValueError: anything that :func:`network_to_data` can't have given.
     """
+    try:
+        return _network(data, constants, torch.device(device))
+    except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, RuntimeError) as error:
+        raise ValueError(f"the network in the file is malformed: {error!r}") from error
+
+
+def _network(data: Any, constants: Sequence[Tensor], device: torch.device) -> tuple[Program, ChannelPlan]:
+    expected = {"nodes", "output", "structure", "inputs", "keywords", "sizes", "plan"}
+    if not isinstance(data, dict) or data.keys() != expected:
+        raise ValueError(f"the network in the file is malformed: it has {', '.join(sorted(expected))}")
+    plan, dims = _plan(data["plan"])
+    specs = tuple([_spec(entry) for entry in _listed(data["inputs"], "inputs")])
     graph = fx.Graph()
-    made: list[fx.Node] = []
-    for entry in nodes:
+    reader = _Reader(device)
+    state: dict[str, str] = {}
+    lifted: dict[str, Tensor] = {}
+    inputs: list[str] = []
+    for number, entry in enumerate(_listed(data["nodes"], "nodes")):
+        name = f"n{number}"
         try:
-            made.append(_make(graph, entry, made))
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"the network in the file is malformed at node {len(made)}: {error!r}") from error
-    return graph
+            if entry["op"] == "call":
+                reader.made.append(_call(graph, name, entry, reader))
+                continue
+            reader.made.append(graph.create_node("placeholder", name, name=name))
+            if entry["op"] == "tensor":
+                state[name] = checked_name(entry["name"])
+                if state[name] not in plan.tensors:
+                    raise ValueError(f"the plan lacks the tensor {state[name]!r}")
+            elif entry["op"] == "constant":
+                lifted[name] = constants[_natural(entry["number"], len(constants))]
+            elif entry["op"] == "input":
+                inputs.append(name)
+            else:
+                raise ValueError(f"a node of kind {entry['op']!r} is not allowed")
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            reason = error if isinstance(error, ValueError) else repr(error)
+            raise ValueError(f"the network in the file is malformed at node {number}: {reason}") from error
+    if len(set(state.values())) != len(state) or len(inputs) != len(specs) or not inputs:
+        raise ValueError("the network in the file is malformed: its inputs or tensors are not those that it names")
+    results = reader.value(_listed(data["output"], "output"))
+    graph.output(tuple(results))
+    counted = reader.value(data["structure"], plain=True)
+    leaves, out_spec = pytree.tree_flatten(counted)
+    if leaves != list(range(len(results))):
+        raise ValueError("the network in the file is malformed: its results do not fit their structure")
+    trace = Trace(graph, state, lifted, tuple(inputs), _in_spec(data["keywords"], len(inputs)), out_spec, specs)
+    sizes = [_size_argument(entry, reader.made, dims) for entry in _listed(data["sizes"], "sizes")]
+    return Program(trace, sizes), plan
 
 
-def _make(graph: fx.Graph, entry: Mapping[str, Any], made: list[fx.Node]) -> fx.Node:
-    if entry["op"] == "placeholder":
-        return graph.placeholder(_checked(entry["target"], dotted=False))
-    if entry["op"] == "get_attr":
-        return graph.get_attr(_checked(entry["target"], dotted=True))
-    if entry["op"] == "output":
-        output: fx.Node = graph.output(_decode(entry["args"], made))
-        return output
-    if entry["op"] == "call_function":
-        kwargs = _decode(entry["kwargs"], made) if "kwargs" in entry else {}
-        return graph.call_function(_target(entry["target"]), tuple(_decode(entry["args"], made)), kwargs)
-    raise ValueError(f"the network in the file holds a node of kind {entry['op']!r}, which is not allowed")
+def checked_name(name: Any) -> str:
+    """The qualified name of a parameter or buffer.
 
-
-def _checked(name: str, dotted: bool) -> str:
-    parts = name.split(".") if dotted else [name]
-    if not all((part.isidentifier() and not keyword.iskeyword(part)) or (dotted and part.isdigit()) for part in parts):
-        raise ValueError(f"the network in the file holds the name {name!r}, which is not allowed")
+    Raises:
+        ValueError: it holds something else than words, and could be more than a name.
+    """
+    if not isinstance(name, str) or len(name) > 1000 or not all(map(_PART.fullmatch, name.split("."))):
+        raise ValueError(f"the file holds the name {str(name)[:100]!r}, which is not allowed")
     return name
+
+
+# -- nodes ------------------------------------------------------------------------------------------------------------
+
+
+def _node_to_data(node: fx.Node, trace: Trace, index: Mapping[fx.Node, int]) -> dict[str, Any]:
+    if node.op == "placeholder":
+        if node.name in trace.state:
+            return {"op": "tensor", "name": checked_name(trace.state[node.name])}
+        if node.name in trace.constants:
+            return {"op": "constant", "number": list(trace.constants).index(node.name)}
+        return {"op": "input"}
+    if node.op != "call_function":
+        raise ValueError(f"a node of kind {node.op!r} can't be written to a file")
+    entry = {"op": "call", "target": _target_name(node), "args": _encode(list(node.args), index)}
+    if node.kwargs:
+        entry["kwargs"] = {key: _encode(value, index) for key, value in node.kwargs.items()}
+    return entry
+
+
+def _call(graph: fx.Graph, name: str, entry: Mapping[str, Any], reader: _Reader) -> fx.Node:
+    target = _target(entry["target"])
+    args = reader.value(_listed(entry["args"], "arguments"))
+    given = entry.get("kwargs", {})
+    if not isinstance(given, dict):
+        raise ValueError(f"arguments of {entry['target']} are no mapping")
+    kwargs = {key: reader.value(value) for key, value in given.items()}
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        whole = all(isinstance(arg, fx.Node) or (isinstance(arg, int) and not isinstance(arg, bool)) for arg in args)
+        if len(args) != 2 or kwargs or not whole:
+            raise ValueError(f"{entry['target']} takes two nodes or whole numbers")
+    else:
+        known = [argument.name for argument in schema.arguments]
+        positional = [argument.name for argument in schema.arguments if not argument.kwarg_only]
+        if len(args) > len(positional) or not kwargs.keys() <= set(known[len(args) :]):
+            raise ValueError(f"{entry['target']} does not take {len(args)} arguments and {sorted(kwargs)}")
+        needed = [a.name for a in schema.arguments[len(args) :] if not a.has_default_value()]
+        if not set(needed) <= kwargs.keys():
+            raise ValueError(f"{entry['target']} lacks {', '.join(needed)}")
+    return graph.create_node("call_function", target, tuple(args), kwargs, name)
 
 
 def _target_name(node: fx.Node) -> str:
@@ -100,48 +215,183 @@ def _target_name(node: fx.Node) -> str:
     return name
 
 
-def _target(name: str) -> Any:
-    space, _, rest = name.partition(".")
+def _target(name: Any) -> Any:
+    space, _, rest = str(name).partition(".")
     if space == "python" and rest in _PYTHON:
         return _PYTHON[rest]
     base, _, overload = rest.partition(".")
-    if space != "aten" or (base not in RULES and base.rstrip("_") not in RULES and base not in _ALSO):
-        raise ValueError(f"the op {name} is not allowed in a file")
-    return getattr(getattr(torch.ops.aten, base), overload)
+    known = space == "aten" and (base in RULES or base.rstrip("_") in RULES or base in _ALSO)
+    packet = getattr(torch.ops.aten, base, None) if known else None
+    # Variants that write their result into an argument occur in no trace.
+    op = getattr(packet, overload) if packet is not None and overload in _overloads(packet) else None
+    if not isinstance(op, torch._ops.OpOverload) or any(argument.is_out for argument in op._schema.arguments):
+        raise ValueError(f"the op {str(name)[:100]} is not allowed in a file")
+    return op
+
+
+def _overloads(packet: Any) -> list[str]:
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return []
+    return list(packet.overloads())  # type: ignore[no-untyped-call]
+
+
+def _size_argument(entry: Any, made: Sequence[fx.Node], dims: Sequence[Dim]) -> tuple[fx.Node, tuple[int, ...], Dim]:
+    number, path, dim = entry
+    node = made[_natural(number, len(made))]
+    value: Any = node.args
+    for step in _listed(path, "path"):
+        value = value[_natural(step, len(value))]
+    if node.op != "call_function" or not path or isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"the network in the file is malformed: node {number} has no size at {path}")
+    return node, tuple(path), dims[_natural(dim, len(dims))]
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
 
 
 def _encode(value: Any, index: Mapping[fx.Node, int]) -> Any:
     if isinstance(value, fx.Node):
         return {"node": index[value]}
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return {"tuple": [_encode(item, index) for item in value]}
     if isinstance(value, list):
         return [_encode(item, index) for item in value]
-    if isinstance(value, Mapping):
+    if type(value) is dict:
+        if not all(isinstance(key, str) and _RESULT.fullmatch(key) for key in value):
+            raise ValueError(
+                "a network whose result is a mapping with other keys than words can't be written to a file"
+            )
         return {"dict": {key: _encode(item, index) for key, item in value.items()}}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value)}
     if isinstance(value, (torch.memory_format, torch.layout)):
         return {"format": str(value)}
     if isinstance(value, torch.device):
-        return {"device": str(value)}
+        return {"device": "input"}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if isinstance(value, str) and not _TEXT.fullmatch(value):
+        raise ValueError(f"the text {value!r} can't be written to a file")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ValueError(f"a value of type {type(value).__name__} can't be written to a file")
 
 
-def _decode(value: Any, made: list[fx.Node]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, made) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "node":
-        return made[content]
-    if kind == "tuple":
-        return tuple(_decode(item, made) for item in content)
-    if kind == "dict":
-        return {key: _decode(item, made) for key, item in content.items()}
-    if kind == "device":
-        return torch.device(content)
-    return _DTYPES[content] if kind == "dtype" else _FORMATS[content]
+class _Reader:
+    """Values of a file, which may refer to the nodes made so far and to nothing else."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.made: list[fx.Node] = []
+        self._device = device
+
+    def value(self, value: Any, plain: bool = False, depth: int = 0) -> Any:
+        """A decoded value; ``plain`` allows mappings with words as keys, and no nodes."""
+        if depth > _MOST_DEPTH:
+            raise ValueError("values in it are nested too deeply")
+        if isinstance(value, list):
+            return [self.value(item, plain, depth + 1) for item in value]
+        if isinstance(value, str) and not _TEXT.fullmatch(value):
+            raise ValueError(f"the text {value[:100]!r} is not allowed")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("a whole number in it is too large")
+        if not isinstance(value, dict):
+            return value
+        if len(value) != 1:
+            raise ValueError(f"the value {str(value)[:100]} is not known")
+        ((kind, content),) = value.items()
+        if kind == "tuple":
+            return tuple([self.value(item, plain, depth + 1) for item in _listed(content, "a tuple")])
+        if kind == "dict" and plain and isinstance(content, dict) and all(map(_RESULT.fullmatch, content)):
+            return {key: self.value(item, plain, depth + 1) for key, item in content.items()}
+        if kind == "node" and not plain:
+            if not isinstance(content, int) or isinstance(content, bool) or not 0 <= content < len(self.made):
+                raise ValueError(f"it refers to the node {str(content)[:100]}, and {len(self.made)} stand before it")
+            return self.made[content]
+        if kind == "device" and content == "input":
+            return self._device
+        tables: dict[str, Mapping[str, Any]] = {"dtype": _DTYPES, "format": _FORMATS, "float": _FLOATS}
+        table = tables.get(kind)
+        if table is None or not isinstance(content, str) or content not in table:
+            raise ValueError(f"the value {str(value)[:100]} is not allowed")
+        return table[content]
+
+
+def _listed(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"the network in the file is malformed: {what} are no list")
+    return value
+
+
+def _natural(value: Any, limit: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
+        raise ValueError(f"the network in the file is malformed: {str(value)[:100]} is not in 0..{limit - 1}")
+    return value
+
+
+def _spec(entry: Any) -> InputSpec:
+    shape = [None if size is None else _natural(size, MOST_SIZE) for size in _listed(entry["shape"], "a shape")]
+    if entry["dtype"] not in _DTYPES or math.prod(size or 1 for size in shape) >= MOST_SIZE or len(shape) > 16:
+        raise ValueError(f"the network in the file has an input of type {entry['dtype']!r} and shape {shape}")
+    return InputSpec(tuple(shape), _DTYPES[entry["dtype"]])
+
+
+def _in_spec(keywords: Any, count: int) -> pytree.TreeSpec:
+    names = [checked_name(name) for name in _listed(keywords, "keywords")]
+    if len(names) > count or len(set(names)) < len(names):
+        raise ValueError("the network in the file is malformed: it has more keyword arguments than arguments")
+    return pytree.tree_structure((tuple(range(count - len(names))), dict.fromkeys(names, 0)))
+
+
+# -- the plan ---------------------------------------------------------------------------------------------------------
+
+
+class _DimTable:
+    """Dimensions and atoms by number, each written once."""
+
+    def __init__(self, structure: Structure) -> None:
+        self._structure = structure
+        self._known: dict[Dim, int] = {}
+        self._numbers: dict[int, int] = {}
+        self.dims: list[list[list[int]]] = []
+        self.atoms: list[list[Any]] = []
+
+    def number(self, dim: Dim) -> int:
+        dim = self._structure.resolve(dim)
+        if dim not in self._known:
+            self._known[dim] = len(self.dims)
+            self.dims.append([[self._atom(atom) for atom in term] for term in dim])
+        return self._known[dim]
+
+    def _atom(self, atom: int) -> int:
+        if atom not in self._numbers:
+            self._numbers[atom] = len(self.atoms)
+            s = self._structure
+            self.atoms.append([s.sizes[atom], s.steps.get(atom, 1), s.frozen.get(atom)])
+        return self._numbers[atom]
+
+
+def _plan(data: Any) -> tuple[ChannelPlan, list[Dim]]:
+    structure = Structure(least=_natural(data["least"], MOST_SIZE))
+    for number, (size, step, why) in enumerate(_listed(data["atoms"], "atoms")):
+        if _natural(size, MOST_SIZE) < 2 or _natural(step, MOST_SIZE) < 1 or not isinstance(why, (str, type(None))):
+            raise ValueError(f"the plan in the file is malformed at atom {number}")
+        structure.sizes.append(size)
+        structure.steps[number] = step
+        if why is not None:
+            structure.frozen[number] = why
+    atoms = len(structure.sizes)
+    dims: list[Dim] = [
+        tuple([tuple([_natural(atom, atoms) for atom in _listed(term, "a term")]) for term in _listed(dim, "a dim")])
+        for dim in _listed(data["dims"], "dims")
+    ]
+    for dim in dims:
+        if any(len(term) > 64 for term in dim) or structure.size(dim) >= MOST_SIZE:
+            raise ValueError("the plan in the file is malformed: a dimension is too large")
+    tensors = {
+        checked_name(name): [dims[_natural(number, len(dims))] for number in _listed(numbers, "dimensions")]
+        for name, numbers in data["tensors"].items()
+    }
+    keep = tuple(_listed(data["keep"], "keep"))
+    if not all(isinstance(pattern, str) for pattern in keep):
+        raise ValueError("the plan in the file is malformed: keep holds something else than text")
+    return ChannelPlan(structure, tensors, keep, 1 + _natural(data["round_to"] - 1, MOST_SIZE)), dims

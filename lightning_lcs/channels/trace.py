@@ -40,6 +40,19 @@ _NOTES = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_
 
 
 @dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """A tensor that a traced forward takes.
+
+    Attributes:
+        shape: sizes; ``None`` for the batch, which is open.
+        dtype: its type.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+
+@dataclasses.dataclass(frozen=True)
 class Trace:
     """A traced forward.
 
@@ -50,6 +63,7 @@ class Trace:
         inputs: placeholder names of the user's tensors, in flattened order.
         in_spec: structure of ``(args, kwargs)``.
         out_spec: structure of what the forward returns.
+        specs: for each of ``inputs`` its :class:`InputSpec`; of one that is no tensor, the value it was traced with.
     """
 
     graph: fx.Graph
@@ -58,6 +72,7 @@ class Trace:
     inputs: tuple[str, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
+    specs: tuple[Any, ...]
 
 
 @contextlib.contextmanager
@@ -150,7 +165,15 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     inline_regions(graph, program.graph_module)
     check_sizes(module, graph)
     _normalise(graph)
-    return Trace(graph, state, constants, tuple(inputs), program.call_spec.in_spec, program.call_spec.out_spec)
+    values = {node.name: node.meta.get("val") for node in graph.nodes if node.op == "placeholder"}
+    specs = tuple([_spec(values[name]) for name in inputs])
+    return Trace(graph, state, constants, tuple(inputs), program.call_spec.in_spec, program.call_spec.out_spec, specs)
+
+
+def _spec(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return InputSpec(tuple([size if isinstance(size, int) else None for size in value.shape]), value.dtype)
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], carried: list[Tensor]) -> ExportedProgram:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import os
 import re
@@ -11,21 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_lcs.efficiency import Efficiency
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CurvePoint(Efficiency):
-    """One level of a curve: its cost (see :class:`Efficiency`) and what was measured there.
-
-    Attributes:
-        latency_ms: median time of a forward with one sample on the machine that measured it; NaN if it was not.
-        metrics: the user's own validation metrics at this level, by their own names.
-    """
-
-    latency_ms: float
-    metrics: Mapping[str, float]
-
+from lightning_lcs.efficiency import CurvePoint as CurvePoint
 
 Curve = Sequence[CurvePoint]
 

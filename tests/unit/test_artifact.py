@@ -1,6 +1,7 @@
 """The file of every level: what comes back is what was written, and nothing else gets in."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -8,15 +9,16 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from lightning_lcs import SubspaceModel
+from lightning_lcs import Structured, SubspaceModel
 from lightning_lcs.batchnorm import recalibrate
-from lightning_lcs.channels.serial import graph_from_data, graph_to_data
+from lightning_lcs.channels.serial import network_from_data, network_to_data
+from lightning_lcs.efficiency import CurvePoint
+from tests.helpers import Chain, Lambda, relative, scramble
 
-# The loaded network is traced anew: the same ops on contiguous copies of the weights.
-TOLERANCE = 1e-6
+# The same ops, with batch norms folded into convolutions: relative to the largest value.
+TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +40,13 @@ def file(model, tmp_path_factory):
     return path
 
 
-def rewritten(file, path, change):
-    with safe_open(file, "pt") as opened:
-        header = json.loads(opened.metadata()["lightning_lcs"])
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    change(header)
-    save_file(tensors, path, metadata={"lightning_lcs": json.dumps(header)})
-    return path
-
-
 def test_every_level_comes_back(model, file):
     loaded = SubspaceModel.load(file)
     x = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         for alpha in (0.0, 0.3, 0.5, 0.8, 1.0):
             with model.at_alpha(alpha), loaded.at_alpha(alpha):
-                assert torch.allclose(model(x), loaded(x), rtol=TOLERANCE, atol=TOLERANCE)
+                assert relative(loaded(x), model(x)) < TOLERANCE
             assert loaded.efficiency(alpha) == model.efficiency(alpha)
     assert loaded.nearest_level(0.3) == model.nearest_level(0.3) == 0.25
 
@@ -83,49 +76,155 @@ def test_a_new_process_needs_neither_lightning_nor_timm(file):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("target", ["aten.load.default", "os.system", "aten.__class__.mro", "python.eval"])
-def test_an_op_outside_the_list_is_refused(file, tmp_path, target):
-    def change(header):
-        next(node for node in header["graph"] if node["op"] == "call_function")["target"] = target
-
-    with pytest.raises(ValueError, match="not allowed"):
-        SubspaceModel.load(rewritten(file, tmp_path / "bad.lcs", change))
-
-
-def test_text_that_is_no_name_is_refused(file, tmp_path):
-    def change(header):
-        header["graph"][0]["target"] = "x): import os #"
-
-    with pytest.raises(ValueError, match="not allowed"):
-        SubspaceModel.load(rewritten(file, tmp_path / "bad.lcs", change))
-
-
-def test_another_version_is_refused_with_both_versions(file, tmp_path):
-    with pytest.raises(ValueError, match=r"format 99.*reads 1"):
-        SubspaceModel.load(rewritten(file, tmp_path / "new.lcs", lambda header: header.update(version=99)))
-
-
-def test_a_damaged_or_foreign_file_is_refused(file, tmp_path):
-    short = tmp_path / "short.lcs"
-    short.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="damaged"):
-        SubspaceModel.load(short)
-    foreign = tmp_path / "foreign.lcs"
-    save_file({"a": torch.zeros(1)}, foreign)
-    with pytest.raises(ValueError, match="not a lightning-lcs file"):
-        SubspaceModel.load(foreign)
-    with pytest.raises(FileNotFoundError, match=r"none\.lcs"):
-        SubspaceModel.load(tmp_path / "none.lcs")
-
-
 def test_a_network_never_run_cannot_be_saved_and_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError, match="example_inputs"):
         SubspaceModel(nn.Linear(3, 2), subspace="point").save(tmp_path / "model.lcs")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_graphs_survive_the_round_trip(model):
-    graph = model.materialize(0.5).graph
-    again = graph_from_data(json.loads(json.dumps(graph_to_data(graph))))
-    assert [node.target for node in again.nodes] == [node.target for node in graph.nodes]
-    assert graph_to_data(again) == graph_to_data(graph)
+def test_networks_survive_the_round_trip(model):
+    network = model.parts[0].network
+    program = network.in_mode(False)
+    data = json.loads(json.dumps(network_to_data(program, network.plan)))
+    again, plan = network_from_data(data, list(program.trace.constants.values()))
+    assert again.names == program.names
+    assert network_to_data(again, plan) == data
+    for width in (0.25, 0.6, 1.0):
+        mine, theirs = network.plan.selection(width), plan.selection(width)
+        assert all(mine.of(name) == theirs.of(name) for name in program.names)
+
+
+def test_generated_code_holds_no_text_of_the_file(file):
+    network = SubspaceModel.load(file).parts[0].network
+    code = network.in_mode(False)._forward.__func__.__globals__
+    text = str(network.in_mode(False).trace.graph)
+    assert code
+    assert not [name for name in network.in_mode(False).names if name.split(".")[0] in text and "." in name]
+    names = {node.name for node in network.in_mode(False).trace.graph.nodes if node.op != "output"}
+    assert names == {f"n{number}" for number in range(len(names))}
+
+
+def test_safetensors_reads_the_payload(model, file):
+    with safe_open(file, "pt") as opened:
+        assert json.loads(opened.metadata()["lightning_lcs"])["version"] == 2
+        tensor = opened.get_tensor("parameter.conv_stem.weight")
+    assert torch.equal(tensor, model.module.conv_stem.weight)
+
+
+def test_the_file_holds_no_pickle_and_nothing_loads_one(file, monkeypatch):
+    def refused(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    for module, name in ((torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
+        monkeypatch.setattr(module, name, refused)
+    SubspaceModel.load(file)
+
+
+def test_names_classes_and_measurements_come_back(model, tmp_path):
+    curve = [
+        CurvePoint(**vars(model.efficiency(alpha)), latency_ms=1.0 + alpha, metrics={"val_acc": 0.5 + alpha / 4})
+        for alpha in (0.0, 0.5, 1.0)
+    ]
+    model.save(tmp_path / "m.lcs", levels=curve, class_names=["a", "b", "c", "d", "ü"])
+    loaded = SubspaceModel.load(tmp_path / "m.lcs")
+    assert [level.name for level in loaded.levels] == ["small", "medium", "full"]
+    assert [vars(level) | {"name": ""} for level in loaded.levels] == [vars(point) | {"name": ""} for point in curve]
+    assert loaded.class_names == ("a", "b", "c", "d", "ü")
+    assert loaded.set_level("medium").alpha == loaded.alpha == 0.5
+    assert loaded.fit_budget(latency_ms=1.2).name == "small"
+    assert loaded.fit_budget(accuracy=0.6).name == "medium"
+    with pytest.raises(ValueError, match=r"latency_ms <= 0\.5.*'small' with latency_ms=1"):
+        loaded.fit_budget(latency_ms=0.5)
+    assert loaded.alpha == 0.5
+    # A model from a file brings its table to the next file.
+    loaded.save(tmp_path / "again.lcs")
+    assert SubspaceModel.load(tmp_path / "again.lcs").levels == loaded.levels
+
+
+def test_a_curve_of_another_model_is_refused_and_no_file_is_left(model, tmp_path):
+    point = CurvePoint(**{**vars(model.efficiency(0.5)), "params": 3}, latency_ms=1.0, metrics={})
+    with pytest.raises(ValueError, match=r"alpha=0\.5 has params=3"):
+        model.save(tmp_path / "m.lcs", levels=[point])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_scratch(file, tmp_path):
+    target = tmp_path / "model.lcs"
+    target.write_bytes(file.read_bytes())
+    before = target.read_bytes()
+    code = (
+        "import resource, sys; from lightning_lcs import SubspaceModel\n"
+        f"net = SubspaceModel.load({str(file)!r})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"try:\n    net.save({str(target)!r})\nexcept OSError as error:\n    sys.exit(7)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 7
+    assert target.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model.lcs"]
+
+
+def test_a_file_replaced_while_it_is_open_changes_nothing(model, file, tmp_path):
+    target = tmp_path / "model.lcs"
+    target.write_bytes(file.read_bytes())
+    loaded, x = SubspaceModel.load(target), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = loaded(x)
+        model.save(target, class_names=["other"])
+        assert torch.equal(loaded(x), before)
+
+
+def test_sizes_that_the_graph_does_not_fit_are_refused(tmp_path):
+    """The number of pixels is a constant of the graph: another size would give another result in silence."""
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    network = Lambda(
+        lambda m, x: m.head(m.conv(x).relu().sum((2, 3)) / (x.shape[2] * 0.25)), conv=conv, head=nn.Linear(8, 3)
+    )
+    SubspaceModel(network, torch.randn(2, 3, 16, 16), subspace="point").save(tmp_path / "m.lcs")
+    loaded = SubspaceModel.load(tmp_path / "m.lcs")
+    assert loaded(torch.randn(5, 3, 16, 16)).shape == (5, 3)
+    with pytest.raises(ValueError, match=r"shape \[1, 3, 20, 16\].*saved for \['batch', 3, 16, 16\]"):
+        loaded(torch.randn(1, 3, 20, 16))
+
+
+def test_channels_chosen_by_scale_come_back(tmp_path):
+    network = scramble(Chain(16, 24))
+    model = SubspaceModel(network, torch.randn(2, 3, 8, 8), mode=Structured(select="scale"), subspace="point").eval()
+    recalibrate(model, [torch.randn(8, 3, 8, 8)], 3)
+    model.save(tmp_path / "m.lcs")
+    loaded, x = SubspaceModel.load(tmp_path / "m.lcs"), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for alpha in (0.0, 0.5):
+            with model.at_alpha(alpha), loaded.at_alpha(alpha):
+                assert relative(loaded(x), model(x)) < 1e-5
+
+
+def test_keyword_arguments_and_nested_results_come_back(tmp_path):
+    def forward(module, x, *, scale):
+        y = module.a(x).relu()
+        return {"logits": module.b(y) * scale, "pair": (y.mean(1), [scale])}
+
+    network = Lambda(forward, a=nn.Linear(6, 16), b=nn.Linear(16, 3))
+    model = SubspaceModel(network, subspace="point").eval()
+    x, scale = torch.randn(2, 6), torch.randn(2, 1)
+    with torch.no_grad(), model.at_alpha(0.3):
+        expected = model(x, scale=scale)
+        model.save(tmp_path / "m.lcs")
+        loaded = SubspaceModel.load(tmp_path / "m.lcs")
+        loaded.set_alpha(0.3)
+        given = loaded(x, scale=scale)
+    assert list(given) == ["logits", "pair"]
+    assert isinstance(given["pair"], tuple)
+    torch.testing.assert_close(given, expected)
+    with pytest.raises(ValueError, match="the network takes 2 tensors"):
+        loaded(x)
+
+
+def test_tied_parameters_are_one_again(tmp_path):
+    a = nn.Linear(8, 8)
+    network = Lambda(lambda m, x: m.c(m.b(m.a(x).relu()).relu()), a=a, b=nn.Linear(8, 8), c=nn.Linear(8, 2))
+    network.b.weight = network.a.weight
+    model = SubspaceModel(network, torch.randn(2, 8), subspace="line", line_parameters="all").eval()
+    model.save(tmp_path / "m.lcs")
+    loaded, x = SubspaceModel.load(tmp_path / "m.lcs"), torch.randn(2, 8)
+    with torch.no_grad(), model.at_alpha(0.4), loaded.at_alpha(0.4):
+        assert relative(loaded(x), model(x)) < TOLERANCE

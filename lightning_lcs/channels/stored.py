@@ -1,0 +1,169 @@
+"""A network that came out of a file: its graph instead of its code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from lightning_lcs.channels.network import TracedNetwork, training_flags
+from lightning_lcs.channels.plan import ChannelPlan
+from lightning_lcs.channels.program import Program
+from lightning_lcs.channels.serial import network_from_data
+from lightning_lcs.channels.trace import neutral
+
+
+class StoredModule(nn.Module):
+    """The parameters and buffers of a network from a file, under the names that they had, and its forward in full.
+
+    Attributes:
+        generation: grows when tensors are moved, converted or loaded: what was prepared from them is out of date.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generation = 0
+        self._network: list[StoredNetwork] = []  # no child: it refers back to this module
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.generation += 1
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.generation += 1
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The result of the full network, in evaluation."""
+        network = self._network[0]
+        program = network.program(args, kwargs)
+        tensors = [network.tensor(name) for name in program.names]
+        return program.run(tensors, [network.plan.structure.size(dim) for dim in program.sizes], args, kwargs)
+
+
+class StoredNetwork(TracedNetwork):
+    """A :class:`TracedNetwork` whose trace came from a file: there is one, for evaluation, and no other can be made.
+
+    Args:
+        module: holds the parameters and buffers.
+        data: the graph and the plan, checked already; see :func:`network_from_data`.
+        constants: tensors of the code.
+        any_size: whether images of another size may be run than the traced one; see :func:`runs_at_any_size`.
+        program: what ``data`` gives.
+        plan: the same.
+    """
+
+    def __init__(
+        self,
+        module: StoredModule,
+        data: Any,
+        constants: Sequence[Tensor],
+        any_size: bool,
+        program: Program,
+        plan: ChannelPlan,
+    ) -> None:
+        self.any_size = any_size
+        self._data = data
+        self._constants = list(constants)
+        super().__init__(module, plan)
+        self._specs, self._in_spec = program.trace.specs, program.trace.in_spec
+        self._programs[torch.device("cpu")] = program
+        self.remember(*program.example_inputs(2, torch.device("cpu")))
+        module._network.append(self)
+
+    def program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        """The program for this call.
+
+        Raises:
+            ValueError: the arguments are not those that the network was saved with.
+        """
+        device = self._checked(args, kwargs)
+        program = self._programs.get(device)
+        if program is None:
+            program, _ = network_from_data(self._data, self._constants, device)
+            self._programs[device] = program
+        return program
+
+    def in_mode(self, training: bool) -> Program:
+        """The program for the shapes that it was saved with.
+
+        Raises:
+            RuntimeError: ``training``: a file holds the network for evaluation.
+        """
+        if training:
+            raise RuntimeError("a file holds the network for evaluation: train the model that wrote it")
+        return super().in_mode(False)
+
+    def forget(self) -> None:
+        """Nothing to forget: the network can't be traced anew."""
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+        """The device of the arguments, which have the number, the names, the types and the shapes of those saved."""
+        specs = self._specs
+        if len(specs) == len(args) == 1 and not kwargs:
+            leaves = list(args)
+        else:
+            leaves, given = pytree.tree_flatten((args, kwargs))
+            if given != self._in_spec:
+                raise ValueError(f"the network takes {len(specs)} tensors as {self._in_spec}, and not as {given}")
+        for number, (leaf, spec) in enumerate(zip(leaves, specs, strict=True)):
+            if not isinstance(leaf, Tensor):
+                raise ValueError(f"argument {number} is {type(leaf).__name__}, and the network takes a tensor")
+            if not self._fits(leaf.shape, spec.shape):
+                raise ValueError(
+                    f"argument {number} has shape {list(leaf.shape)}, and the network was saved for "
+                    f"{['batch' if size is None else size for size in spec.shape]}; save it with inputs of the size "
+                    "that it is to run with"
+                )
+        return leaves[0].device  # type: ignore[no-any-return]
+
+    def _fits(self, shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+        fixed = 2 if self.any_size else len(expected)
+        known = zip(shape[:fixed], expected[:fixed], strict=False)
+        return len(shape) == len(expected) and all(size in (mine, None) for mine, size in known)
+
+
+@torch.no_grad()
+def runs_at_any_size(network: TracedNetwork) -> bool:
+    """Whether the graph of a network gives what the network itself gives for images of other sizes, as far as tried.
+
+    Code may have computed numbers from the size of the image that the graph holds as constants. Sizes that the network
+    itself refuses say nothing; where it refuses all of them the answer is no.
+    """
+    if isinstance(network, StoredNetwork):
+        return network.any_size
+    program = network.in_mode(False)
+    specs = program.trace.specs
+    if len(specs) != 1 or len(specs[0].shape) != 4 or not specs[0].dtype.is_floating_point:
+        return False
+    full = [network.plan.structure.size(dim) for dim in program.sizes]
+    tensors = [network.tensor(name) for name in program.names]
+    args, kwargs = network.example_inputs()
+    (image,) = pytree.tree_leaves((args, kwargs))
+    height, width = image.shape[2:]
+    agreed = 0
+    with neutral(network.module), training_flags(network.module, False), torch.no_grad():
+        for size in ((height + 1, width + 3), (height + 32, width + 64), (2 * height, width)):
+            other = torch.rand((1, image.shape[1], *size), dtype=image.dtype, device=image.device)
+            call = pytree.tree_map(lambda _, x=other: x, (args, kwargs))
+            try:
+                expected = pytree.tree_leaves(network.module(*call[0], **call[1]))
+            except Exception:  # whatever a network raises for a size that is not its own
+                continue
+            try:
+                ours = pytree.tree_leaves(program.run(tensors, full, *call))
+            except (RuntimeError, ValueError, IndexError):
+                return False
+            if not all(map(_close, ours, expected)):
+                return False
+            agreed += 1
+    return agreed > 0
+
+
+def _close(ours: Any, expected: Any) -> bool:
+    if not isinstance(ours, Tensor) or not isinstance(expected, Tensor):
+        return bool(ours == expected)
+    return ours.shape == expected.shape and torch.allclose(ours, expected, rtol=1e-3, atol=1e-4)
