@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs import _endpoints
+from lightning_lcs.channels import example
 from lightning_lcs.modes import mode_to_dict, parse_mode
 from lightning_lcs.norms import state_without_statistics
 
@@ -36,6 +37,7 @@ def state_of(model: SubspaceModel) -> dict[str, Any]:
         },
         "statistics": _levels_to_data(model.statistics),
         "ranges": _levels_to_data(model.ranges),
+        "inputs": [example.to_data(part.network.example) for part in model.parts],
     }
 
 
@@ -47,7 +49,7 @@ def check_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
     """
     check_version(state)
     mine = state_of(model)
-    missing = [key for key in mine if key not in state]
+    missing = [key for key in mine if key not in state and key != "inputs"]  # files of before lack these
     if missing:
         raise ValueError(f"the subspace in the checkpoint is incomplete: it lacks {', '.join(missing)}")
     for key in ("mode", "subspace", "line_parameters", "norm"):
@@ -75,6 +77,10 @@ def load_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
             _endpoints.settle(part.network.module)
     model.settled = True
     model.statistics, model.ranges = (_levels_from_data(state[key]) for key in ("statistics", "ranges"))
+    for part, inputs in zip(model.parts, state.get("inputs", ()), strict=False):
+        arguments = example.from_data(inputs)
+        if arguments is not None:
+            part.network.remember(*arguments)
 
 
 def _levels_to_data(levels: Mapping[float, Mapping[str, Tensor]]) -> list[dict[str, Any]]:

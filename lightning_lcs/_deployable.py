@@ -102,7 +102,7 @@ class Deployable:
             class_names: names of the classes, by their number; by default the model's own.
 
         Raises:
-            RuntimeError: the network was never called below alpha = 1 and had no ``example_inputs``.
+            RuntimeError: the network was never called, and had no ``example_inputs``.
             ValueError: the network holds an op that a file may not hold, or the curve is of another model.
             OSError: the file could not be written; the old one is as it was.
         """

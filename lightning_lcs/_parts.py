@@ -65,7 +65,7 @@ class Part:
         """The same for the call seen first, wholly in training or in evaluation.
 
         Raises:
-            RuntimeError: in structured mode, the network was never called below alpha = 1: its input is not known.
+            RuntimeError: in structured mode, the network was never called: its input is not known.
         """
         if not isinstance(mode, Structured):
             return self.replaced()

@@ -41,7 +41,7 @@ class SubspaceModel(Deployable, nn.Module):
 
     Args:
         module: the network; or several that are called separately, by name.
-        example_inputs: a tensor or a tuple of arguments; without it the first call below alpha = 1 serves.
+        example_inputs: a tensor or a tuple of arguments; without it the first call serves.
         mode: "structured", or a mode object with options.
         subspace: "line" or "point".
         line_parameters: what lies on the line: "norm" (scale and shift of normalisation layers), "backbone" (all but
@@ -185,6 +185,7 @@ class SubspaceModel(Deployable, nn.Module):
             if not self.runtime.is_ready(self.statistics):
                 self._switch(self.runtime, self._alpha)
             return self.runtime.run(args, kwargs)
+        part.network.remember(args, kwargs)
         alpha = self.nearest_level(self._alpha)
         if self.mode.is_full(alpha):
             return full(*args, **kwargs)
@@ -327,7 +328,7 @@ class SubspaceModel(Deployable, nn.Module):
         """What a level costs; with stored batch-norm statistics, the level that is nearest to ``alpha``.
 
         Raises:
-            RuntimeError: the network was never called below alpha = 1 and had no ``example_inputs``.
+            RuntimeError: the network was never called, and had no ``example_inputs``.
         """
         return efficiency_of(self.parts, self.mode, self.nearest_level(alpha))
 

@@ -8,10 +8,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from lightning_lcs.channels.example import sample
 from lightning_lcs.channels.faithful import check_faithful, untraced_hooks
 from lightning_lcs.channels.hooks import without
 from lightning_lcs.channels.plan import ChannelPlan
@@ -58,6 +58,7 @@ class TracedNetwork:
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.lost: list[str] = []  # what a trace does without, not yet told
         self._told: set[str] = set()
+        self._settled = False
         self._programs: dict[Any, Program] = {}
         self._children: list[nn.Module] = []
         self._owners: dict[str, tuple[nn.Module, str]] = {}
@@ -74,7 +75,8 @@ class TracedNetwork:
         key = (tuple([child.training for child in self._children]), _call_key(args, kwargs), tuple(hooks))
         program = self._programs.get(key)
         if program is None:
-            if self.example is None:
+            if not self._settled:
+                self._settled = True
                 self.remember(args, kwargs)
                 # The forms for training and evaluation settle the plan together, before either is used.
                 self.in_mode(False)
@@ -86,7 +88,7 @@ class TracedNetwork:
         """The program for the shapes seen first, wholly in training or in evaluation.
 
         Raises:
-            RuntimeError: the network was never called below alpha = 1, so that its input is not known.
+            RuntimeError: the network was never called, so that its input is not known.
         """
         with training_flags(self.module, training):
             return self.program(*self.example_inputs())
@@ -94,21 +96,20 @@ class TracedNetwork:
     def remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the arguments of the first call, with at most two samples."""
         if self.example is None:
-            self.example = _sample(args, kwargs)
+            self.example = sample(args, kwargs)
 
     def example_inputs(self, samples: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments kept, or so many samples of them, where and of what type the network is now.
 
         Raises:
-            RuntimeError: the network was never called below alpha = 1, so that its input is not known.
+            RuntimeError: the network was never called, so that its input is not known.
         """
         if self.example is None:
             raise RuntimeError(
-                "the network's input is not known yet: give SubspaceModel(..., example_inputs=...), or call it once "
-                "below alpha = 1"
+                "the network's input is not known yet: give SubspaceModel(..., example_inputs=...), or call it once"
             )
         args, kwargs = pytree.tree_map(self._as_parameters, self.example)
-        return (args, kwargs) if samples is None else _sample(args, kwargs, samples)
+        return (args, kwargs) if samples is None else sample(args, kwargs, samples)
 
     def _as_parameters(self, leaf: Any) -> Any:
         """An example input, moved to where and to what type the network has been moved since."""
@@ -144,7 +145,7 @@ class TracedNetwork:
         return {**self.__dict__, "_programs": {}, "_children": [], "_owners": {}}
 
     def _trace(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-        watching, around = untraced_hooks(self.module, *_sample(args, kwargs))
+        watching, around = untraced_hooks(self.module, *sample(args, kwargs))
         if watching:
             self._lose("hooks", NOT_RUN.format(_listed([hook.path or "the network itself" for hook in watching])))
         untraced = {hook.key for hook in (*watching, *around)}
@@ -175,7 +176,7 @@ class TracedNetwork:
                 )
         program = Program(traced, sizes)
         full = [plan.structure.size(dim) for dim in program.sizes]
-        recomputed = check_faithful(self.module, program, full, *_sample(args, kwargs))
+        recomputed = check_faithful(self.module, program, full, *sample(args, kwargs))
         if recomputed is not None:
             self._lose("checkpointing", NOT_SAVED.format(recomputed))
         self.plan = plan
@@ -196,18 +197,3 @@ def _call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0].shape[1:], args[0].dtype, args[0].device
     leaves, spec = pytree.tree_flatten((args, kwargs))
     return spec, tuple([(v.shape[1:], v.dtype, v.device) if isinstance(v, Tensor) else v for v in leaves])
-
-
-def _sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with at most so many samples: two serve to trace other forms of the network with later."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    batch = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
-    with torch.inference_mode(False):
-        small = [
-            leaf.detach()[:samples].clone()
-            if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
-            else (leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
-            for leaf in leaves
-        ]
-    args, kwargs = pytree.tree_unflatten(small, spec)
-    return args, kwargs

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from lightning_lcs.channels import example
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.modes import Structured
 from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Mlp, relative, scramble
@@ -262,3 +264,42 @@ def test_another_version_is_an_error_and_leaves_the_module(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="format 2"):
         SubspaceModel.from_checkpoint(path, module)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_checkpoint_knows_its_input():
+    """Opened in a new process it can be measured and cut without a call; no pixel of the training data is in it."""
+    images = torch.rand(2, 3, 8, 8) + 7.0
+    trained = SubspaceModel(Chain(), images, subspace="point").eval()
+    state = trained.subspace_state()
+    assert state["inputs"] == [{"list": [{"tuple": [{"shape": [2, 3, 8, 8], "dtype": "float32"}]}, {"dict": {}}]}]
+    opened = SubspaceModel(Chain(), subspace="point").eval()
+    opened.load_subspace_state(state)
+    assert opened.efficiency(0.5) == trained.efficiency(0.5)
+    older = {key: value for key, value in state.items() if key != "inputs"}
+    opened = SubspaceModel(Chain(), subspace="point")
+    opened.load_subspace_state(older)
+    with pytest.raises(RuntimeError, match="or call it once"):
+        opened.efficiency(0.5)
+    opened(images)  # at alpha = 1
+    assert opened.efficiency(0.5) == trained.efficiency(0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (((torch.zeros(2, 3),), {"mask": None, "scale": 2.0}), True),
+        ((([torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)],), {}), True),
+        (((object(),), {}), False),
+    ],
+)
+def test_arguments_as_plain_data(arguments, kept):
+    data = example.to_data(arguments)
+    again = example.from_data(data)
+    if not kept:
+        assert data is None
+        assert again is None
+        return
+    theirs, mine = (pytree.tree_flatten(value) for value in (arguments, again))
+    assert theirs[1] == mine[1]
+    for a, b in zip(theirs[0], mine[0], strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype) if isinstance(a, torch.Tensor) else a == b

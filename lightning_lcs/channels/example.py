@@ -1,0 +1,74 @@
+"""The arguments of a call: a small sample that later traces and measurements use, and its kinds as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> Arguments:
+    """The arguments with at most so many samples: two serve to trace other forms of the network with later."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    batch = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
+    with torch.inference_mode(False):
+        small = [
+            leaf.detach()[:samples].clone()
+            if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
+            else (leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
+            for leaf in leaves
+        ]
+    args, kwargs = pytree.tree_unflatten(small, spec)
+    return args, kwargs
+
+
+def to_data(arguments: Arguments | None) -> Any:
+    """Shapes and types of the tensors, and all other arguments as they are, for a checkpoint; no pixel is kept.
+
+    Returns:
+        ``None`` where there are none, or where they hold something that is no plain data.
+    """
+    try:
+        return None if arguments is None else _to_data(list(arguments))
+    except TypeError:
+        return None
+
+
+def from_data(data: Any) -> Arguments | None:
+    """Arguments of these shapes and types: noise for floating-point tensors, zeros for all others."""
+    if data is None:
+        return None
+    args, kwargs = _from_data(data, torch.Generator().manual_seed(0))
+    return args, kwargs
+
+
+def _to_data(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if type(value) in (tuple, list):
+        return {type(value).__name__: [_to_data(entry) for entry in value]}
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _to_data(entry) for key, entry in value.items()}}
+    if value is None or type(value) in (bool, int, float, str):
+        return {"value": value}
+    raise TypeError(type(value).__name__)
+
+
+def _from_data(data: Mapping[str, Any], generator: torch.Generator) -> Any:
+    if "shape" in data:
+        dtype = getattr(torch, data["dtype"])
+        if dtype.is_floating_point:
+            return torch.randn(data["shape"], generator=generator).to(dtype)
+        return torch.zeros(data["shape"], dtype=dtype)
+    ((kind, content),) = data.items()
+    if kind == "dict":
+        return {key: _from_data(entry, generator) for key, entry in content.items()}
+    if kind == "value":
+        return content
+    entries = [_from_data(entry, generator) for entry in content]
+    return tuple(entries) if kind == "tuple" else entries
