@@ -13,6 +13,8 @@ from lightning_lcs._prepared import Prepared
 from tests.integration.support import Data, Module, digits, lcs, trainer
 
 IMAGES = digits(0, 8).tensors[0]
+# The user's hook watches: below alpha = 1 it does not run, and this is said once.
+pytestmark = pytest.mark.filterwarnings("ignore:the forward hooks of .* only watch:UserWarning")
 
 
 class Mine(Module):
