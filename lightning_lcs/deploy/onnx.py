@@ -75,7 +75,7 @@ def export_onnx(
             network = model.materialize(alpha)
             proto = onnx_of(model, network)
             path = scratch / f"alpha_{alpha:g}.onnx"
-            _write(proto, path, [alpha])
+            write_onnx(proto, path, [alpha])
             off = difference(model, network, _runner(path))
             check_difference(off, path.name)
             found.append((path.name, (alpha,), path.stat().st_size, off))
@@ -83,7 +83,7 @@ def export_onnx(
             levels.append(Level(proto, _selection(model, alpha, chosen[-1])))
         if several and len(chosen) > 1:
             path = scratch / SEVERAL
-            _write(several_levels(levels), path, chosen)
+            write_onnx(several_levels(levels), path, chosen)
             offs = [difference(model, network, _runner(path, k)) for k, network in enumerate(networks)]
             check_difference(max(offs), path.name)
             found.append((path.name, tuple(chosen), path.stat().st_size, max(offs)))
@@ -144,7 +144,12 @@ def _runner(path: Path, number: int | None = None) -> Any:
     return run
 
 
-def _write(proto: Any, path: Path, alphas: Sequence[float]) -> None:
+def write_onnx(proto: Any, path: Path, alphas: Sequence[float]) -> None:
+    """Write a model, with its levels among its metadata.
+
+    Raises:
+        ValueError: it has more than 2 GiB.
+    """
     import onnx
 
     if proto.ByteSize() > _LARGEST:
