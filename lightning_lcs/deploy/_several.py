@@ -84,6 +84,9 @@ def several_levels(levels: Sequence[Level]) -> Any:
 
     Returns:
         An ``onnx.ModelProto``.
+
+    Raises:
+        ValueError: a level holds control flow of its own.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -145,6 +148,11 @@ def _branch(number: int, level: Level, full: Mapping[str, Array]) -> Any:
             source = branch.prefix + name
         known[name] = source
     for node in graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise ValueError(
+                f"the network holds {node.op_type}, a choice or a loop of its own, and levels.onnx can't hold several "
+                "of these: export the levels one by one with several=False"
+            )
         copy = _renamed(node, branch.prefix + node.name)
         del copy.metadata_props[:]
         copy.doc_string = ""

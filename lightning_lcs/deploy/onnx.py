@@ -62,7 +62,8 @@ def export_onnx(
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing.
-        ValueError: a level outside [0, 1], or a network of more than 2 GiB.
+        ValueError: a level outside [0, 1], a network of more than 2 GiB, or one with control flow of its own in
+            ``levels.onnx``.
         RuntimeError: the network's input is not known, it can't be exported, or a file computes something else.
     """
     require_onnx()

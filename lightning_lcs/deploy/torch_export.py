@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,5 +57,4 @@ def export_torch(
             off = difference(model, level, run)
             check_difference(off, path.name)
             found.append((path.name, alpha, path.stat().st_size, off))
-    target = type(scratch)(folder)
-    return [Exported(target / name, (alpha,), size, off) for name, alpha, size, off in found]
+    return [Exported(Path(folder) / name, (alpha,), size, off) for name, alpha, size, off in found]

@@ -13,6 +13,7 @@ from lightning_lcs.batchnorm import recalibrate
 from lightning_lcs.cli import main
 from lightning_lcs.deploy import onnx as deployed
 from lightning_lcs.deploy._programs import check_difference
+from lightning_lcs.deploy._several import Level, several_levels
 from lightning_lcs.deploy.onnx import METADATA_KEY, export_onnx, session
 from lightning_lcs.deploy.torch_export import export_torch
 from tests.helpers import Chain, Mlp, relative, scramble
@@ -160,6 +161,14 @@ def test_a_file_that_computes_something_else_is_an_error_and_nothing_stays(tmp_p
     with pytest.raises(RuntimeError, match="differs from the level"):
         export_onnx(model, tmp_path / "new", [0.5, 1.0])
     assert not list(tmp_path.iterdir())
+
+
+def test_control_flow_of_a_network_s_own_is_named():
+    graph = onnx.helper.make_graph([], "empty", [], [])
+    choice = onnx.helper.make_node("If", ["x"], ["y"], then_branch=graph, else_branch=graph)
+    level = Level(onnx.helper.make_model(onnx.helper.make_graph([choice], "level", [], [])), {})
+    with pytest.raises(ValueError, match=r"holds If.*several=False"):
+        several_levels([level, level])
 
 
 def test_not_a_number_is_a_difference():
