@@ -21,6 +21,7 @@ COMMANDS = {
     "validate": Command("training.training", "measure a checkpoint's curve on the validation data"),
     "test": Command("training.training", "measure a checkpoint's curve on the test data"),
     "predict": Command("training.training", "run a checkpoint on a data module's images"),
+    "export": Command("export.export", "write levels of a model.lcs as ONNX or torch.export files"),
     "compare": Command("compare.compare", "train several methods on one recipe, and compare their curves"),
     "report": Command("report.report", "write an HTML page about one or more runs"),
     "dashboard": Command("dashboard.dashboard", "make a W&B workspace over the runs of a project"),

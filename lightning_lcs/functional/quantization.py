@@ -94,3 +94,59 @@ def range_of(x: Tensor, per_channel: bool = False) -> tuple[Tensor, Tensor]:
     """Smallest and largest value: of all, or of each entry of dimension 0."""
     low, high = torch.aminmax(x.detach().flatten(1), dim=1) if per_channel else torch.aminmax(x.detach())
     return low, high
+
+
+def integers_of(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """``clip(round(x / scale) + zero_point)``: the integers that stand for values.
+
+    Args:
+        x: values of any shape.
+        scale: a scalar, or one per entry of dimension 0 of ``x``.
+        zero_point: of the scale's shape.
+        bits: 2 to 8.
+
+    Returns:
+        int8, in ``integer_range(bits)``.
+    """
+    scale, zero_point = _along_first(scale, x), _along_first(zero_point, x)
+    return ((x.float() / scale).round() + zero_point).clamp(*integer_range(bits)).to(torch.int8)
+
+
+def values_of(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``(q - zero_point) * scale``, the inverse of :func:`integers_of` up to half a scale; float32."""
+    return (integers.float() - _along_first(zero_point, integers)) * _along_first(scale, integers)
+
+
+def narrowed(master: Tensor, bits: int) -> Tensor:
+    """The integers of fewer bits that eight-bit ones stand for: the upper bits, by an arithmetic shift.
+
+    Args:
+        master: int8, as :func:`integers_of` gives it with 8 bits.
+        bits: 2 to 8.
+
+    Returns:
+        int8, in ``integer_range(bits)``.
+    """
+    integer_range(bits)
+    return master >> (MAX_BITS - bits)
+
+
+def values_of_narrowed(integers: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Values of what :func:`narrowed` gave, with the scale and the zero point of the eight-bit integers.
+
+    A shift drops between 0 and ``2^(8 - bits) - 1``; the middle of these is put back, half a step less half a unit.
+    With ``r`` the width of the range, no value within it then lies further from its own than ``2^(8 - bits) / 2 * r /
+    255``, plus the rounding of the zero point: where direct quantization to so many bits has ``r / (2 (2^bits - 1))``,
+    which is a little more. Unlike there 0 is not represented exactly below eight bits, so that weights that are exactly
+    zero (pruned ones) do not stay so.
+
+    Returns:
+        float32 of the shape of ``integers``.
+    """
+    shift = MAX_BITS - bits
+    middle = ((1 << shift) - 1) / 2.0
+    return values_of(integers.float() * (1 << shift) + middle, scale, zero_point)
+
+
+def _along_first(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.ndim - 1)) if values.ndim else values

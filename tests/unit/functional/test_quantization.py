@@ -8,7 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lcs.functional.quantization import affine_parameters, fake_quantize, integer_range, range_of
+from lightning_lcs.functional.quantization import (
+    affine_parameters,
+    fake_quantize,
+    integer_range,
+    integers_of,
+    narrowed,
+    range_of,
+    values_of,
+    values_of_narrowed,
+)
 
 
 def oracle(x: np.ndarray, low: float, high: float, bits: int) -> np.ndarray:
@@ -101,3 +110,65 @@ def test_parameters_of_a_known_range():
     assert float(scale) == pytest.approx(4 / 3)
     assert int(zero_point) == round(-2 + 1 / (4 / 3))
     assert math.isclose(float((0 - zero_point + zero_point) * scale), 0.0)
+
+
+def quantized(entries, bits, channels=None):
+    x = torch.tensor(entries)
+    x = x if channels is None else x[: len(x) // channels * channels].view(channels, -1)
+    low, high = range_of(x, per_channel=channels is not None)
+    scale, zero_point = affine_parameters(low, high, bits)
+    return x, scale, zero_point, integers_of(x, scale, zero_point, bits)
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=40), bit_widths, st.sampled_from([None, 2]))
+def test_integers_and_their_values_are_the_simulated_quantization(entries, bits, channels):
+    x, scale, zero_point, integers = quantized(entries, bits, channels)
+    low, high = integer_range(bits)
+    assert low <= int(integers.min())
+    assert int(integers.max()) <= high
+    simulated = fake_quantize(x, *range_of(x, per_channel=channels is not None), bits)
+    assert torch.equal(values_of(integers, scale, zero_point), simulated)
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=40), bit_widths)
+def test_a_shifted_master_is_within_half_a_step(entries, bits):
+    x, scale, zero_point, master = quantized(entries, 8)
+    lower = narrowed(master, bits)
+    low, high = integer_range(bits)
+    assert low <= int(lower.min())
+    assert int(lower.max()) <= high
+    found = values_of_narrowed(lower, scale, zero_point, bits)
+    # Half of the master's steps that became one; clipping at the ends of the range, where the zero point was rounded.
+    step = float(scale) * 2 ** (8 - bits)
+    assert float((found - x).abs().max()) <= (step / 2 + float(scale) / 2) * 1.001 + 1e-5
+    master_off = (values_of(master, scale, zero_point) - found).abs().max()
+    assert float(master_off) <= (step - float(scale)) / 2 * 1.001 + 1e-5
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_the_half_step_takes_the_bias_away(bits):
+    x = torch.randn(20000, generator=torch.Generator().manual_seed(0))
+    low, high = range_of(x)
+    scale, zero_point = affine_parameters(low, high, 8)
+    lower = narrowed(integers_of(x, scale, zero_point, 8), bits)
+    step = float(scale) * 2 ** (8 - bits)
+    corrected = values_of_narrowed(lower, scale, zero_point, bits)
+    plain = values_of(lower.float() * 2 ** (8 - bits), scale, zero_point)
+    # Without it every value is too small by half a step less half a unit in the mean: the control. The coarsest steps
+    # are not evenly filled, hence the margins.
+    assert abs(float((corrected - x).mean())) < 0.12 * step
+    assert float((x - plain).mean()) > 0.7 * (step - float(scale)) / 2
+    direct = fake_quantize(x, low, high, bits)
+    assert float((corrected - x).square().mean()) < 1.2 * float((direct - x).square().mean())
+
+
+def test_eight_bits_of_a_master_are_the_master():
+    _, scale, zero_point, master = quantized([-1.0, 0.0, 0.3, 2.0], 8)
+    assert torch.equal(narrowed(master, 8), master)
+    assert torch.equal(values_of_narrowed(master, scale, zero_point, 8), values_of(master, scale, zero_point))
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_a_master_has_two_to_eight_bits(bits):
+    with pytest.raises(ValueError, match=r"2\.\.8"):
+        narrowed(torch.zeros(1, dtype=torch.int8), bits)

@@ -1,0 +1,301 @@
+"""Layers of a float ONNX graph turned into layers of integers: quantize and dequantize nodes that runtimes fuse."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+_QMIN, _QMAX = -128, 127
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The integers of an activation: uint8, as processors' instructions want it."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """The integers of a weight, int8.
+
+    Attributes:
+        integers: of the weight's shape, outputs first.
+        scale: one, or one per output.
+        zero_point: of the scale's shape.
+    """
+
+    integers: Array
+    scale: Array
+    zero_point: Array
+
+
+class Graph:
+    """A graph that is rewritten in place, with what makes and what takes each of its values."""
+
+    def __init__(self, graph: Any) -> None:
+        from onnx import numpy_helper
+
+        self.proto = graph
+        self.arrays: dict[str, Array] = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
+        self.results = {value.name for value in graph.output}
+        self._grids: dict[tuple[str, Grid], str] = {}
+        self.index()
+
+    def index(self) -> None:
+        """Look at the nodes again."""
+        self.maker = {name: node for node in self.proto.node for name in node.output}
+        self.takers: dict[str, list[Any]] = {}
+        for node in self.proto.node:
+            for name in dict.fromkeys(node.input):
+                self.takers.setdefault(name, []).append(node)
+
+    def only_taker(self, name: str) -> Any | None:
+        """The node that takes a value, where it is the only one."""
+        takers = self.takers.get(name, [])
+        return takers[0] if len(takers) == 1 and name not in self.results else None
+
+    def constant(self, name: str, value: Any, dtype: Any) -> str:
+        """Add an initializer."""
+        self.arrays[name] = np.asarray(value, dtype)
+        return name
+
+    def dequantized(self, name: str, integers: Array, scale: Array, zero_point: Array, axis: int) -> str:
+        """The value that constant integers stand for."""
+        from onnx import helper
+
+        inputs = [
+            self.constant(f"{name}/integers", integers, integers.dtype),
+            self.constant(f"{name}/scale", scale, np.float32),
+            self.constant(f"{name}/zero_point", zero_point, integers.dtype),
+        ]
+        node = helper.make_node("DequantizeLinear", inputs, [f"{name}/dequantized"], axis=axis)
+        self.proto.node.append(node)
+        return f"{name}/dequantized"
+
+    def quantized(self, name: str, grid: Grid) -> str:
+        """A value rounded to a grid, once for each."""
+        from onnx import helper
+
+        if (name, grid) not in self._grids:
+            own = f"{name}/grid_{len(self._grids)}"
+            scale = self.constant(f"{own}/scale", grid.scale, np.float32)
+            zero_point = self.constant(f"{own}/zero_point", grid.zero_point, np.uint8)
+            self.proto.node.extend(
+                [
+                    helper.make_node("QuantizeLinear", [name, scale, zero_point], [f"{own}/integers"]),
+                    helper.make_node("DequantizeLinear", [f"{own}/integers", scale, zero_point], [f"{own}/values"]),
+                ]
+            )
+            self._grids[name, grid] = f"{own}/values"
+        return self._grids[name, grid]
+
+    def grid(self, name: str) -> Grid | None:
+        """The first grid to which a value is rounded."""
+        return next((grid for value, grid in self._grids if value == name), None)
+
+    def finish(self) -> None:
+        """Put nodes in order, and drop nodes and initializers that nothing reads."""
+        from onnx import numpy_helper
+
+        known = {value.name for value in self.proto.input} | set(self.arrays) | {""}
+        left, ordered = list(self.proto.node), []
+        while left:
+            ready = [node for node in left if all(name in known for name in node.input)]
+            if not ready:
+                raise RuntimeError("the graph of integers has no order: this is a fault of lightning-lcs")
+            for node in ready:
+                known.update(node.output)
+            done = set(map(id, ready))
+            ordered += ready
+            left = [node for node in left if id(node) not in done]
+        read = set(self.results)
+        kept = []
+        for node in reversed(ordered):
+            if read.intersection(node.output):
+                kept.append(node)
+                read.update(node.input)
+        del self.proto.node[:], self.proto.initializer[:]
+        self.proto.node.extend(reversed(kept))
+        self.proto.initializer.extend(
+            numpy_helper.from_array(value, name) for name, value in self.arrays.items() if name in read
+        )
+
+
+def replace_input(node: Any, old: str, new: str) -> None:
+    """Let a node take another value."""
+    node.input[:] = [new if name == old else name for name in node.input]
+
+
+def fold_batch_norm(graph: Graph, convolution: Any, weight: Weight) -> tuple[Weight, Array | None]:
+    """A convolution's integers and bias with the batch norm that follows it, which is taken out of the graph.
+
+    A norm scales each output: so do its integers' scales. Integers change where a norm's scale is negative, or where
+    outputs have zero points of their own: runtimes want one zero point for all.
+    """
+    bias = graph.arrays[convolution.input[2]] if len(convolution.input) > 2 and convolution.input[2] else None
+    norm = graph.only_taker(convolution.output[0])
+    factor = np.ones(weight.integers.shape[0], np.float64)
+    if norm is not None and norm.op_type == "BatchNormalization" and set(norm.input[1:]) <= set(graph.arrays):
+        gamma, beta, mean, variance = (graph.arrays[name].astype(np.float64) for name in norm.input[1:])
+        epsilon = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
+        factor = gamma / np.sqrt(variance + epsilon)
+        bias = ((0.0 if bias is None else bias) - mean) * factor + beta
+        convolution.output[0] = norm.output[0]
+        graph.proto.node.remove(norm)
+        graph.index()
+    return _scaled(weight, factor), bias
+
+
+def _scaled(weight: Weight, factor: Array) -> Weight:
+    """Integers that stand for a weight times a factor per output, with one zero point."""
+    outputs = weight.integers.shape[0]
+    flat = weight.integers.reshape(outputs, -1).astype(np.float64)
+    zero_points = np.broadcast_to(weight.zero_point.astype(np.float64), outputs)
+    scale = np.broadcast_to(weight.scale.astype(np.float64), outputs) * np.where(factor == 0.0, 1.0, np.abs(factor))
+    values = (flat - zero_points[:, None]) * np.sign(factor)[:, None]
+    # Integers that would not fit are stretched: those of outputs whose sign turned, or that had another zero point.
+    least, zero_point = min(
+        ((_stretch(values, candidate), candidate) for candidate in dict.fromkeys((int(zero_points[0]), 0))),
+        key=lambda pair: float(pair[0].max()),
+    )
+    integers = (np.round(values / least[:, None]) + zero_point).astype(np.int8)
+    return Weight(integers.reshape(weight.integers.shape), scale * least, np.full(outputs, zero_point))
+
+
+def _stretch(values: Array, zero_point: int) -> Array:
+    """By how much integers of each output must shrink to fit around a zero point; at least 1."""
+    low, high = values.min(1), values.max(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        above = np.where(high > 0, high / (_QMAX - zero_point), 1.0)
+        below = np.where(low < 0, -low / (zero_point - _QMIN), 1.0)
+    stretched: Array = np.maximum(1.0, np.maximum(above, below))
+    return stretched
+
+
+def to_integers(graph: Graph, weights: Mapping[str, Weight], grids: Mapping[str, Grid]) -> tuple[list[str], list[str]]:
+    """Turn convolutions, linear layers and matrix products with these weights into ones of integers.
+
+    Args:
+        graph: float; weights have the names of parameters.
+        weights: by name of the parameter.
+        grids: of the inputs of their layers, by the same names.
+
+    Returns:
+        Names of the weights that stay float, as something else than such a node reads them; and the values that
+        convolutions give and that need a grid, too: without one they would not run with integers.
+    """
+    stayed, made = [], []
+    for name, weight in weights.items():
+        nodes = _layers(graph, name)
+        if nodes is None:
+            stayed.append(name)
+            continue
+        for node in nodes:
+            grid = grids[name]
+            taken = node.input[0]
+            if node.op_type == "Conv" and len(nodes) == 1:
+                own, bias = fold_batch_norm(graph, node, weight)
+            else:
+                own = _scaled(weight, np.ones(weight.integers.shape[0])) if node.op_type == "Conv" else weight
+                known = len(node.input) > 2 and node.input[2]
+                bias = graph.arrays[node.input[2]] if known else None
+            key = name if len(nodes) == 1 else f"{name}/{node.output[0]}"
+            inputs = [graph.quantized(taken, grid), _weight_of(graph, node, key, own)]
+            if bias is not None:
+                inputs.append(_bias_of(graph, key, bias, grid.scale * own.scale))
+            node.input[:] = inputs
+            if node.op_type == "Conv":
+                made.append(node.output[0])
+    graph.index()
+    return stayed, list(dict.fromkeys(_after_relu(graph, name) for name in made))
+
+
+def settle_convolutions(graph: Graph, values: Sequence[str], calibrated: Mapping[str, Grid]) -> None:
+    """Let what convolutions give be integers, too, for all that take it.
+
+    Args:
+        graph: after :func:`to_integers`.
+        values: as it gave them.
+        calibrated: grids of those values that have none from the layers that take them.
+    """
+    for name in values:
+        grid = grid_after(graph, name) or calibrated[name]
+        _for_all(graph, name, grid)
+    # A sum runs with integers where its terms and what comes of it are integers.
+    for node in list(graph.proto.node):
+        if node.op_type == "Add":
+            for name in (*node.input, _after_relu(graph, node.output[0])):
+                own = graph.grid(name)
+                if own is not None:
+                    _for_all(graph, name, own)
+
+
+def grid_after(graph: Graph, name: str) -> Grid | None:
+    """The grid of a value, or of what a maximum over neighbours, which moves no value, makes of it."""
+    own = graph.grid(name)
+    pool = graph.only_taker(name)
+    if own is None and pool is not None and pool.op_type == "MaxPool":
+        return graph.grid(pool.output[0])
+    return own
+
+
+def _for_all(graph: Graph, name: str, grid: Grid) -> None:
+    others = [node for node in graph.takers.get(name, []) if node.op_type != "QuantizeLinear"]
+    if name in graph.results and not others:
+        return
+    rounded = graph.quantized(name, grid)
+    for node in others:
+        replace_input(node, name, rounded)
+    graph.index()
+
+
+def _after_relu(graph: Graph, name: str) -> str:
+    following = graph.only_taker(name)
+    return str(following.output[0]) if following is not None and following.op_type == "Relu" else name
+
+
+def _layers(graph: Graph, name: str) -> list[Any] | None:
+    """The nodes that compute with a weight; ``None`` if any of what reads it is no such node."""
+    found = []
+    for node in graph.takers.get(name, []):
+        products = graph.takers[node.output[0]] if node.op_type == "Transpose" else [node]
+        if not all(_is_layer(graph, product, name, node.output[0]) for product in products):
+            return None
+        found += products
+    return found or None
+
+
+def _is_layer(graph: Graph, node: Any, name: str, transposed: str) -> bool:
+    """Whether a node computes with a weight, or with what a transposition makes of it, in a way that is known here."""
+    if node.op_type == "MatMul":
+        return bool(node.input[1] == transposed)
+    known = len(node.input) < 3 or not node.input[2] or node.input[2] in graph.arrays
+    is_kind = node.op_type == "Conv" or (node.op_type == "Gemm" and _is_plain(node))
+    return bool(is_kind and known and node.input[1] == name)
+
+
+def _is_plain(node: Any) -> bool:
+    given = {attribute.name: attribute.i or attribute.f for attribute in node.attribute}
+    factors = {given.get("alpha", 1), given.get("beta", 1)}
+    return bool(given.get("transB") == 1 and not given.get("transA") and factors == {1})
+
+
+def _weight_of(graph: Graph, node: Any, name: str, weight: Weight) -> str:
+    integers, axis = weight.integers, 0
+    if node.op_type == "MatMul":
+        integers, axis = np.ascontiguousarray(integers.T), 1
+    return graph.dequantized(name, integers, weight.scale, weight.zero_point, axis)
+
+
+def _bias_of(graph: Graph, name: str, bias: Array, scale: Array) -> str:
+    limit = np.iinfo(np.int32)
+    scales = np.broadcast_to(scale, bias.shape)
+    integers = np.round(bias / scales).clip(limit.min, limit.max).astype(np.int32)
+    return graph.dequantized(f"{name}/bias", integers, scales, np.zeros(bias.shape), 0)
