@@ -17,6 +17,8 @@ _ALSO = frozenset(
     {"sym_size", "matmul", "bmm", "scaled_dot_product_attention", "index", "arange", "embedding", "slice"}
 )
 _PYTHON = {
+    "assert": torch._assert,
+    "eq": operator.eq,
     "getitem": operator.getitem,
     "add": operator.add,
     "sub": operator.sub,
