@@ -103,7 +103,7 @@ class TracedNetwork:
         return self._fixed[program]
 
     def remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the arguments of the first call, with at most two samples."""
+        """Keep the arguments of the first call, with two samples."""
         if self.example is None:
             self.example = _sample(args, kwargs)
 
@@ -212,12 +212,14 @@ def _call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with at most so many samples: two serve to trace other forms of the network with later."""
+    """The arguments with so many samples, some of them twice: two serve to trace other forms of the network with."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     batch = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
+    # With a single one batch norms refuse to train on maps of one place.
+    rows = torch.arange(samples) % (batch or 1)
     with torch.inference_mode(False):
         small = [
-            leaf.detach()[:samples].clone()
+            leaf.detach()[rows.to(leaf.device)].clone()
             if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
             else (leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
             for leaf in leaves
