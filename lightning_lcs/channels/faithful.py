@@ -11,13 +11,14 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_lcs.channels.hooks import Hook, hooks_of, only_watching, without
-from lightning_lcs.channels.program import Program
+from lightning_lcs.channels.program import FixedSize, Program
 from lightning_lcs.channels.refused import INSTEAD, TraceError
 from lightning_lcs.channels.trace import neutral
 
 # The same ops on the same numbers: most networks agree bitwise. Of the largest entry of a tensor, and, for gradients
 # that are zero but for rounding, of the largest of all.
 OF_ITS_OWN, OF_ALL = 1e-3, 1e-5
+OTHER_SIZE = 32  # so much larger; most networks take multiples of it
 
 
 def untraced_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Hook], list[Hook]]:
@@ -97,6 +98,49 @@ def check_faithful(
             f"in the forward, such as a custom autograd.Function or a hook on gradients. {_ADVICE}"
         )
     return recomputed
+
+
+def fixed_sizes(
+    module: nn.Module, program: Program, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[FixedSize]:
+    """Sizes of the inputs for which alone a graph is the network, found by running both with others.
+
+    Args:
+        module: the network, in the state in which it was traced.
+        program: its graph.
+        sizes: what the graph takes at full width.
+        args: arguments of the traced sizes; few samples do.
+        kwargs: keyword arguments.
+
+    Returns:
+        All sizes but the batch's with which the network has no result, or another one than its graph.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    state: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    found = []
+
+    def serves(place: int, axis: int) -> bool:
+        leaf = leaves[place]
+        size = leaf.shape[axis] + OTHER_SIZE
+        larger = torch.cat([leaf] * -(-size // leaf.shape[axis]), axis).narrow(axis, 0, size)
+        others = pytree.tree_unflatten([*leaves[:place], larger, *leaves[place + 1 :]], spec)
+        buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
+        tensors = [(state | buffers)[name] for name in program.names]
+        try:
+            theirs, _ = _run(lambda: module.forward(*others[0], **others[1]), [])
+            ours, _ = _run(lambda: program.run(tensors, sizes, *others), [])
+        except Exception:  # whatever is raised at a size that code does not know
+            return False
+        if [a.shape for a in ours] != [b.shape for b in theirs]:
+            return False
+        return not any(_differ(a, b, 0.0) for a, b in zip(ours, theirs, strict=True))
+
+    with _undisturbed(module), torch.no_grad():
+        for place, (name, leaf) in enumerate(zip(program.trace.inputs, leaves, strict=True)):
+            for axis in range(1, leaf.ndim if isinstance(leaf, Tensor) else 0):
+                if not leaf.shape[axis] or not serves(place, axis):
+                    found.append(FixedSize(name, axis, tuple(leaf.shape)))
+    return found
 
 
 _ADVICE = f"Structured compression would train something else; {INSTEAD}"

@@ -12,10 +12,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_lcs.channels.example import sample
-from lightning_lcs.channels.faithful import check_faithful, untraced_hooks
-from lightning_lcs.channels.hooks import without
+from lightning_lcs.channels.faithful import check_faithful, fixed_sizes, untraced_hooks
+from lightning_lcs.channels.hooks import Hook, without
 from lightning_lcs.channels.plan import ChannelPlan
-from lightning_lcs.channels.program import Program
+from lightning_lcs.channels.program import FixedSize, Program
 from lightning_lcs.channels.propagate import propagate
 from lightning_lcs.channels.refused import TraceError
 from lightning_lcs.channels.trace import trace
@@ -60,6 +60,8 @@ class TracedNetwork:
         self._told: set[str] = set()
         self._settled = False
         self._programs: dict[Any, Program] = {}
+        self._fixed: dict[Program, list[FixedSize]] = {}
+        self._untraced: list[Hook] = []
         self._children: list[nn.Module] = []
         self._owners: dict[str, tuple[nn.Module, str]] = {}
 
@@ -93,8 +95,17 @@ class TracedNetwork:
         with training_flags(self.module, training):
             return self.program(*self.example_inputs())
 
+    def fixed_sizes(self, program: Program, training: bool) -> list[FixedSize]:
+        """The sizes of inputs for which alone one of the programs of :meth:`in_mode` serves."""
+        if program not in self._fixed:
+            full = [self.plan.structure.size(dim) for dim in program.sizes]
+            hooks = [hook for hook in self._untraced if hook.key in hook.holder]
+            with training_flags(self.module, training), without(hooks):
+                self._fixed[program] = fixed_sizes(self.module, program, full, *self.example_inputs())
+        return self._fixed[program]
+
     def remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the arguments of the first call, with at most two samples."""
+        """Keep the arguments of the first call, with two samples."""
         if self.example is None:
             self.example = sample(args, kwargs)
 
@@ -121,6 +132,7 @@ class TracedNetwork:
     def forget(self) -> None:
         """Drop every trace (the network itself has changed)."""
         self._programs.clear()
+        self._fixed.clear()
         self._children.clear()
         self._owners.clear()
 
@@ -142,16 +154,17 @@ class TracedNetwork:
 
     def __getstate__(self) -> dict[str, Any]:
         # Traces hold tensors without data and code; they are made again when needed.
-        return {**self.__dict__, "_programs": {}, "_children": [], "_owners": {}}
+        return {**self.__dict__, "_programs": {}, "_fixed": {}, "_untraced": [], "_children": [], "_owners": {}}
 
     def _trace(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         watching, around = untraced_hooks(self.module, *sample(args, kwargs))
         if watching:
             self._lose("hooks", NOT_RUN.format(_listed([hook.path or "the network itself" for hook in watching])))
-        untraced = {hook.key for hook in (*watching, *around)}
+        self._untraced = [*watching, *around]
+        untraced = {hook.key for hook in self._untraced}
         acting = (*key[:2], tuple([hook for hook in key[2] if hook not in untraced]))
         if acting not in self._programs:
-            with without([*watching, *around]):
+            with without(self._untraced):
                 self._programs[acting] = self._traced(args, kwargs)
         self._programs[key] = self._programs[acting]
         return self._programs[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
@@ -136,6 +137,36 @@ def _replaced(args: Any, path: tuple[int, ...], value: Any) -> Any:
     return tuple(items) if isinstance(args, tuple) else items
 
 
+@dataclasses.dataclass(frozen=True)
+class FixedSize:
+    """A size of an input that a graph can't do without.
+
+    Attributes:
+        name: of the input.
+        axis: its dimension.
+        shape: in which the input was traced.
+    """
+
+    name: str
+    axis: int
+    shape: tuple[int, ...]
+
+    def check(self, graph: fx.Graph, given: fx.Node) -> None:
+        """Let a graph refuse an input of another size."""
+        sizes = ", ".join(["batch", *map(str, self.shape[1:])])
+        size = graph.call_function(torch.ops.aten.sym_size.int, (given, self.axis))
+        same = graph.call_function(operator.eq, (size, self.shape[self.axis]))
+        graph.call_function(
+            torch._assert,
+            (
+                same,
+                f"this network was traced for inputs of ({sizes}), and its code depends on dimension {self.axis} of "
+                f"{self.name}: for another size, make it from a SubspaceModel that was first called, or given "
+                "example_inputs, of that size",
+            ),
+        )
+
+
 def materialize(
     program: Program,
     at: PlanAtWidth,
@@ -143,6 +174,7 @@ def materialize(
     trainable: Mapping[str, bool],
     persistent: Container[str],
     for_training: bool,
+    fixed: Sequence[FixedSize] = (),
 ) -> MaterializedModel:
     """A network of its own out of a traced graph.
 
@@ -153,6 +185,7 @@ def materialize(
         trainable: for the parameters among them, whether they require gradients.
         persistent: names of the tensors that belong into its ``state_dict``.
         for_training: which of training and evaluation the graph was traced in.
+        fixed: sizes of inputs that it refuses to have changed.
 
     Raises:
         NotImplementedError: the network takes nested inputs.
@@ -174,6 +207,9 @@ def materialize(
     for node in trace.graph.nodes:
         if node.op == "placeholder" and node.name not in trace.inputs:
             mapping[node] = graph.get_attr(trace.state.get(node.name, node.name))
+    given = {node.name: mapping[node] for node in mapping if node.name in trace.inputs}
+    for size in fixed:
+        size.check(graph, given[size.name])
     resized: dict[fx.Node, dict[tuple[int, ...], int]] = {}
     for node, path, dim in program.size_arguments:
         resized.setdefault(node, {})[path] = at.size(dim)

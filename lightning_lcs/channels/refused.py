@@ -17,7 +17,7 @@ INSTEAD = (
     "name a part of the network without it as target=, or use unstructured or quantized mode, which run the network's "
     "own code and need no trace"
 )
-LONGEST = 200  # characters of torch's own message: the rest follows in the chained error
+LONGEST = 320  # characters of torch's own message: the rest follows in the chained error
 _NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
 _STANDARD = sysconfig.get_path("stdlib")
 _INSTALLED = ("site-packages", "dist-packages")

@@ -47,8 +47,9 @@ class MaterializedModel(fx.GraphModule):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> MaterializedModel:
         """What ``.to()``, ``.double()`` and the like do; tensors that the code makes move along."""
-        first = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
-        moved = fn(torch.empty(0, dtype=first.dtype, device=first.device))
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        first = torch.empty(0, dtype=like.dtype, device=like.device)
+        moved = fn(first.clone())
         fixed = [node for node in self.graph.nodes if moved.dtype != first.dtype and _names(node, first.dtype)]
         # More digits harm nothing. With less, a tensor that is made in full precision on purpose would be wrong.
         if fixed and moved.dtype.itemsize <= first.dtype.itemsize:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import lightning
 import pytest
+import timm
+import torch
 
 import lightning_lcs
+from lightning_lcs.data import DigitsDataModule
 from tests.integration.shortened import QuickCallback, ShortTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -92,3 +95,25 @@ def test_a_network_is_deployed_and_controlled(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "replayed, they are the same: True" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} >= {"curve.csv", "model.lcs", "trace.jsonl"}
+
+
+def test_a_pretrained_network_is_loaded_by_order_wrapped_and_finetuned(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import finetune_pretrained as example
+
+    torch.manual_seed(0)
+    published = timm.create_model("mobilenetv3_small_050")
+    weights = {f"_{name}": value for name, value in published.state_dict().items()}
+    net = example.load_in_order(timm.create_model("mobilenetv3_small_050"), weights).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(net(images), published.eval()(images))
+    with pytest.raises(ValueError, match="not of this network"):
+        example.load_in_order(timm.create_model("mobilenetv3_small_075"), weights)
+    assert example.change_at_full_width(net, "given", images) < 1e-5
+    # Sorted channels are summed in another order.
+    assert example.change_at_full_width(net, "importance", images) < 1e-4
+    data = DigitsDataModule(image_size=16, batch_size=256)
+    accuracy = example.finetune(net, "importance", data, epochs=1, seed=0)
+    assert list(accuracy) == [1.0, 0.5, 0.25]
+    assert all(0.0 <= value <= 1.0 for value in accuracy.values())

@@ -21,16 +21,15 @@ pytestmark = [
 
 FAMILIES = [
     "timm:test_byobnet@32",
-    "timm:cs3darknet_focus_s@32",
     "timm:test_convnext@32",
     "timm:test_efficientnet@32",
     "timm:edgenext_xx_small@32",
+    "timm:pit_ti_224@224",
     "timm:gmlp_ti16_224@224",
-    "timm:hgnetv2_b0@32",
     "timm:mobilevit_xxs@32",
     "timm:test_nfnet@32",
     "timm:sequencer2d_s@32",
-    "timm:swin_tiny_patch4_window7_224@224",
+    "torchvision:swin_t@64",
     "timm:test_vit@160",
     "torchvision:shufflenet_v2_x0_5@64",
 ]
@@ -59,7 +58,7 @@ for path in sys.argv[1:]:
         else:
             raise AssertionError(path)
         net = pickle.loads(pickle.dumps(net))  # and on to the next
-assert not any("lightning_lcs" in name for name in sys.modules)
+assert not any(name.partition(".")[0] == "lightning_lcs" for name in sys.modules)
 """
 
 
@@ -99,13 +98,13 @@ def test_it_goes_where_networks_go(cut: tuple[str, SubspaceModel, Tensor], tmp_p
 def test_it_moves_to_other_numbers(cut: tuple[str, SubspaceModel, Tensor]) -> None:
     name, model, x = cut
     expected = model.materialize(HALF)(x)
-    moved = copy.deepcopy(model)
-    for dtype, tolerance in ((torch.float32, SINGLE), (torch.bfloat16, HALF_PRECISION)):
-        # Moved before it is cut, any network runs.
-        found = moved.to(dtype).materialize(HALF)(x.to(dtype))
-        assert found.dtype == dtype
-        assert relative(found.double(), expected) < tolerance
-    single = moved.to(torch.float32).materialize(HALF)
+    # Moved before it is cut, any network runs.
+    single = copy.deepcopy(model).to(torch.float32).materialize(HALF)
+    assert relative(single(x.float()).double(), expected) < SINGLE
+    short = copy.deepcopy(model).to(torch.bfloat16).materialize(HALF)(x.bfloat16())
+    assert short.dtype == torch.bfloat16
+    assert relative(short.double(), expected) < HALF_PRECISION
+    # To more digits, cut ones go, too; to fewer, unless their code makes tensors.
     assert relative(copy.deepcopy(single).double()(x), expected) < SINGLE
     if any(part in name for part in MAKE_TENSORS):
         before = {key: value.dtype for key, value in single.state_dict().items()}

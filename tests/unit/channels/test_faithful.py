@@ -135,3 +135,10 @@ def test_random_layers_draw_the_same_numbers(dropout: nn.Module) -> None:
         lambda m, x: m.head(m.drop(m.a(x)).mean((2, 3))), a=nn.Conv2d(3, 8, 3), drop=dropout, head=nn.Linear(8, 5)
     )
     subspace(net)
+
+
+def test_a_single_image_serves_a_batch_norm_on_one_place() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 8), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 5))
+    model = SubspaceModel(net.train(), X[:1], subspace="point").eval()
+    assert model.efficiency(0.0).params < model.efficiency(1.0).params
+    assert model.materialize(0.0)(X[:1]).shape == (1, 5)

@@ -1,0 +1,123 @@
+"""Another image size than the one traced: right, or an error that names the size."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_lcs.channels.refused import TraceError
+from lightning_lcs.model import SubspaceModel
+from tests.helpers import BATCH_NORM_WARNING, Chain, Lambda, relative, scramble
+
+pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
+# The same operations on the same numbers, but for the rounding of other kernels.
+SAME = 1e-5
+
+
+def image(height: int, width: int) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def net_of(middle: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.head(middle(m, m.a(x)).mean((2, 3)))  # type: ignore[operator,return-value]
+
+    return scramble(Lambda(forward, a=nn.Conv2d(3, 8, 3, padding=1), head=nn.Linear(8, 5))).eval()
+
+
+# Each bakes the size of the image into its trace; most run at another one all the same, and give something else.
+SIZED = {
+    "pool by size": lambda m, x: F.avg_pool2d(x, x.shape[-1]),
+    "resize to size": lambda m, x: F.interpolate(F.max_pool2d(x, 2), size=x.shape[-2:]) ** 2,
+    "scale by size": lambda m, x: x * (x.shape[-1] / 8),
+    "crop by size": lambda m, x: x[:, :, : x.shape[2] // 2, : x.shape[3] // 2],
+    "grid of positions": lambda m, x: x * torch.arange(x.shape[-1], dtype=x.dtype),
+    "tokens": lambda m, x: x.flatten(2).transpose(1, 2).reshape(-1, x.shape[2], x.shape[3], 8).permute(0, 3, 1, 2),
+}
+
+
+@pytest.mark.parametrize("kind", list(SIZED))
+@torch.no_grad()
+def test_a_subspace_model_serves_every_size(kind: str) -> None:
+    net = net_of(SIZED[kind])
+    model = SubspaceModel(net, image(16, 16), subspace="point").eval()
+    for size in ((16, 16), (24, 24), (24, 16), (16, 16)):
+        x = image(*size)
+        with model.at_alpha(0.5):
+            fresh = SubspaceModel(net, x, subspace="point").eval().materialize(0.5)
+            assert relative(model(x), fresh(x)) < SAME
+
+
+@pytest.mark.parametrize("kind", list(SIZED))
+@torch.no_grad()
+def test_what_was_traced_for_one_size_names_it_at_another(kind: str, tmp_path: Path) -> None:
+    model = SubspaceModel(net_of(SIZED[kind]), image(16, 16), subspace="point").eval()
+    small = model.materialize(0.5)
+    model.save(tmp_path / "model.lcs")
+    loaded = SubspaceModel.load(tmp_path / "model.lcs")
+    loaded.set_alpha(0.5)
+    assert relative(loaded(image(16, 16)), small(image(16, 16))) < SAME
+    text = r"was traced for inputs of \(batch, 3, 16, 16\), and its code depends on dimension [23] of \w+: for another"
+    with pytest.raises(AssertionError, match=text):
+        small(image(24, 24))
+    with pytest.raises(TraceError, match=text):
+        loaded(image(24, 24))
+    loaded.set_alpha(1.0)
+    with pytest.raises(AssertionError, match=text):
+        loaded(image(24, 24))
+    loaded.save(tmp_path / "again.lcs")
+    with pytest.raises(AssertionError, match=text):
+        SubspaceModel.load(tmp_path / "again.lcs")(image(24, 24))
+
+
+@torch.no_grad()
+def test_a_check_is_missing_for_no_size_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without it these run, and are wrong: the test above can fail.
+    monkeypatch.setattr("lightning_lcs.channels.network.fixed_sizes", lambda *_: [])
+    wrong = 0
+    for kind in ("pool by size", "resize to size", "scale by size", "crop by size"):
+        net = net_of(SIZED[kind])
+        small = SubspaceModel(net, image(16, 16), subspace="point").eval().materialize(1.0)
+        wrong += relative(small(image(24, 24)), net(image(24, 24))) > 1e-3
+    assert wrong == 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: scramble(Chain()),
+        lambda: scramble(timm.create_model("resnet10t", num_classes=5)),
+        lambda: scramble(timm.create_model("mobilenetv3_small_050", num_classes=5)),
+    ],
+    ids=["chain", "resnet10t", "mobilenetv3"],
+)
+@torch.no_grad()
+def test_what_does_not_depend_on_the_size_serves_every_size(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    net = make().eval()
+    model = SubspaceModel(net, image(64, 64), subspace="point").eval()
+    full, small = model.materialize(1.0), model.materialize(0.5)
+    model.save(tmp_path / "model.lcs")
+    loaded = SubspaceModel.load(tmp_path / "model.lcs")
+    for size in ((96, 96), (64, 128), (40, 33)):
+        x = image(*size)
+        assert relative(full(x), net(x)) < SAME
+        with model.at_alpha(0.5), loaded.at_alpha(0.5):
+            assert relative(small(x), model(x)) < SAME
+            assert relative(loaded(x), model(x)) < SAME
+    with pytest.raises(AssertionError, match=r"\(batch, 3, 64, 64\), and its code depends on dimension 1 of x"):
+        small(torch.randn(2, 4, 64, 64))
+
+
+@torch.no_grad()
+def test_a_network_that_takes_one_size_says_so_in_its_own_words() -> None:
+    net = timm.create_model("test_vit", num_classes=5, img_size=64, dynamic_img_size=False)
+    model = SubspaceModel(net, image(64, 64), subspace="point").eval()
+    text = r"Input height \(96\) doesn't match model \(64\).*timm/layers/patch_embed\.py:\d+: "
+    with model.at_alpha(0.5), pytest.raises(TraceError, match=text):
+        model(image(96, 96))
+    with pytest.raises(AssertionError, match=r"traced for inputs of \(batch, 3, 64, 64\)"):
+        model.materialize(0.5)(image(96, 96))
