@@ -9,11 +9,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from lightning_lcs.channels.network import TracedNetwork, training_flags
+from lightning_lcs.channels.network import TracedNetwork
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.serial import network_from_data
-from lightning_lcs.channels.trace import neutral
+from lightning_lcs.channels.trace import InputSpec
 
 
 class StoredModule(nn.Module):
@@ -126,44 +126,15 @@ class StoredNetwork(TracedNetwork):
         return len(shape) == len(expected) and all(size in (mine, None) for mine, size in known)
 
 
-@torch.no_grad()
 def runs_at_any_size(network: TracedNetwork) -> bool:
-    """Whether the graph of a network gives what the network itself gives for images of other sizes, as far as tried.
+    """Whether the graph of a network serves images of other sizes, as far as tried; see :func:`fixed_sizes`.
 
-    Code may have computed numbers from the size of the image that the graph holds as constants. Sizes that the network
-    itself refuses say nothing; where it refuses all of them the answer is no.
+    Code may have computed numbers from the size of the image that the graph holds as constants.
     """
     if isinstance(network, StoredNetwork):
         return network.any_size
     program = network.in_mode(False)
     specs = program.trace.specs
-    if len(specs) != 1 or len(specs[0].shape) != 4 or not specs[0].dtype.is_floating_point:
+    if len(specs) != 1 or not isinstance(specs[0], InputSpec) or len(specs[0].shape) != 4:
         return False
-    full = [network.plan.structure.size(dim) for dim in program.sizes]
-    tensors = [network.tensor(name) for name in program.names]
-    args, kwargs = network.example_inputs()
-    (image,) = pytree.tree_leaves((args, kwargs))
-    height, width = image.shape[2:]
-    agreed = 0
-    with neutral(network.module), training_flags(network.module, False), torch.no_grad():
-        for size in ((height + 1, width + 3), (height + 32, width + 64), (2 * height, width)):
-            other = torch.rand((1, image.shape[1], *size), dtype=image.dtype, device=image.device)
-            call = pytree.tree_map(lambda _, x=other: x, (args, kwargs))
-            try:
-                expected = pytree.tree_leaves(network.module(*call[0], **call[1]))
-            except Exception:  # whatever a network raises for a size that is not its own
-                continue
-            try:
-                ours = pytree.tree_leaves(program.run(tensors, full, *call))
-            except (RuntimeError, ValueError, IndexError):
-                return False
-            if not all(map(_close, ours, expected)):
-                return False
-            agreed += 1
-    return agreed > 0
-
-
-def _close(ours: Any, expected: Any) -> bool:
-    if not isinstance(ours, Tensor) or not isinstance(expected, Tensor):
-        return bool(ours == expected)
-    return ours.shape == expected.shape and torch.allclose(ours, expected, rtol=1e-3, atol=1e-4)
+    return all(fixed.axis < 2 for fixed in network.fixed_sizes(program, training=False))
