@@ -32,8 +32,7 @@ class Bottleneck(nn.Module):
 class PreResNet(nn.Module):
     """Images of 32 x 32 pixels to logits.
 
-    Weights start as torch draws them. (Drawn by He's rule for the fan out they are up to five times larger, and a
-    learning rate of 0.025 is too small for them: after 4 epochs 8 bits reached 47 % instead of 66.)
+    Weights start as torch draws them; docs/results.md says what else was tried, and why not.
 
     Args:
         blocks: bottlenecks per stage: 2 make the paper's cPreResNet20.
