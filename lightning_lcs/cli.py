@@ -21,6 +21,10 @@ COMMANDS = {
     "validate": Command("training.training", "measure a checkpoint's curve on the validation data"),
     "test": Command("training.training", "measure a checkpoint's curve on the test data"),
     "predict": Command("training.training", "run a checkpoint on a data module's images"),
+    "inspect": Command("inspect.inspect", "verify a model.lcs, and say what is in it"),
+    "levels": Command("levels.levels", "the level table of a model.lcs"),
+    "materialize": Command("materialize.materialize", "cut one level out of a model.lcs"),
+    "bench": Command("bench.bench", "time the levels of a model.lcs on this machine"),
     "compare": Command("compare.compare", "train several methods on one recipe, and compare their curves"),
 }
 
