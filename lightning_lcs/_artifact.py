@@ -13,6 +13,7 @@ from lightning_lcs import _checkpoint, _container, _endpoints
 from lightning_lcs._parts import Part
 from lightning_lcs._runtime import Runtime
 from lightning_lcs.channels.network import ENDPOINT_NAME
+from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.rehearsal import rehearse
 from lightning_lcs.channels.serial import checked_name, network_from_data, network_to_data
@@ -56,9 +57,14 @@ def save(
         own, more = _network_tensors(model, part)
     else:
         own, more = _module_tensors(model, part)
+    write(path, {**header, **more}, own)
+
+
+def write(path: str | os.PathLike[str], header: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
+    """Write a file; tensors that go by several names once."""
     tensors: dict[str, Tensor] = {}
     aliases = _put(tensors, own)
-    _container.write(path, {**header, **more, "aliases": aliases}, tensors)
+    _container.write(path, {**header, "aliases": aliases}, tensors)
 
 
 def _network_tensors(model: SubspaceModel, part: Part) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -73,7 +79,7 @@ def _network_tensors(model: SubspaceModel, part: Part) -> tuple[dict[str, Tensor
     data = network_to_data(program, network.plan)
     # What can't be loaded again is refused here, before the old file is replaced.
     made, plan = network_from_data(data, list(program.trace.constants.values()))
-    _rehearse(made, plan, model.mode, {n: network.tensor(n).dtype for n in program.names})
+    check_network(made, plan, model.mode, {n: network.tensor(n).dtype for n in program.names})
     return own, {
         "network": data,
         "any_size": runs_at_any_size(network),
@@ -128,7 +134,7 @@ def load(cls: type[SubspaceModel], path: str | os.PathLike[str], module: nn.Modu
     """See :meth:`SubspaceModel.load`."""
     header, stored = _container.read(path)
     try:
-        content = _Content(header, stored)
+        content = Content(header, stored)
         if isinstance(content.mode, Structured):
             if module is not None:
                 raise ValueError("it holds its network: leave module= out")
@@ -145,7 +151,7 @@ def load(cls: type[SubspaceModel], path: str | os.PathLike[str], module: nn.Modu
         raise ValueError(f"{os.fspath(path)} can't be loaded: {reason}") from error
 
 
-class _Content:
+class Content:
     """What every file holds, checked."""
 
     def __init__(self, header: dict[str, Any], stored: Mapping[str, Tensor]) -> None:
@@ -191,7 +197,7 @@ def _kind(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _load_network(cls: type[SubspaceModel], content: _Content, mode: Structured) -> SubspaceModel:
+def _load_network(cls: type[SubspaceModel], content: Content, mode: Structured) -> SubspaceModel:
     header = content.header
     constants = [value for _, value in sorted(content.of("constant").items(), key=lambda item: int(item[0]))]
     parameters, buffers, line = content.of("parameter"), content.of("buffer"), content.of("endpoint_0")
@@ -209,7 +215,7 @@ def _load_network(cls: type[SubspaceModel], content: _Content, mode: Structured)
         raise ValueError("its line holds something else than parameters of its network")
     if not isinstance(header["any_size"], bool) or not set(header["scales"]) | set(header["unsaved"]) <= own.keys():
         raise ValueError("its header names tensors that its network does not take")
-    _rehearse(program, plan, mode, {name: value.dtype for name, value in own.items()})
+    check_network(program, plan, mode, {name: value.dtype for name, value in own.items()})
     module = _module(parameters, buffers, line, header["unsaved"])
     network = StoredNetwork(module, header["network"], constants, header["any_size"], program, plan)
     model = cls(module, subspace="point")
@@ -228,7 +234,8 @@ def _load_network(cls: type[SubspaceModel], content: _Content, mode: Structured)
     return model
 
 
-def _rehearse(program: Program, plan: Any, mode: Mode, dtypes: Mapping[str, torch.dtype]) -> None:
+def check_network(program: Program, plan: ChannelPlan, mode: Mode, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Raise ``ValueError`` where a network can't run at its full or at its least width."""
     rehearse(program, plan.selection(1.0), dtypes, 2)
     rehearse(program, plan.selection(mode.width(0.0)), dtypes, 1)
 
@@ -282,7 +289,7 @@ def _holder(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     return holder, leaf
 
 
-def _load_module(cls: type[SubspaceModel], content: _Content, module: nn.Module) -> SubspaceModel:
+def _load_module(cls: type[SubspaceModel], content: Content, module: nn.Module) -> SubspaceModel:
     header, weights, line = content.header, content.of("state"), content.of("endpoint_0")
     own = set(module.state_dict()) if header["norm"] == "keep" else state_without_statistics(module)
     mine = {name: list(value.shape) for name, value in module.state_dict().items() if name in own}

@@ -130,7 +130,8 @@ class SubspaceModel(Deployable, nn.Module):
 
     def _switch(self, runtime: Runtime, alpha: float) -> None:
         level = self.nearest_level(alpha)
-        if self.warns and level != 1.0 and level not in self.statistics and runtime.has_statistics:
+        cut = self.mode.width(level) < 1.0
+        if self.warns and cut and level not in self.statistics and runtime.has_statistics:
             self.warns = False
             warnings.warn(NO_STATISTICS.format(alpha=level), stacklevel=3)
         runtime.switch(level, self.statistics)

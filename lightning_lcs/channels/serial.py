@@ -18,7 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from lightning_lcs.channels.dims import Dim, Structure
-from lightning_lcs.channels.plan import ChannelPlan
+from lightning_lcs.channels.plan import ChannelPlan, PlanAtWidth
 from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.rules import RULES
 from lightning_lcs.channels.trace import InputSpec, Trace
@@ -89,6 +89,29 @@ def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
             "round_to": plan.round_to,
         },
     }
+
+
+def level_to_data(program: Program, at: PlanAtWidth) -> dict[str, Any]:
+    """One width of a traced forward, as the only one that there is; errors as in :func:`network_to_data`."""
+    data = network_to_data(program, at.plan)
+    for (number, path, _), (_, _, dim) in zip(data["sizes"], program.size_arguments, strict=True):
+        value: Any = data["nodes"][number]["args"]
+        for step in path[:-1]:
+            value = _items(value)[step]
+        _items(value)[path[-1]] = at.size(dim)
+    shapes = {name: at.shape(name) for name in program.names}
+    sizes = sorted({size for shape in shapes.values() for size in shape})
+    atoms = [[size, 1, "the only width"] for size in sizes if size > 1]
+    numbers = {size: number for number, (size, *_) in enumerate(atoms)}
+    # A size of 1 is the empty product, a size of 0 the empty sum.
+    dims: list[list[list[int]]] = [[[numbers[size]]] if size > 1 else [[]] * size for size in sizes]
+    tensors = {name: [sizes.index(size) for size in shape] for name, shape in shapes.items()}
+    plan = {"tensors": tensors, "dims": dims, "atoms": atoms, "least": 1, "keep": [], "round_to": 1}
+    return {**data, "sizes": [], "plan": plan}
+
+
+def _items(encoded: Any) -> Any:
+    return encoded["tuple"] if isinstance(encoded, dict) else encoded
 
 
 def network_from_data(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from lightning_lcs.level_table import Level
 from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
 
 
@@ -28,6 +30,25 @@ def print_curves(curves: Mapping[str, Curve], console: Console | None = None) ->
     for index, point in enumerate(first):
         metrics = [curves[title][index].metrics.get(name) for title, name in columns]
         table.add_row(*_costs(point, axis), *("" if value is None else f"{value:.4f}" for value in metrics))
+    (console or Console()).print(table)
+
+
+def print_levels(levels: Sequence[Level], console: Console | None = None) -> None:
+    """Print a level table: one row per level.
+
+    Args:
+        levels: the table.
+        console: where to print; the terminal by default.
+    """
+    table = Table(title="Levels", title_justify="left")
+    axis = level_axis([levels])
+    names = metric_names(levels)
+    for heading in ("name", "alpha", axis, "params", "MACs", "size", "latency", *names):
+        table.add_column(Text(heading), justify="left" if heading == "name" else "right")
+    for level in levels:
+        values = [level.metrics.get(name) for name in names]
+        shown = ["" if value is None else f"{value:.4f}" for value in values]
+        table.add_row(*[Text(cell) for cell in (level.name, *_costs(level, axis), *shown)])
     (console or Console()).print(table)
 
 
