@@ -13,6 +13,8 @@ from lightning_lcs._prepared import Prepared
 from tests.integration.support import Data, Module, digits, lcs, trainer
 
 IMAGES = digits(0, 8).tensors[0]
+# Their networks have one.
+pytestmark = pytest.mark.filterwarnings("ignore:the forward hooks of conv1 only watch:UserWarning")
 
 
 class Mine(Module):
