@@ -18,7 +18,7 @@ from torch import nn
 from lightning_lcs import CompressibleSubspaceWrapper, LCSCallback, Structured, SubspaceModel
 from lightning_lcs.data import DigitsDataModule
 
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {f"enable_{what}": False for what in ("progress_bar", "model_summary", "checkpointing")}
 
 
 class Gray(nn.Module):
@@ -73,8 +73,8 @@ def finetune(net: nn.Module, order: str, data: L.LightningDataModule, epochs: in
         Gray(net.train()), data.num_classes, mode, learning_rate=0.02, warmup_epochs=0.2
     )
     lcs = LCSCallback(mode, alphas=[0.0, 1 / 3, 1.0])
-    trainer = L.Trainer(max_epochs=epochs, callbacks=[lcs], enable_checkpointing=False, **QUIET)
-    trainer.fit(module, data)
+    options = {"default_root_dir": f"runs/pretrained/{order}_{seed}", "logger": False, **QUIET}
+    L.Trainer(max_epochs=epochs, callbacks=[lcs], **options).fit(module, data)
     return {round(point.width, 2): point.metrics["val_acc"] for point in reversed(lcs.curve)}
 
 

@@ -11,6 +11,9 @@ from lightning.pytorch import Callback
 from tests.integration.support import lcs
 from tests.integration.test_cleanliness import IMAGES, Mine, assert_same_weights, once
 
+# Their networks have one.
+pytestmark = pytest.mark.filterwarnings("ignore:the forward hooks of conv1 only watch:UserWarning")
+
 
 def pickled(thing):
     return pickle.loads(pickle.dumps(thing))

@@ -97,19 +97,20 @@ def test_a_network_is_deployed_and_controlled(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"curve.csv", "model.lcs", "trace.jsonl"}
 
 
-def test_a_pretrained_network_is_loaded_by_order_wrapped_and_finetuned(monkeypatch):
+def test_a_pretrained_network_is_loaded_by_order_wrapped_and_finetuned(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     import finetune_pretrained as example
 
     torch.manual_seed(0)
-    published = timm.create_model("mobilenetv3_small_050")
+    published = timm.create_model("test_efficientnet")
     weights = {f"_{name}": value for name, value in published.state_dict().items()}
-    net = example.load_in_order(timm.create_model("mobilenetv3_small_050"), weights).eval()
-    images = torch.randn(2, 3, 64, 64)
+    net = example.load_in_order(timm.create_model("test_efficientnet"), weights).eval()
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(net(images), published.eval()(images))
     with pytest.raises(ValueError, match="not of this network"):
-        example.load_in_order(timm.create_model("mobilenetv3_small_075"), weights)
+        example.load_in_order(timm.create_model("test_byobnet"), weights)
     assert example.change_at_full_width(net, "given", images) < 1e-5
     # Sorted channels are summed in another order.
     assert example.change_at_full_width(net, "importance", images) < 1e-4
@@ -117,3 +118,4 @@ def test_a_pretrained_network_is_loaded_by_order_wrapped_and_finetuned(monkeypat
     accuracy = example.finetune(net, "importance", data, epochs=1, seed=0)
     assert list(accuracy) == [1.0, 0.5, 0.25]
     assert all(0.0 <= value <= 1.0 for value in accuracy.values())
+    assert (tmp_path / "runs/pretrained/importance_0/curve.csv").exists()
