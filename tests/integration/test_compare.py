@@ -85,7 +85,7 @@ def test_an_unknown_method_is_refused_before_any_run(tmp_path):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "us-0.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"us-0.csv is not the file of one curve"):
+    with pytest.raises(ValueError, match=r"us-0.csv holds no curve"):
         compare(tmp_path, "us")
 
 
