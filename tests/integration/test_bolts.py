@@ -1,10 +1,10 @@
 """Beside lightning-bolts 0.7.0, whose ``pytorch_lightning`` is below 2: run by `make bolts` in its own environment."""
 
-import gzip
+import struct
 import warnings
-from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -34,6 +34,23 @@ def digits(bolts):
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.reshape(-1, 1, 8, 8).repeat(4, 2).repeat(4, 3).astype("float32") / 8 - 1
     return bolts.datamodules.SklearnDataModule(images, labels, batch_size=32)
+
+
+def write_as_fashion_mnist(folder):
+    """scikit-learn's digits under the names and in the format of Fashion-MNIST's files, which need a download."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.pad(
+        (pixels.reshape(-1, 8, 8) * 15).astype(np.uint8).repeat(3, 1).repeat(3, 2), ((0, 0), (2, 2), (2, 2))
+    )
+    folder.mkdir(parents=True)
+    for part, some in (("train", slice(0, 1500)), ("t10k", slice(1500, None))):
+        count = len(labels[some])
+        header = struct.pack(">HBBIII", 0, 8, 3, count, 28, 28)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images[some].tobytes())
+        header = struct.pack(">HBBI", 0, 8, 1, count)
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels[some].astype(np.uint8).tobytes())
 
 
 def trainer(tmp_path, *callbacks):
@@ -97,12 +114,7 @@ def test_the_warm_up_cosine_schedule_as_it_is(tmp_path, bolts, digits):
 
 def test_from_yaml(tmp_path, bolts, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    source = Path("/usr/share/datasets/fashion-mnist")
-    assert source.exists(), "apt-get install dataset-fashion-mnist"
-    for file in source.glob("*.gz"):
-        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    write_as_fashion_mnist(tmp_path / "FashionMNIST" / "raw")
     (tmp_path / "mine.yaml").write_text(
         f"""
 model: {{model: resnet10t, num_classes: 10, in_chans: 1}}
