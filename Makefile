@@ -45,7 +45,7 @@ coverage: $(READY)  ## every family of timm and much of torchvision, each checke
 .venv-bolts/.ready: pyproject.toml
 	test -x .venv-bolts/bin/python || $(PYTHON) -m venv .venv-bolts
 	.venv-bolts/bin/python -m pip install --quiet --upgrade pip
-	.venv-bolts/bin/python -m pip install --quiet --editable '.[bolts,cli,demo]' 'pytest>=8'
+	.venv-bolts/bin/python -m pip install --quiet --editable '.[bolts,cli,demo]' 'pytest>=8' 'hypothesis>=6.100'
 	touch .venv-bolts/.ready
 
 bolts: .venv-bolts/.ready  ## beside lightning-bolts, whose last release needs an environment of its own
