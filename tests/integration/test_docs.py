@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+import wandb
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
@@ -143,6 +144,7 @@ def test_python(page, tmp_path, monkeypatch):
                 names["lcs"] = trained(mode, names["my_data"]).callbacks[0]
                 names["model"] = names["lcs"].subspace_model.eval()
         exec(compile("\n" * (line - 1) + imports_of_the_docs(code), str(page), "exec"), names)
+    wandb.finish()  # the next test would log to the same run
 
 
 def test_imports_of_the_docs_exist():

@@ -11,6 +11,7 @@ import lightning
 import pytest
 import timm
 import torch
+import wandb
 
 import lightning_lcs
 from lightning_lcs.data import DigitsDataModule
@@ -65,7 +66,10 @@ def test_segmentation(example):
 
 def test_wandb(example, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert list(example("wandb_curve").rglob("*.wandb"))
+    try:
+        assert list(example("wandb_curve").rglob("*.wandb"))
+    finally:
+        wandb.finish()  # the next test would log to the same run
 
 
 def test_pytorch_lightning(example, monkeypatch):
