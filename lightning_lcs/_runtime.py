@@ -174,11 +174,6 @@ class Runtime:
                 arena_bytes=sum(arena.size_bytes for arena in self._arenas),
             )
 
-    def level_bytes(self, alpha: float, statistics: Mapping[float, Mapping[str, Tensor]]) -> int:
-        """Bytes that a switch to a level writes."""
-        with self._switching, torch.inference_mode(False), torch.no_grad():
-            return self._recipe(alpha, self._state(statistics), statistics)[1].size_bytes
-
     def _recipe(self, alpha: float, state: Any, statistics: Mapping[float, Any]) -> tuple[Program, Recipe]:
         network = self._part.network
         if state != self._recipes_of:
