@@ -123,7 +123,8 @@ class Runtime:
     @property
     def serves(self) -> bool:
         """Whether forwards run here; not where gradients of the network's own tensors are recorded."""
-        return not (torch.is_grad_enabled() and next(self._part.network.module.parameters()).requires_grad)
+        first = next(self._part.network.module.parameters(), None)
+        return first is None or not (torch.is_grad_enabled() and first.requires_grad)
 
     def is_ready(self, statistics: Mapping[float, Mapping[str, Tensor]]) -> bool:
         """Whether a level is prepared, from these statistics and the weights as they are."""

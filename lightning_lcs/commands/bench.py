@@ -37,7 +37,13 @@ def _bench(file: Path, repeats: int = 30, batch: int = 1, threads: int | None = 
         torch.set_num_threads(threads)
     model = SubspaceModel.load(file)
     timings = time_levels(model, repeats, batch)
-    table = Table(title=f"{file}, batch {batch}, median of {repeats}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title=f"{file}, batch {batch}, median of {repeats}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for heading in ("level", "alpha", "size", "forward", "of full", "switch", "in copies", "in forwards"):
         table.add_column(heading, justify="left" if heading == "level" else "right", overflow="fold")
     full = timings[-1].latency_ms
