@@ -16,7 +16,8 @@ from lightning_lcs.channels.network import ENDPOINT_NAME
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.rehearsal import rehearse
-from lightning_lcs.channels.serial import checked_name, network_from_data, network_to_data
+from lightning_lcs.channels.serial import network_from_data, network_to_data
+from lightning_lcs.channels.serial_plan import checked_name
 from lightning_lcs.channels.stored import StoredModule, StoredNetwork, runs_at_any_size
 from lightning_lcs.level_table import Level, table_from_data, table_to_data
 from lightning_lcs.modes import Mode, Structured, check_alpha, check_subspace, mode_to_dict, parse_mode

@@ -123,7 +123,8 @@ class Runtime:
     @property
     def serves(self) -> bool:
         """Whether forwards run here; not where gradients of the network's own tensors are recorded."""
-        return not (torch.is_grad_enabled() and next(self._part.network.module.parameters()).requires_grad)
+        first = next(self._part.network.module.parameters(), None)
+        return first is None or not (torch.is_grad_enabled() and first.requires_grad)
 
     def is_ready(self, statistics: Mapping[float, Mapping[str, Tensor]]) -> bool:
         """Whether a level is prepared, from these statistics and the weights as they are."""
@@ -173,11 +174,6 @@ class Runtime:
                 last_drain_ms=1e3 * self._drain_seconds,
                 arena_bytes=sum(arena.size_bytes for arena in self._arenas),
             )
-
-    def level_bytes(self, alpha: float, statistics: Mapping[float, Mapping[str, Tensor]]) -> int:
-        """Bytes that a switch to a level writes."""
-        with self._switching, torch.inference_mode(False), torch.no_grad():
-            return self._recipe(alpha, self._state(statistics), statistics)[1].size_bytes
 
     def _recipe(self, alpha: float, state: Any, statistics: Mapping[float, Any]) -> tuple[Program, Recipe]:
         network = self._part.network

@@ -195,11 +195,14 @@ def materialize(
         raise NotImplementedError("materialize() takes networks whose arguments are tensors, not nested structures")
     root, graph = nn.Module(), fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
+    keywords = list(trace.in_spec.children()[1].context or ())
+    # The last inputs; a graph may know them by other names.
+    named = dict(zip(trace.inputs[len(trace.inputs) - len(keywords) :], keywords, strict=True))
     for node in trace.graph.nodes:
         if node.op != "placeholder":
             continue
         if node.name in trace.inputs:
-            mapping[node] = graph.placeholder(node.name)
+            mapping[node] = graph.placeholder(named.get(node.name, node.name))
             continue
         name = trace.state.get(node.name, node.name)
         value = tensors[name] if node.name in trace.state else trace.constants[node.name]

@@ -7,6 +7,7 @@ letters, commas, dots and arrows; names of tensors and of results are words.
 
 from __future__ import annotations
 
+import keyword
 import math
 import operator
 import re
@@ -17,10 +18,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from lightning_lcs.channels.dims import Dim, Structure
+from lightning_lcs.channels.dims import Dim
 from lightning_lcs.channels.plan import ChannelPlan, PlanAtWidth
 from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.rules import RULES
+from lightning_lcs.channels.serial_plan import MOST_SIZE, DimTable, checked_name, listed, natural, plan_from_data
 from lightning_lcs.channels.trace import InputSpec, Trace
 
 # Ops without a rule for channels that may stand in a file all the same.
@@ -43,10 +45,7 @@ _TEXT = re.compile(r"[A-Za-z,.> -]{0,64}")
 # Keys of a network that returns a mapping.
 _RESULT = re.compile(r"[A-Za-z0-9_.]{1,100}")
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-# Parts of the name of a parameter or buffer: they become attributes of modules and keys of a state_dict.
-_PART = re.compile(r"(?!__)[A-Za-z0-9_]{1,100}")
 _MOST_DEPTH = 8
-MOST_SIZE = 2**40
 
 
 def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
     nested = not all(child.is_leaf() for child in (*flat_args.children(), *flat_kwargs.children()))
     if nested or not all(isinstance(spec, InputSpec) for spec in trace.specs):
         raise NotImplementedError("save() takes networks whose arguments are tensors, not numbers or nested structures")
-    dims = _DimTable(plan.structure)
+    dims = DimTable(plan.structure)
     index: dict[fx.Node, int] = {}
     nodes: list[dict[str, Any]] = []
     output: Any = None
@@ -137,14 +136,14 @@ def _network(data: Any, constants: Sequence[Tensor], device: torch.device) -> tu
     expected = {"nodes", "output", "structure", "inputs", "keywords", "sizes", "plan"}
     if not isinstance(data, dict) or data.keys() != expected:
         raise ValueError(f"the network in the file is malformed: it has {', '.join(sorted(expected))}")
-    plan, dims = _plan(data["plan"])
-    specs = tuple([_spec(entry) for entry in _listed(data["inputs"], "inputs")])
+    plan, dims = plan_from_data(data["plan"])
+    specs = tuple([_spec(entry) for entry in listed(data["inputs"], "inputs")])
     graph = fx.Graph()
     reader = _Reader(device)
     state: dict[str, str] = {}
     lifted: dict[str, Tensor] = {}
     inputs: list[str] = []
-    for number, entry in enumerate(_listed(data["nodes"], "nodes")):
+    for number, entry in enumerate(listed(data["nodes"], "nodes")):
         name = f"n{number}"
         try:
             if entry["op"] == "call":
@@ -156,7 +155,7 @@ def _network(data: Any, constants: Sequence[Tensor], device: torch.device) -> tu
                 if state[name] not in plan.tensors:
                     raise ValueError(f"the plan lacks the tensor {state[name]!r}")
             elif entry["op"] == "constant":
-                lifted[name] = constants[_natural(entry["number"], len(constants))]
+                lifted[name] = constants[natural(entry["number"], len(constants))]
             elif entry["op"] == "input":
                 inputs.append(name)
             else:
@@ -166,26 +165,15 @@ def _network(data: Any, constants: Sequence[Tensor], device: torch.device) -> tu
             raise ValueError(f"the network in the file is malformed at node {number}: {reason}") from error
     if len(set(state.values())) != len(state) or len(inputs) != len(specs) or not inputs:
         raise ValueError("the network in the file is malformed: its inputs or tensors are not those that it names")
-    results = reader.value(_listed(data["output"], "output"))
+    results = reader.value(listed(data["output"], "output"))
     graph.output(tuple(results))
     counted = reader.value(data["structure"], plain=True)
     leaves, out_spec = pytree.tree_flatten(counted)
     if leaves != list(range(len(results))):
         raise ValueError("the network in the file is malformed: its results do not fit their structure")
     trace = Trace(graph, state, lifted, tuple(inputs), _in_spec(data["keywords"], len(inputs)), out_spec, specs)
-    sizes = [_size_argument(entry, reader.made, dims) for entry in _listed(data["sizes"], "sizes")]
+    sizes = [_size_argument(entry, reader.made, dims) for entry in listed(data["sizes"], "sizes")]
     return Program(trace, sizes), plan
-
-
-def checked_name(name: Any) -> str:
-    """The qualified name of a parameter or buffer.
-
-    Raises:
-        ValueError: it holds something else than words, and could be more than a name.
-    """
-    if not isinstance(name, str) or len(name) > 1000 or not all(map(_PART.fullmatch, name.split("."))):
-        raise ValueError(f"the file holds the name {str(name)[:100]!r}, which is not allowed")
-    return name
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------
@@ -208,7 +196,7 @@ def _node_to_data(node: fx.Node, trace: Trace, index: Mapping[fx.Node, int]) -> 
 
 def _call(graph: fx.Graph, name: str, entry: Mapping[str, Any], reader: _Reader) -> fx.Node:
     target = _target(entry["target"])
-    args = reader.value(_listed(entry["args"], "arguments"))
+    args = reader.value(listed(entry["args"], "arguments"))
     given = entry.get("kwargs", {})
     if not isinstance(given, dict):
         raise ValueError(f"arguments of {entry['target']} are no mapping")
@@ -260,13 +248,13 @@ def _overloads(packet: Any) -> list[str]:
 
 def _size_argument(entry: Any, made: Sequence[fx.Node], dims: Sequence[Dim]) -> tuple[fx.Node, tuple[int, ...], Dim]:
     number, path, dim = entry
-    node = made[_natural(number, len(made))]
+    node = made[natural(number, len(made))]
     value: Any = node.args
-    for step in _listed(path, "path"):
-        value = value[_natural(step, len(value))]
+    for step in listed(path, "path"):
+        value = value[natural(step, len(value))]
     if node.op != "call_function" or not path or isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"the network in the file is malformed: node {number} has no size at {path}")
-    return node, tuple(path), dims[_natural(dim, len(dims))]
+    return node, tuple(path), dims[natural(dim, len(dims))]
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -323,7 +311,7 @@ class _Reader:
             raise ValueError(f"the value {str(value)[:100]} is not known")
         ((kind, content),) = value.items()
         if kind == "tuple":
-            return tuple([self.value(item, plain, depth + 1) for item in _listed(content, "a tuple")])
+            return tuple([self.value(item, plain, depth + 1) for item in listed(content, "a tuple")])
         if kind == "dict" and plain and isinstance(content, dict) and all(map(_RESULT.fullmatch, content)):
             return {key: self.value(item, plain, depth + 1) for key, item in content.items()}
         if kind == "node" and not plain:
@@ -339,82 +327,17 @@ class _Reader:
         return table[content]
 
 
-def _listed(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"the network in the file is malformed: {what} are no list")
-    return value
-
-
-def _natural(value: Any, limit: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
-        raise ValueError(f"the network in the file is malformed: {str(value)[:100]} is not in 0..{limit - 1}")
-    return value
-
-
 def _spec(entry: Any) -> InputSpec:
-    shape = [None if size is None else _natural(size, MOST_SIZE) for size in _listed(entry["shape"], "a shape")]
+    shape = [None if size is None else natural(size, MOST_SIZE) for size in listed(entry["shape"], "a shape")]
     if entry["dtype"] not in _DTYPES or math.prod(size or 1 for size in shape) >= MOST_SIZE or len(shape) > 16:
         raise ValueError(f"the network in the file has an input of type {entry['dtype']!r} and shape {shape}")
     return InputSpec(tuple(shape), _DTYPES[entry["dtype"]])
 
 
 def _in_spec(keywords: Any, count: int) -> pytree.TreeSpec:
-    names = [checked_name(name) for name in _listed(keywords, "keywords")]
+    names = [checked_name(name) for name in listed(keywords, "keywords")]
+    if not all(name.isidentifier() and not keyword.iskeyword(name) and name != "self" for name in names):
+        raise ValueError(f"the network in the file is malformed: {names} are not all names of arguments")
     if len(names) > count or len(set(names)) < len(names):
         raise ValueError("the network in the file is malformed: it has more keyword arguments than arguments")
     return pytree.tree_structure((tuple(range(count - len(names))), dict.fromkeys(names, 0)))
-
-
-# -- the plan ---------------------------------------------------------------------------------------------------------
-
-
-class _DimTable:
-    """Dimensions and atoms by number, each written once."""
-
-    def __init__(self, structure: Structure) -> None:
-        self._structure = structure
-        self._known: dict[Dim, int] = {}
-        self._numbers: dict[int, int] = {}
-        self.dims: list[list[list[int]]] = []
-        self.atoms: list[list[Any]] = []
-
-    def number(self, dim: Dim) -> int:
-        dim = self._structure.resolve(dim)
-        if dim not in self._known:
-            self._known[dim] = len(self.dims)
-            self.dims.append([[self._atom(atom) for atom in term] for term in dim])
-        return self._known[dim]
-
-    def _atom(self, atom: int) -> int:
-        if atom not in self._numbers:
-            self._numbers[atom] = len(self.atoms)
-            s = self._structure
-            self.atoms.append([s.sizes[atom], s.steps.get(atom, 1), s.frozen.get(atom)])
-        return self._numbers[atom]
-
-
-def _plan(data: Any) -> tuple[ChannelPlan, list[Dim]]:
-    structure = Structure(least=_natural(data["least"], MOST_SIZE))
-    for number, (size, step, why) in enumerate(_listed(data["atoms"], "atoms")):
-        if _natural(size, MOST_SIZE) < 2 or _natural(step, MOST_SIZE) < 1 or not isinstance(why, (str, type(None))):
-            raise ValueError(f"the plan in the file is malformed at atom {number}")
-        structure.sizes.append(size)
-        structure.steps[number] = step
-        if why is not None:
-            structure.frozen[number] = why
-    atoms = len(structure.sizes)
-    dims: list[Dim] = [
-        tuple([tuple([_natural(atom, atoms) for atom in _listed(term, "a term")]) for term in _listed(dim, "a dim")])
-        for dim in _listed(data["dims"], "dims")
-    ]
-    for dim in dims:
-        if any(len(term) > 64 for term in dim) or structure.size(dim) >= MOST_SIZE:
-            raise ValueError("the plan in the file is malformed: a dimension is too large")
-    tensors = {
-        checked_name(name): [dims[_natural(number, len(dims))] for number in _listed(numbers, "dimensions")]
-        for name, numbers in data["tensors"].items()
-    }
-    keep = tuple(_listed(data["keep"], "keep"))
-    if not all(isinstance(pattern, str) for pattern in keep):
-        raise ValueError("the plan in the file is malformed: keep holds something else than text")
-    return ChannelPlan(structure, tensors, keep, 1 + _natural(data["round_to"] - 1, MOST_SIZE)), dims

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -36,9 +37,15 @@ def _bench(file: Path, repeats: int = 30, batch: int = 1, threads: int | None = 
         torch.set_num_threads(threads)
     model = SubspaceModel.load(file)
     timings = time_levels(model, repeats, batch)
-    table = Table(title=f"{file}, batch {batch}, median of {repeats}", title_justify="left")
+    table = Table(
+        title=f"{file}, batch {batch}, median of {repeats}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for heading in ("level", "alpha", "size", "forward", "of full", "switch", "in copies", "in forwards"):
-        table.add_column(heading, justify="left" if heading == "level" else "right")
+        table.add_column(heading, justify="left" if heading == "level" else "right", overflow="fold")
     full = timings[-1].latency_ms
     for timing in timings:
         # The only level is never switched to.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -40,11 +41,11 @@ def print_levels(levels: Sequence[Level], console: Console | None = None) -> Non
         levels: the table.
         console: where to print; the terminal by default.
     """
-    table = Table(title="Levels", title_justify="left")
+    table = Table(title="Levels", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     axis = level_axis([levels])
     names = metric_names(levels)
     for heading in ("name", "alpha", axis, "params", "MACs", "size", "latency", *names):
-        table.add_column(Text(heading), justify="left" if heading == "name" else "right")
+        table.add_column(Text(heading), justify="left" if heading == "name" else "right", overflow="fold")
     for level in levels:
         values = [level.metrics.get(name) for name in names]
         shown = ["" if value is None else f"{value:.4f}" for value in values]
