@@ -188,10 +188,7 @@ def _theirs(
     return found, next(iter(again), None)
 
 
-def _run(
-    forward: Callable[[], Any],
-    leaves: list[nn.Parameter],
-) -> Found:
+def _run(forward: Callable[[], Any], leaves: list[nn.Parameter]) -> Found:
     """Outputs, and gradients of a fixed random combination of them."""
     torch.manual_seed(0)
     outputs = [leaf for leaf in pytree.tree_leaves(forward()) if isinstance(leaf, Tensor)]

@@ -73,7 +73,8 @@ class TracedNetwork:
         """
         if not self._children:
             self._children = [m for name, m in self.module.named_modules() if ENDPOINT_NAME not in name]
-        hooks = [key for c in self._children for key in (*c._forward_pre_hooks, *c._forward_hooks)]
+        hooked = [child for child in self._children if child._forward_hooks or child._forward_pre_hooks]
+        hooks = [key for child in hooked for key in (*child._forward_pre_hooks, *child._forward_hooks)]
         key = (tuple([child.training for child in self._children]), _call_key(args, kwargs), tuple(hooks))
         program = self._programs.get(key)
         if program is None:
