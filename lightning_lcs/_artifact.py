@@ -220,7 +220,7 @@ def _load_network(cls: type[SubspaceModel], content: Content, mode: Structured) 
     module = _module(parameters, buffers, line, header["unsaved"])
     network = StoredNetwork(module, header["network"], constants, header["any_size"], program, plan)
     model = cls(module, subspace="point")
-    part = Part("", "", network, endpoints=_endpoints_of(module, line), scales=tuple(header["scales"]))
+    part = Part("", "", network, endpoints=_endpoints_of(module, line), scales=tuple(header["scales"]), told=True)
     model.parts, model.mode, model.subspace = [part], mode, content.subspace
     model.line_parameters, model.norm = str(header["line_parameters"]), str(header["norm"])
     statistics = content.levels("statistics")

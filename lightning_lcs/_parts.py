@@ -36,6 +36,7 @@ class Part:
         calls: how often it has run, for the check that a training step calls it.
         running: how many of these calls have not returned yet.
         scales: names of the norms' scales, of a network that came out of a file and has no norm layers.
+        told: whether it has been said what the plan leaves whole; whoever wrote a file was told.
     """
 
     name: str
@@ -47,14 +48,15 @@ class Part:
     calls: int = 0
     running: int = 0
     scales: tuple[str, ...] | None = None
+    told: bool = False
     _replaced: Replaced | None = None
 
     def execution(self, mode: Mode, alpha: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
         """How the network runs at a level, for this call and the current training flags."""
         if isinstance(mode, Structured):
-            first = self.network.example is None
             program = self.network.program(args, kwargs)
-            if first:
+            if not self.told:
+                self.told = True
                 warn_of_frozen(self.network.module, self.network.plan)
             warn_of_lost(self.network.lost)
             return Traced(program, self.selection(mode, alpha))

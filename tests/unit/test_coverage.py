@@ -95,3 +95,36 @@ def test_synchronised_batch_norms_are_replaced_like_others() -> None:
     net = nn.SyncBatchNorm.convert_sync_batchnorm(timm.create_model("resnet10t", num_classes=10))
     model = SubspaceModel(net, torch.randn(2, 3, 64, 64), norm="instance")
     assert not model.has_batch_norm
+
+
+class Sorting(nn.Module):
+    """Channels meet an operation that no rule covers: what it touches stays at full width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.b(self.a(x).sort(1).values).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("first", ["below", "full", "efficiency", "materialize", "example", "checkpoint"])
+def test_what_stays_at_full_width_is_told_once_whatever_comes_first(first: str) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = SubspaceModel(Sorting(), x, subspace="point").subspace_state()
+    with pytest.warns(UserWarning, match=r"of the parameters of Sorting stay whole") as told:
+        model = SubspaceModel(Sorting(), x if first == "example" else None, subspace="point").eval()
+        if first == "checkpoint":
+            model.load_subspace_state(state)
+        if first == "full":
+            model(x)
+        if first in ("efficiency", "materialize"):
+            model(x)
+            getattr(model, first)(0.5)
+        for _ in range(2):
+            with model.at_alpha(0.5):
+                model(x)
+    assert len(told) == 1
