@@ -107,8 +107,8 @@ def _log_pictures(logger: Logger, curves: Mapping[str, Curve], step: int) -> Non
 def _upload(run: Any, model: SubspaceModel, folder: Path, curve: Curve) -> None:
     path = folder / "model.lcs"
     try:
-        model.save(path)
-    except (RuntimeError, ValueError) as error:  # a mode or an op that a file can't hold: not worth a lost training
+        model.save(path, levels=curve)
+    except (RuntimeError, ValueError) as error:  # an op that a file can't hold: not worth a lost training
         warnings.warn(f"model.lcs is not uploaded: {error}", stacklevel=2)
         return
     log_artifact(run, path, curve)

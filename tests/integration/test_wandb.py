@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_lcs import TradeoffMonitor
+from lightning_lcs import SubspaceModel, TradeoffMonitor
 from lightning_lcs.reporting.curve import write_csv
 from lightning_lcs.reporting.wandb import series_of
 from tests.integration.support import Data, Module, lcs, trainer
@@ -158,7 +158,7 @@ def test_the_configuration_says_what_was_trained(run):
 
 
 def test_the_deployment_file_is_an_artifact_with_its_levels(run):
-    monitor, records, _ = run
+    monitor, records, folder = run
     uploads = [r["artifact"] for r in records if r["type"] == "artifact"]
     last = uploads[-1]
     assert (last["type"], [entry["path"] for entry in last["manifest"]["contents"]]) == ("model", ["model.lcs"])
@@ -166,3 +166,5 @@ def test_the_deployment_file_is_an_artifact_with_its_levels(run):
     assert [level["alpha"] for level in levels] == [0.0, 0.5, 1.0]
     assert [level["val_acc"] for level in levels] == [p.metrics["val_acc"] for p in monitor.curve]
     assert levels[0]["macs"] == monitor.curve[0].macs
+    (file,) = folder.rglob("model.lcs")
+    assert [level.metrics for level in SubspaceModel.load(file).levels] == [p.metrics for p in monitor.curve]
