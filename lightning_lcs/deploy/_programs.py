@@ -58,7 +58,7 @@ def example_batch(model: SubspaceModel, samples: int) -> tuple[tuple[Any, ...], 
     """Arguments of the network with so many samples; floating-point ones are random, the same at each call.
 
     Raises:
-        RuntimeError: the network was never called below alpha = 1 and had no ``example_inputs``; or it has several
+        RuntimeError: the network was never called, and had no ``example_inputs``; or it has several
             parts.
     """
     if len(model.parts) != 1:

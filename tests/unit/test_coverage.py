@@ -115,7 +115,8 @@ def test_what_stays_at_full_width_is_told_once_whatever_comes_first(first: str) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         state = SubspaceModel(Sorting(), x, subspace="point").subspace_state()
-    with pytest.warns(UserWarning, match=r"of the parameters of Sorting stay whole") as told:
+
+    def use() -> None:
         model = SubspaceModel(Sorting(), x if first == "example" else None, subspace="point").eval()
         if first == "checkpoint":
             model.load_subspace_state(state)
@@ -127,4 +128,7 @@ def test_what_stays_at_full_width_is_told_once_whatever_comes_first(first: str) 
         for _ in range(2):
             with model.at_alpha(0.5):
                 model(x)
+
+    with pytest.warns(UserWarning, match=r"of the parameters of Sorting stay whole") as told:
+        use()
     assert len(told) == 1
