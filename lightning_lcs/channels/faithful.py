@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_lcs.channels.hooks import Hook, hooks_of, only_watching, without
 from lightning_lcs.channels.program import FixedSize, Program
@@ -128,6 +129,7 @@ def fixed_sizes(
         tensors = [(state | buffers)[name] for name in program.names]
         try:
             theirs, _ = _run(lambda: module.forward(*others[0], **others[1]), [])
+            _check_shapes(program, tensors, sizes, others)
             ours, _ = _run(lambda: program.run(tensors, sizes, *others), [])
         except Exception:  # whatever is raised at a size that code does not know
             return False
@@ -141,6 +143,15 @@ def fixed_sizes(
                 if not leaf.shape[axis] or not serves(place, axis):
                     found.append(FixedSize(name, axis, tuple(leaf.shape)))
     return found
+
+
+def _check_shapes(program: Program, tensors: Sequence[Tensor], sizes: Sequence[int], arguments: Any) -> None:
+    """Run a graph without data first: kernels of recurrent layers read past states of another size without a word."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        leaves, spec = pytree.tree_flatten(arguments)
+        given = [fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(given, spec)
+        program.run([fake.from_tensor(value) for value in tensors], sizes, args, kwargs)
 
 
 _ADVICE = f"Structured compression would train something else; {INSTEAD}"
