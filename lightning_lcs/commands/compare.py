@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
 
 from lightning_lcs.callbacks.lcs import LCSCallback
 from lightning_lcs.callbacks.presets import METHODS, method_settings
+from lightning_lcs.commands._recipe import read_recipe
 from lightning_lcs.modes import Mode
 from lightning_lcs.reporting.comparison import Runs, plot_comparisons, print_comparisons
 from lightning_lcs.reporting.curve import read_csv, write_csv
-from lightning_lcs.wrapper import CompressibleSubspaceWrapper
 
 # Settings of a method that are the wrapper's; all others are the callback's.
 _OF_MODEL = ("mode", "subspace", "norm", "line_parameters", "endpoint_start")
@@ -70,16 +67,7 @@ def _train(method: str, seed: int, folder: Path, recipe: Sequence[str]) -> Any:
     of_model = {name: settings[name] for name in _OF_MODEL if name in settings}
     given = [f"--model.{name}={_as_argument(value)}" for name, value in of_model.items()]
     here = [f"--seed_everything={seed}", "--trainer.logger=false", f"--trainer.default_root_dir={folder / 'last'}"]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # meant for scripts; this is a command
-        cli = LightningCLI(
-            CompressibleSubspaceWrapper,
-            LightningDataModule,
-            subclass_mode_data=True,
-            run=False,
-            save_config_callback=None,
-            args=[*recipe, *given, *here],
-        )
+    cli = read_recipe([*recipe, *given, *here], run=False, save_config_callback=None)
     lcs = LCSCallback.method(method, seed=seed)
     # Every method writes to the same places: checkpoints of one would stand in the way of the next.
     others = [c for c in cli.trainer.callbacks if not isinstance(c, (LCSCallback, ModelCheckpoint))]  # type: ignore[attr-defined]

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LightningCLI
-
-# LightningCLI finds data modules by their short names when they have been imported.
-from lightning_lcs import data as _data  # noqa: F401
-from lightning_lcs.wrapper import CompressibleSubspaceWrapper
+from lightning_lcs.commands._recipe import read_recipe
 
 
 def training(args: Sequence[str]) -> None:
@@ -19,14 +13,5 @@ def training(args: Sequence[str]) -> None:
     Args:
         args: the subcommand, and what follows it.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # meant for scripts; this is a command
-        LightningCLI(
-            CompressibleSubspaceWrapper,
-            LightningDataModule,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            # Without this the second run of the same command would refuse to overwrite its own configuration.
-            save_config_kwargs={"overwrite": True},
-            args=list(args),
-        )
+    # Without overwriting, the second run of the same command would stop at its own configuration.
+    read_recipe(args, seed_everything_default=0, save_config_kwargs={"overwrite": True})

@@ -1,6 +1,7 @@
 """``lightning-lcs compare``, and the paper's recipes: each is parsed and trained for two steps on fake images."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def test_methods_of_all_modes_in_one_call(tmp_path, monkeypatch, capsys):
     # Two seeds, two networks; the configuration's own checkpoints are not written.
     assert runs["us"][0][0].metrics != runs["us"][1][0].metrics
     assert not list(tmp_path.glob("**/*.ckpt"))
+
+
+def test_the_command_finds_data_modules_by_their_short_names(tmp_path):
+    # In a process of its own: here other tests have imported them.
+    command = [sys.executable, str(EXAMPLES / "train_cli.py"), "compare", *STRUCTURED, "--methods", "us"]
+    subprocess.run([*command, "--folder", str(tmp_path)], cwd=tmp_path, check=True)
+    assert (tmp_path / "us-0.csv").exists()
 
 
 def test_a_call_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
