@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_lcs import _endpoints
 from lightning_lcs._activations import Inputs
 from lightning_lcs._compression import Compression, level_tensors, setting_of
-from lightning_lcs._execution import Execution, Traced, hook_inputs
+from lightning_lcs._execution import Execution, Traced, hook_inputs, layers_at
 from lightning_lcs._parts import Part, layer_of
 from lightning_lcs.channels.network import training_flags
 from lightning_lcs.channels.program import materialize
@@ -103,7 +103,7 @@ def own_network(
         if name in values:
             tensor.data = values[name]
     if inputs is not None:
-        hook_inputs(twin, [layer_of(name) for name in part.compressed], inputs)
+        hook_inputs(layers_at(twin, [layer_of(name) for name in part.compressed]), inputs)
     return twin.train(train)
 
 

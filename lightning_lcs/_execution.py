@@ -89,7 +89,7 @@ class Replaced:
 
     def __init__(self, network: TracedNetwork, parameters: Sequence[str], layers: Sequence[str]) -> None:
         self.network = network
-        self._layers = tuple(layers)
+        self._layers = layers_at(network.module, layers)
         self._norms = [
             (f"{path}." if path else "", child)
             for path, child in network.module.named_modules()
@@ -126,7 +126,7 @@ class Replaced:
     ) -> Any:
         """See :class:`Execution`."""
         before: list[tuple[dict[str, Any], str, Any]] = []
-        handles = [] if inputs is None else hook_inputs(self.network.module, self._layers, inputs)
+        handles = [] if inputs is None else hook_inputs(self._layers, inputs)
         try:
             for name, tensor in zip(self.names, tensors, strict=True):
                 holder, leaf = self.network.holder(name)
@@ -140,9 +140,14 @@ class Replaced:
                 handle.remove()
 
 
-def hook_inputs(module: nn.Module, layers: Sequence[str], inputs: Inputs) -> list[Any]:
-    """Let layers of a network take changed inputs; the handles take this back."""
-    return [module.get_submodule(path).register_forward_pre_hook(QuantizedInput(inputs, path)) for path in layers]
+def layers_at(module: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
+    """Layers of a network by their paths."""
+    return {path: module.get_submodule(path) for path in paths}
+
+
+def hook_inputs(layers: Mapping[str, nn.Module], inputs: Inputs) -> list[Any]:
+    """Let layers take changed inputs; the handles take this back."""
+    return [layer.register_forward_pre_hook(QuantizedInput(inputs, path)) for path, layer in layers.items()]
 
 
 def attention_weights(module: nn.Module) -> tuple[str, ...]:

@@ -73,10 +73,13 @@ def round_to_grid(x: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tens
 
 
 def _round(x: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    # Four passes in place: less than half the time of torch's fake_quantize, which computes a mask, too.
-    if scale.ndim:
-        scale, first, last = (t.view(-1, *[1] * (x.ndim - 1)) for t in (scale, first, last))
-    return torch.div(x.float(), scale).round_().clamp_(first, last).mul_(scale).to(x.dtype)
+    # Passes in place: a fraction of the time of torch's fake_quantize, which computes a mask, too. Two bounds one after
+    # the other: with tensors as its bounds clamp is not vectorized, and takes three times as long as all of this.
+    scale, first, last = (_along_first(t, x) for t in (scale, first, last))
+    values = torch.div(x.float(), scale).round_()
+    torch.minimum(values, last, out=values)
+    torch.maximum(values, first, out=values)
+    return values.mul_(scale).to(x.dtype)
 
 
 class _RoundToGrid(torch.autograd.Function):
