@@ -26,13 +26,19 @@ class Place:
         dtype: of the buffer.
         offset: of its first entry.
         written: shape in which it is written.
-        taken: shape in which the network takes it.
+        stored: shape in which its entries lie in memory.
+        channels_last: whether the network takes the last of these dimensions as the second.
     """
 
     dtype: torch.dtype
     offset: int
     written: tuple[int, ...]
-    taken: tuple[int, ...]
+    stored: tuple[int, ...]
+    channels_last: bool = False
+
+    def taken(self, flat: Tensor) -> Tensor:
+        """The tensor that the network takes, from the memory of this place."""
+        return as_taken(flat.view(self.stored), self.channels_last)
 
 
 class Arena:
@@ -66,26 +72,48 @@ class Arena:
         self._writings.pop(recipe, None)
 
 
+def as_taken(stored: Tensor, channels_last: bool) -> Tensor:
+    """A tensor as the network takes it, from one with the dimensions in the order of memory."""
+    return stored.movedim(-1, 1) if channels_last else stored
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether the entries of an input channel lie furthest apart, by what torch's convolutions go by."""
+    return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 class Source:
-    """What a level keeps of one tensor, or of the two ends of a line.
+    """What a level keeps of one tensor, or of the two ends of a line; dimensions in the order of memory.
 
     Args:
         ends: one tensor, or endpoint 0 and endpoint 1.
         name: of the tensor in the plan.
         at: the width; ``None`` for tensors that are cut already.
+
+    Attributes:
+        channels_last: whether the order of memory has the second dimension last.
+        stored: shape of what is kept.
+        views: what is kept of each end, of any shape with these entries in this order; ``None`` where that is no view.
     """
 
     def __init__(self, ends: Sequence[Tensor], name: str, at: PlanAtWidth | None) -> None:
         self._ends = list(ends)
         self._selection = () if at is None else at.of(name)
+        self.channels_last = is_channels_last(ends[0])
         views = [end if at is None else at.view(name, end) for end in ends]
         self.views = [view for view in views if view is not None] if None not in views else None
-        self.taken = tuple(ends[0].shape if at is None else at.shape(name))
+        shape = ends[0].shape if at is None else at.shape(name)
+        self.stored = tuple(shape)
+        if self.channels_last:
+            self.stored = (shape[0], *shape[2:], shape[1])
+            # Input channels that were cut as a product are two dimensions: they are copied before.
+            whole = self.views is not None and self.views[0].shape[-3] == shape[1]
+            self.views = [view.movedim(-3, -1) for view in self.views or ()] if whole else None
 
     @property
     def written(self) -> tuple[int, ...]:
         """Shape of each of the values."""
-        return self.taken if self.views is None else tuple(self.views[0].shape)
+        return self.stored if self.views is None else tuple(self.views[0].shape)
 
     @property
     def is_line(self) -> bool:
@@ -94,7 +122,10 @@ class Source:
 
     def values(self) -> list[Tensor]:
         """The kept entries of each end: views where that can be."""
-        return [select(end, self._selection) for end in self._ends] if self.views is None else self.views
+        if self.views is not None:
+            return self.views
+        kept = [select(end, self._selection) for end in self._ends]
+        return [value.movedim(1, -1) for value in kept] if self.channels_last else kept
 
     def flat(self) -> list[Tensor]:
         """The kept entries of endpoint 0 and 1 as vectors; twice the same where it is on no line."""
@@ -165,11 +196,13 @@ class Recipe:
         other = self._endpoints[name].detach()
         return Source([other] if self.alpha == 0.0 else [other, own], name, self._at)
 
-    def _place(self, dtype: torch.dtype, written: tuple[int, ...], taken: tuple[int, ...]) -> int:
+    def _place(
+        self, dtype: torch.dtype, written: tuple[int, ...], stored: tuple[int, ...], channels_last: bool = False
+    ) -> int:
         step = _ALIGNMENT // dtype.itemsize
         offset = -(-self.entries.get(dtype, 0) // step) * step
         self.entries[dtype] = offset + prod(written)
-        self.places.append(Place(dtype, offset, written, taken))
+        self.places.append(Place(dtype, offset, written, stored, channels_last))
         return len(self.places) - 1
 
     def _place_biases(self, active: Sequence[Fold]) -> dict[str, int]:
@@ -189,23 +222,25 @@ class Recipe:
     def _output(self, name: str, scaled: bool) -> int | Tensor:
         source = self._source(name)
         dtype = self._tensor(name).dtype
+        stored, last = source.stored, source.channels_last
         if scaled:
-            # As a matrix with a row for each output channel, where the cut allows that.
-            source.views = _as_rows(source.views, source.taken[0])
-            rows = (source.taken[0], prod(source.taken[1:]))
-            place = self._place(dtype, rows, source.taken)
+            # With a row for each output channel, where the cut allows that. Input channels that are cut and lie last
+            # can't be one dimension with the others.
+            rows = (stored[0], prod(stored[1:-1]), stored[-1]) if last else (stored[0], prod(stored[1:]))
+            source.views = _viewed(source.views, rows)
+            place = self._place(dtype, rows, stored, last)
             self.scaled.append(place)
         elif source.views is not None and not source.is_line and source.views[0].is_contiguous():
-            return source.views[0].view(source.taken)
+            return as_taken(source.views[0].view(stored), last)
         else:
-            place = self._place(dtype, source.written, source.taken)
+            place = self._place(dtype, source.written, stored, last)
         self.written.append((place, source))
         return place
 
 
-def _as_rows(views: list[Tensor] | None, rows: int) -> list[Tensor] | None:
+def _viewed(views: list[Tensor] | None, shape: Sequence[int]) -> list[Tensor] | None:
     try:
-        return None if views is None else [view.view(rows, -1) for view in views]
+        return None if views is None else [view.view(shape) for view in views]
     except RuntimeError:  # the strides don't allow it: it is copied before
         return None
 
@@ -227,13 +262,15 @@ class Writing:
         self._vectors = [] if recipe.norms is None else [places[place] for place in recipe.vectors]
         columns: dict[int, Tensor] = {}
         if recipe.norms is not None:
-            pieces = torch.split(self._vectors[0].unsqueeze(1), recipe.norms.counts)
+            pieces = torch.split(self._vectors[0], recipe.norms.counts)
             columns = dict(zip(recipe.scaled, pieces, strict=True))
         # Many small tensors go into one call: the calls would cost more than the further passes over them.
         self._small: list[tuple[Tensor, list[Tensor], Tensor | None]] = []
         self._large: list[tuple[Tensor, Source, Tensor | None]] = []
         for place, source in recipe.written:
             out, column = places[place], columns.get(place)
+            if column is not None:
+                column = column.view(-1, *[1] * (out.ndim - 1))
             if source.views is None or (out.numel() > _SMALL and (source.is_line or column is not None)):
                 self._large.append((out, source, column))
             else:
@@ -243,9 +280,7 @@ class Writing:
         self._lines = ([out for out, _ in lines], [value for _, value in lines])
         scales = [(out, column) for out, _, column in self._small if column is not None]
         self._scales = ([out for out, _ in scales], [column for _, column in scales])
-        self.taken = [
-            out if isinstance(out, Tensor) else flat[out].view(recipe.places[out].taken) for out in recipe.outputs
-        ]
+        self.taken = [out if isinstance(out, Tensor) else recipe.places[out].taken(flat[out]) for out in recipe.outputs]
 
     def write(self) -> list[Tensor]:
         """Write the level, into memory that nobody reads; gives the tensors that the forward takes."""
@@ -269,7 +304,7 @@ def _write(out: Tensor, ends: Sequence[Tensor], column: Tensor | None, alpha: fl
     elif len(ends) == 1:
         torch.mul(ends[0], column, out=out)
     else:
-        step = max(1, _BLOCK // max(1, out.shape[1]))
+        step = max(1, _BLOCK // max(1, out[0].numel()))
         for start in range(0, out.shape[0], step):
             block = out[start : start + step]
             torch.lerp(ends[0][start : start + step], ends[1][start : start + step], alpha, out=block)

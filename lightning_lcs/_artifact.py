@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs import _checkpoint, _container, _endpoints
+from lightning_lcs._layout import check_layout, lay_out
 from lightning_lcs._parts import Part
 from lightning_lcs._runtime import Runtime
 from lightning_lcs.channels.network import ENDPOINT_NAME
@@ -131,15 +132,18 @@ def checked_classes(names: Any) -> list[str]:
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load(cls: type[SubspaceModel], path: str | os.PathLike[str], module: nn.Module | None = None) -> SubspaceModel:
+def load(
+    cls: type[SubspaceModel], path: str | os.PathLike[str], module: nn.Module | None = None, layout: str = "auto"
+) -> SubspaceModel:
     """See :meth:`SubspaceModel.load`."""
+    check_layout(layout)
     header, stored = _container.read(path)
     try:
         content = Content(header, stored)
         if isinstance(content.mode, Structured):
             if module is not None:
                 raise ValueError("it holds its network: leave module= out")
-            return _load_network(cls, content, content.mode)
+            return _load_network(cls, content, content.mode, layout)
         if module is None:
             name = header["mode"]["name"]
             raise ValueError(
@@ -198,7 +202,7 @@ def _kind(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _load_network(cls: type[SubspaceModel], content: Content, mode: Structured) -> SubspaceModel:
+def _load_network(cls: type[SubspaceModel], content: Content, mode: Structured, layout: str) -> SubspaceModel:
     header = content.header
     constants = [value for _, value in sorted(content.of("constant").items(), key=lambda item: int(item[0]))]
     parameters, buffers, line = content.of("parameter"), content.of("buffer"), content.of("endpoint_0")
@@ -231,6 +235,7 @@ def _load_network(cls: type[SubspaceModel], content: Content, mode: Structured) 
     model.statistics = statistics
     model.levels, model.class_names, model.settled = content.table, content.classes, True
     model.training = False
+    lay_out(part, mode, statistics, layout, max((level.macs for level in content.table), default=0))
     model.runtime = Runtime(part, mode)
     return model
 

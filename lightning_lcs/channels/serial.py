@@ -214,6 +214,8 @@ def _call(graph: fx.Graph, name: str, entry: Mapping[str, Any], reader: _Reader)
         needed = [a.name for a in schema.arguments[len(args) :] if not a.has_default_value()]
         if not set(needed) <= kwargs.keys():
             raise ValueError(f"{entry['target']} lacks {', '.join(needed)}")
+    # Between weights that lie channels last, a view of what a convolution gives may be none.
+    target = torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target
     return graph.create_node("call_function", target, tuple(args), kwargs, name)
 
 

@@ -24,12 +24,14 @@ class LevelTiming:
     Attributes:
         level: of the level table.
         latency_ms: median time of a forward.
+        narrow_ms: median time of a forward of the network natively built at this level, ``materialize(alpha)``.
         switch_ms: median time of a switch to it, from the level before it in the table.
         copy_ms: median time of one copy of its parameters and buffers.
     """
 
     level: Level
     latency_ms: float
+    narrow_ms: float
     switch_ms: float
     copy_ms: float
 
@@ -51,11 +53,13 @@ def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list
         raise ValueError(f"repeats={repeats} and batch={batch} must both be at least 1")
     if model.runtime is None or not model.levels:
         raise ValueError("timing needs a structured model with a level table, from SubspaceModel.load")
+    model.warns = False  # of statistics: this is about time
     program = model.parts[0].network.in_mode(False)
     args, kwargs = program.example_inputs(batch, torch.device("cpu"))
     for tensor in (value for value in (*args, *kwargs.values()) if value.is_floating_point()):
         tensor.normal_()
     copies = {level.name: torch.zeros(2, max(1, level.size_bytes), dtype=torch.uint8) for level in model.levels}
+    narrow = {level.name: model.materialize(level.alpha) for level in model.levels}
     times: dict[tuple[str, str], list[float]] = {}
     with torch.inference_mode(), model.at_alpha(model.alpha):
         for number in range(repeats + 1):  # the first round warms up
@@ -65,6 +69,7 @@ def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list
                     "switch": _seconds(model.set_alpha, level.alpha),
                     "first": _seconds(model, *args, **kwargs),
                     "latency": _seconds(model, *args, **kwargs),
+                    "narrow": _seconds(narrow[level.name], *args, **kwargs),
                     "copy": _seconds(target.copy_, source),
                 }
                 for what, seconds in taken.items() if number else ():
@@ -73,6 +78,7 @@ def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list
         LevelTiming(
             level,
             latency_ms=statistics.median(times[level.name, "latency"]),
+            narrow_ms=statistics.median(times[level.name, "narrow"]),
             switch_ms=statistics.median(times[level.name, "switch"]),
             copy_ms=statistics.median(times[level.name, "copy"]),
         )
