@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs._activations import QuantizedInput, Reading, range_key
-from lightning_lcs._compression import Compression, setting_of
 from lightning_lcs._parts import layer_of
 from lightning_lcs.deploy._programs import written_whole
 from lightning_lcs.deploy._qdq import Graph, Grid, Weight, grid_after, settle_convolutions, to_integers
+from lightning_lcs.deploy.bits import quantized_weights
 from lightning_lcs.deploy.onnx import feed, onnx_of, require_onnx, session, write_onnx
-from lightning_lcs.functional.quantization import affine_parameters, integers_of, range_of
+from lightning_lcs.functional.quantization import affine_parameters
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.modes import Quantized, check_alpha
 
@@ -92,7 +92,11 @@ def export_int8(
     plain = onnx.ModelProto()
     plain.CopyFrom(proto)
     graph = Graph(proto.graph)
-    stayed, values = to_integers(graph, _weights(model, level), grids)
+    weights = {
+        name: Weight(weight.integers.numpy(), weight.scale.numpy(), weight.zero_point.numpy())
+        for name, weight in quantized_weights(model, level).items()
+    }
+    stayed, values = to_integers(graph, weights, grids)
     unknown = [name for name in values if grid_after(graph, name) is None]
     target = Path(path)
     with written_whole(target.parent) as scratch:
@@ -151,19 +155,6 @@ def _take_grids(network: nn.Module) -> dict[str, Grid]:
 def _grid(low: Tensor, high: Tensor) -> Grid:
     scale, zero_point = affine_parameters(low, high, _BITS)
     return Grid(float(scale), int(zero_point) + 2 ** (_BITS - 1))
-
-
-def _weights(model: SubspaceModel, level: float) -> dict[str, Weight]:
-    part, setting = model.parts[0], setting_of(model.mode, level)
-    compression = Compression(part, setting)
-    found = {}
-    with torch.no_grad():
-        for name in part.compressed:
-            value = compression.on_line(name).detach().cpu()
-            scale, zero_point = affine_parameters(*range_of(value, setting.per_channel), _BITS)
-            integers = integers_of(value, scale, zero_point, _BITS)
-            found[name] = Weight(integers.numpy(), scale.numpy(), zero_point.numpy())
-    return found
 
 
 def _calibrated(plain: Any, names: Sequence[str], batches: Sequence[Tensor], scratch: Path) -> dict[str, Grid]:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from lightning_lcs.deploy._programs import written_whole
 from lightning_lcs.deploy._sparse_coding import VALUES, Packed, pack, pack_all, unpack
+from lightning_lcs.deploy._states import check_state
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.modes import Unstructured, check_alpha
 
 _KEY = "lightning_lcs_sparse"
-_VERSION = 1
+_VERSION = 2
 
 
 @overload
@@ -161,7 +162,13 @@ def save_sparse(
     }
     densest = states[chosen[-1]]
     tensors: dict[str, Tensor] = {}
-    header: dict[str, Any] = {"version": _VERSION, "densest": chosen[-1], "packed": {}, "levels": []}
+    header: dict[str, Any] = {
+        "version": _VERSION,
+        "norm": model.norm,
+        "densest": chosen[-1],
+        "packed": {},
+        "levels": [],
+    }
     _put(header["packed"], tensors, "densest/", pack_all(densest, values))
     # Thresholds count in what is read back: values that were rounded stay on their side of them.
     read = {name: unpack(pack(value, values)) for name, value in densest.items()}
@@ -191,7 +198,8 @@ def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels
 
     Args:
         path: of the file.
-        module: its parameters and buffers are written; those names that the file does not know stay as they are.
+        module: all of its parameters and buffers are written; where the subspace has ``norm=``, one with its norms
+            replaced.
 
     Raises:
         ValueError: not such a file, a damaged one, or one of another architecture; the network is as it was then.
@@ -206,25 +214,14 @@ def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels
             raise ValueError(f"the file has format {header['version']!r}, and this version reads {_VERSION}")
         tensors = {name: unpack(_get(spec, held, name)) for name, spec in header["packed"].items()}
         densest = {name.removeprefix("densest/"): v for name, v in tensors.items() if name.startswith("densest/")}
-        levels = [_StoredLevel(float(header["densest"]), {}, {})]
+        levels, norm = [_StoredLevel(float(header["densest"]), {}, {})], str(header["norm"])
         for level in header["levels"]:
             own = {name: tensors[f"{level['alpha']!r}/{name}"] for name in level["tensors"]}
             levels.append(_StoredLevel(float(level["alpha"]), dict(level["thresholds"]), own))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"{os.fspath(path)} is not a file of sparse levels, or it is damaged: {error}") from error
-    here = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-    for name, value in densest.items():
-        if name not in here or here[name].shape != value.shape:
-            found = f"has shape {tuple(here[name].shape)}" if name in here else "is missing"
-            raise ValueError(
-                f"{os.fspath(path)} is of another architecture: {name} has shape {tuple(value.shape)} there and "
-                f"{found} in {type(module).__name__}"
-            )
+    check_state(path, densest, module, norm)
     return SparseLevels(module, densest, levels)
-
-
-def _state_of(model: SubspaceModel, alpha: float) -> dict[str, Tensor]:
-    return {name: value.detach().cpu() for name, value in model.materialize(alpha).state_dict().items()}
 
 
 def _threshold(value: Tensor, densest: Tensor, read: Tensor) -> float | None:

@@ -106,6 +106,7 @@ INSTEAD = {
 }
 MODES = {
     "export_int8": "quantized",
+    "save_bits": "quantized",
     "save_sparse": "unstructured",
     "use_sparse_layers": "unstructured",
     "module=MyNetwork": "unstructured",
