@@ -12,18 +12,26 @@ import timm
 import torch
 
 from lightning_lcs import SubspaceModel
+from lightning_lcs._layout import layout_of
 from lightning_lcs.batchnorm import recalibrate
 from tests.benchmarks.timing import medians
 
 pytestmark = pytest.mark.benchmark
-NETWORKS = {"resnet18": 224, "mobilenetv3_small_100": 224, "vit_tiny_patch16_224": 224}
-# Goals, in multiples of the natively narrow network's time, of a copy of the level's tensors, and of one forward.
-FORWARD, SWITCH, PART_OF_FORWARD = 1.03, {"point": 2.0, "line": 4.0}, 1 / 3
+# Pixels, and the goal for a forward in multiples of the natively narrow network's: batch norms are folded, and
+# convolution weights lie as this machine likes it.
+NETWORKS = {
+    "resnet18": (224, 0.65),
+    "mobilenetv3_small_100": (224, 0.85),
+    "vit_tiny_patch16_224": (224, 0.90),
+    "resnet10t": (32, 1.03),
+}
+# Goals in multiples of a copy of the level's tensors, and of one forward.
+SWITCH, PART_OF_FORWARD = {"point": 2.0, "line": 4.0}, 1 / 3
 LARGE = 8e6  # bytes
 
 
 def loaded(folder, name, subspace):
-    size = NETWORKS[name]
+    size, _ = NETWORKS[name]
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=10)
     with warnings.catch_warnings():
@@ -35,20 +43,32 @@ def loaded(folder, name, subspace):
     return SubspaceModel.load(folder / "model.lcs"), torch.randn(1, 3, size, size)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1 / 3])
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_forward_after_a_switch_is_as_fast_as_the_narrow_network(tmp_path, name, alpha):
-    model, x = loaded(tmp_path, name, "point")
-    narrow = model.materialize(alpha)
-    model.set_alpha(1.0)
-    model.set_alpha(alpha)
-    with torch.inference_mode():
-        times = medians({"runtime": lambda: model(x), "narrow": lambda: narrow(x)}, rounds=120)
-    ratio = times["runtime"] / times["narrow"]
-    print(
-        f"\n{name}, width {0.25 + 0.75 * alpha:g}: {1e3 * times['runtime']:.2f} ms, {ratio:.3f} of the narrow network"
-    )
-    assert ratio <= FORWARD
+def test_a_forward_after_a_switch_against_the_narrow_network(tmp_path, threads, name, count):
+    threads(count)
+    size, goal = NETWORKS[name]
+    model, _ = loaded(tmp_path, name, "point")
+    ratios = {}
+    for alpha in (0.0, 1 / 3, 1.0):
+        narrow = model.materialize(alpha)
+        model.set_alpha(alpha)
+        for batch in (1, 8):
+            x = torch.randn(batch, 3, size, size)
+            with torch.inference_mode():
+                contenders = {"runtime": lambda x=x: model(x), "narrow": lambda x=x, narrow=narrow: narrow(x)}
+                times = medians(contenders, rounds=60 if batch == 1 else 20)
+            ratios[alpha, batch] = times["runtime"] / times["narrow"]
+            print(f"\n{name}, {count} threads, {layout_of(model.parts[0])}, width {0.25 + 0.75 * alpha:g}, ", end="")
+            print(f"batch {batch}: {1e3 * times['runtime']:.2f} ms, {ratios[alpha, batch]:.3f} of the narrow network")
+    assert max(ratios.values()) <= goal
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1 / 3])
