@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,6 @@ def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list
         raise ValueError(f"repeats={repeats} and batch={batch} must both be at least 1")
     if model.runtime is None or not model.levels:
         raise ValueError("timing needs a structured model with a level table, from SubspaceModel.load")
-    model.warns = False  # of statistics: this is about time
     program = model.parts[0].network.in_mode(False)
     args, kwargs = program.example_inputs(batch, torch.device("cpu"))
     for tensor in (value for value in (*args, *kwargs.values()) if value.is_floating_point()):
@@ -61,7 +61,8 @@ def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list
     copies = {level.name: torch.zeros(2, max(1, level.size_bytes), dtype=torch.uint8) for level in model.levels}
     narrow = {level.name: model.materialize(level.alpha) for level in model.levels}
     times: dict[tuple[str, str], list[float]] = {}
-    with torch.inference_mode(), model.at_alpha(model.alpha):
+    with warnings.catch_warnings(), torch.inference_mode(), model.at_alpha(model.alpha):
+        warnings.filterwarnings("ignore", "running at alpha")  # without statistics, but this is about time
         for number in range(repeats + 1):  # the first round warms up
             for level in model.levels:
                 source, target = copies[level.name]

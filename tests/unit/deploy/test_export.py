@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 SIZE = 32
 NETWORKS = {
     "resnet10t": {},
-    "mobilenetv3_small_050": {},
+    "test_efficientnet": {},  # squeeze and excitation, depthwise convolutions
     "vit_tiny_patch16_224": {"img_size": SIZE, "depth": 2},
 }
 
