@@ -34,7 +34,7 @@ from lightning_lcs.channels.regions import inline_regions
 TRACE_BATCH = 11
 
 # What they warn of, the error says.
-_TALKATIVE = ("torch.export", "torch.fx.experimental.symbolic_shapes")
+_TALKATIVE = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 
 _NOTES = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range")
 
@@ -87,7 +87,7 @@ def neutral(module: nn.Module) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         for norm in cumulative:
             # It reads a counter, which can't be traced. Below alpha = 1 the momentum has no effect: nothing is written.
