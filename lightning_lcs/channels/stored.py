@@ -51,7 +51,8 @@ class StoredNetwork(TracedNetwork):
         module: holds the parameters and buffers.
         data: the graph and the plan, checked already; see :func:`network_from_data`.
         constants: tensors of the code.
-        any_size: whether images (or sounds, or videos) of another size may be run than the traced one; see :func:`runs_at_any_size`.
+        any_size: whether images, sounds or videos of another size than the traced one may be run; see
+            :func:`runs_at_any_size`.
         program: what ``data`` gives.
         plan: the same.
     """
