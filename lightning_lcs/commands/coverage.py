@@ -70,24 +70,26 @@ def coverage(args: Sequence[str]) -> None:
         title=f"at width {own.width:g}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
     for heading in ("network", "pixels", "params", "MACs", "seconds", "width 1", "kept whole"):
-        table.add_column(heading, justify="left" if heading in ("network", "kept whole") else "right", overflow="fold")
-    console, failed, reports = Console(highlight=False), False, []
+        named = heading in ("network", "kept whole")
+        table.add_column(heading, justify="left" if named else "right", no_wrap=heading == "network")
+    below, failed = [], []
     for name in own.networks:
-        size = str(own.image_size or "")
         try:
             net, x = build(name, own.image_size)
-            size = str(x.shape[-1])
             model, seconds = prepared(net, x, Structured(min_width=own.width))
             found = measured(model, x, 0.0, seconds)
-        except Exception as error:  # whatever a network raises is its row
-            failed = True
-            table.add_row(name, size, "", "", "", "", f"FAILED: {type(error).__name__}: {error}")
+        except Exception as error:  # whatever a network raises
+            failed.append(f"{name} failed: {error} ({type(error).__name__})")
             continue
-        reports.append(f"{name}: {model.report(0.0)}")
-        table.add_row(name, size, f"{found.params:.3f}", f"{found.macs:.3f}", *outcome(found), _shortened(found.whole))
-    console.print(table)
-    if own.whole:
-        console.print("\n".join(reports), markup=False, soft_wrap=True)
+        below.append(f"{name}: {model.report(0.0)}")
+        same = "bitwise" if found.identity == 0 else f"{found.identity:.0e}"
+        shares = f"{found.params:.3f}", f"{found.macs:.3f}"
+        table.add_row(name, str(x.shape[-1]), *shares, f"{seconds:.1f}", same, _shortened(found.whole))
+    console = Console(highlight=False, soft_wrap=True)
+    if table.row_count:
+        console.print(table)
+    for line in (below if own.whole else []) + failed:
+        console.print(line, markup=False)
     if failed:
         raise SystemExit(1)
 
@@ -190,11 +192,6 @@ def identity(model: SubspaceModel, x: Tensor) -> float:
     return max(
         0.0 if torch.equal(a, b) else float((a - b).abs().max() / b.abs().max().clamp_min(tiny)) for a, b in pairs
     )
-
-
-def outcome(found: Coverage) -> tuple[str, str]:
-    """Seconds and identity as text."""
-    return f"{found.seconds:.1f}", "bitwise" if found.identity == 0 else f"{found.identity:.0e}"
 
 
 def _shortened(whole: dict[str, int]) -> str:
