@@ -8,6 +8,7 @@ import io
 import logging
 import operator
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -181,7 +182,9 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ca
     for tensor in carried:
         shapes[tensor] = {0: Dim.AUTO}
     # When it fails, torch.export prints the graph so far, which may be pages.
-    with contextlib.redirect_stderr(io.StringIO()) as printed:
+    with contextlib.redirect_stderr(io.StringIO()) as printed, warnings.catch_warnings():
+        # Of weights that recurrent and weight-normed layers keep beside their parameters, which the trace reads.
+        warnings.filterwarnings("ignore", "The tensor attributes? ")
         program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
     if printed.getvalue():  # by the network's own code
         sys.stderr.write(printed.getvalue())

@@ -151,7 +151,6 @@ def prepared(net: nn.Module, x: Tensor, mode: Structured | None = None) -> tuple
     started = time.monotonic()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*stay whole at every level")  # the table says so
-        warnings.filterwarnings("ignore", "The tensor attributes")  # of recurrent layers, from torch.export
         model = SubspaceModel(net, x[:2], mode=mode or Structured(), subspace="point").eval()
     model.warns = False
     return model, time.monotonic() - started
