@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lightning_lcs.channels.example import resized
 from lightning_lcs.channels.hooks import Hook, hooks_of, only_watching, without
 from lightning_lcs.channels.program import FixedSize, Program
-from lightning_lcs.channels.refused import INSTEAD, TraceError
+from lightning_lcs.channels.refused import INSTEAD, TraceError, unsampled
 from lightning_lcs.channels.trace import neutral
 
 # The same ops on the same numbers: most networks agree bitwise. Of the largest entry of a tensor, and, for gradients
@@ -200,9 +200,9 @@ def _theirs(
     handles = [child.register_forward_pre_hook(note(path)) for path, child in children]
     try:
         found = _run(forward, leaves)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a network raises
         if "use_reentrant" not in str(error):
-            raise
+            raise unsampled(module, error) from error
         raise TraceError(
             f"{type(module).__name__} uses gradient checkpointing of the older kind (use_reentrant=True), whose "
             "forward runs without gradients, as its trace would: use torch.utils.checkpoint.checkpoint(..., "

@@ -17,7 +17,7 @@ from lightning_lcs.commands.coverage import build as build_network
 from lightning_lcs.model import SubspaceModel
 from tests.equivalence.masking import MaskMismatchError, masked_forward, survivors
 from tests.helpers import relative, scramble
-from tests.models.mistakes import HALF, MISTAKES, broken_rules, leaves, wrong_slices
+from tests.models.mistakes import HALF, broken_rules, leaves, wrong_slices
 
 # Alphas of the widths .25, .5, .75 and 1.
 ALPHAS = (0.0, 1 / 3, 2 / 3, 1.0)
@@ -68,14 +68,14 @@ def build(spec: str) -> tuple[nn.Module, Tensor]:
     return net.double(), x.double()
 
 
-def examine(net: nn.Module, x: Tensor, masked: bool = True, mistakes: int = MISTAKES) -> Examination:
+def examine(net: nn.Module, x: Tensor, masked: bool = True, mistakes: int = 0) -> Examination:
     """Trace a network, run it at four widths in both states, and compare it with itself.
 
     Args:
         net: the network.
         x: three samples or more.
-        masked: compare it with the masked run, too, and plant mistakes.
-        mistakes: how many of each kind.
+        masked: compare it with the masked run, too.
+        mistakes: how many of each kind to plant, for the masked run to tell.
 
     Raises:
         Exception: whatever the network raises.
