@@ -1,5 +1,6 @@
 """Time of a compressed forward against the natively built narrow network."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from tests.benchmarks.timing import ALPHAS, WIDTHS, images, medians, resnet10t, 
 
 pytestmark = pytest.mark.benchmark
 LIMIT = 1.03
+LEAST = 5e-3  # seconds of a forward for which the limit counts
 
 
 @pytest.mark.parametrize("batch", [1, 32])
@@ -58,8 +60,10 @@ def test_half_the_width_of_networks_of_timm(name, pixels, narrow):
     model.set_alpha(0.0)
     for batch in (1, 8):
         part = x[:batch]
+        contenders = {"compressed": lambda: model(part), "native": lambda: native(part)}  # noqa: B023
         with torch.inference_mode():
-            times = medians({"compressed": lambda: model(part), "native": lambda: native(part)}, rounds=60)  # noqa: B023
+            # Of the processor: what else runs on the machine does not count.
+            times = medians(contenders, rounds=60, clock=time.process_time)
         ratio, built = times["compressed"] / times["native"], "materialized" if narrow is None else "timm's"
         print(f"\n{name}, batch {batch}: {1e3 * times['native']:.1f} ms {built}, ratio {ratio:.3f}")
-        assert ratio <= LIMIT or times["native"] < 5e-3
+        assert ratio <= LIMIT or times["native"] < LEAST

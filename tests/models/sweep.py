@@ -3,6 +3,7 @@
 python -m tests.models.sweep [timm:NAME@PIXELS | torchvision:NAME@PIXELS ...] [--limit SECONDS] [--markdown PAGE]
 
 What a network came to is kept in a folder, and only networks without a result are run: an interrupted call goes on.
+Remove the file of one to run it again.
 """
 
 import argparse
