@@ -24,7 +24,7 @@ from lightning_lcs.channels.trace import InputSpec, trace
 
 ENDPOINT_NAME = "lcs_endpoint_0"
 # Forms of a network whose programs are kept, and of these the first ones, which what is known of the network came from.
-MOST_FORMS, KEPT_FORMS = 256, 4
+MOST_FORMS, KEPT_FORMS = 64, 4
 MOST_TRIED = 3  # programs, when a call comes with new sizes
 NOT_RUN = (
     "the forward hooks of {} only watch: they run at alpha = 1, and not below, where the network runs as its trace; "

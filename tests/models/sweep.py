@@ -135,8 +135,11 @@ def rewrite(page: Path, results: dict[str, dict[str, Any]]) -> None:
             for spec, family in specs.items()
         ]
         own = [results[spec] for spec in specs if spec in results]
-        sums = "\n".join(total(own)) if own else ""
-        text = f"{before}{begin}{sums}\n\n" + "\n".join([*header(), *filter(None, rows)]) + f"\n{end}{after}"
+        lines = [*header(), *filter(None, rows)]
+        if own:
+            commits = ", ".join(dict.fromkeys(f"{result['commit']} of {result['day']}" for result in own))
+            lines = [f"{len(own)} of these {len(specs)} networks were run at {commits}.", *total(own), "", *lines]
+        text = f"{before}{begin}" + "\n".join(lines) + f"\n{end}{after}"
     page.write_text(text, encoding="utf-8")
 
 
