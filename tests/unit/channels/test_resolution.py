@@ -124,6 +124,18 @@ def test_training_at_many_sizes_traces_once(traces: list[tuple[int, ...]]) -> No
 
 
 @torch.no_grad()
+def test_sizes_without_end_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_lcs.channels.network.MOST_FORMS", 6)
+    net = net_of(SIZED["scale by size"])
+    model = SubspaceModel(net, image(16, 16), subspace="point").eval()
+    model.set_alpha(0.5)
+    found = [model(image(16, width)) for width in (*range(8, 20), 8)]
+    assert len(model.parts[0].network._programs) <= 6
+    assert torch.equal(found[0], found[-1])
+    assert relative(model(image(16, 16)), model.materialize(0.5)(image(16, 16))) < SAME
+
+
+@torch.no_grad()
 def test_a_check_is_missing_for_no_size_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without it these run, and are wrong: the test above can fail.
     monkeypatch.setattr("lightning_lcs.channels.network.fixed_sizes", lambda *_: [])
