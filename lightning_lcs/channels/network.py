@@ -183,10 +183,13 @@ class TracedNetwork:
         """A program traced for other sizes that is the network for these, too, or can be made so."""
         flags, kinds, _, hooks = key
         others = [p for k, p in self._programs.items() if (k[0], k[1], k[3]) == (flags, kinds, hooks)]
+        exact = next((program for program in others if _traced_for(program, args, kwargs)), None)
+        if exact is not None or not others:
+            return exact
         latest = list(dict.fromkeys(reversed(others)))[:MOST_TRIED]
         few = sample(args, kwargs)
         program = next((program for program in latest if self._serves(program, few)), None)
-        if program is not None or not latest:
+        if program is not None:
             return program
         try:
             program = self._traced(args, kwargs)
@@ -232,6 +235,13 @@ class TracedNetwork:
             self._lose("checkpointing", NOT_SAVED.format(recomputed))
         self.plan = plan
         return program
+
+
+def _traced_for(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call has the very sizes of a trace: a tensor without a batch may be as long as one by chance."""
+    leaves = zip(pytree.tree_leaves((args, kwargs)), program.trace.specs, strict=True)
+    shapes = [(leaf.shape, spec.shape) for leaf, spec in leaves if isinstance(spec, InputSpec)]
+    return all(traced in (None, size) for shape, spec in shapes for size, traced in zip(shape, spec, strict=True))
 
 
 def _shapes(program: Program) -> str:

@@ -303,6 +303,11 @@ def patches(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: An
     return result.masked_fill(gone[:, :, None], torch.nan)
 
 
+def zeroed(function: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """What is absent stays so."""
+    return x.masked_fill_(~x.isnan(), 0.0)
+
+
 HANDLERS: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), convolution),
     **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d), transposed_convolution),
@@ -322,6 +327,7 @@ HANDLERS: dict[Any, Callable[..., Tensor]] = {
     torch.einsum: einsum,
     torch.lstm: lstm,
     F.normalize: normalize,
+    Tensor.zero_: zeroed,
     F.pad: pad,
     F.unfold: patches,
     torch.linalg.vector_norm: vector_norm,

@@ -108,6 +108,18 @@ def test_sizes_taken_from_the_image_are_open_once_two_were_seen(
     assert len(traces) == 3 + 3 * 2  # those of the fresh models
 
 
+@torch.no_grad()
+def test_a_batch_may_be_as_long_as_a_table_by_chance(traces: list[tuple[int, ...]]) -> None:
+    net = Lambda(lambda m, x, table: m.head(m.a(x).relu()) @ table.T, a=nn.Linear(6, 16), head=nn.Linear(16, 5)).eval()
+    x, table = torch.randn(4, 6), torch.randn(4, 5)
+    model = SubspaceModel(net, (x[:3], table), subspace="point").eval()
+    made = len(traces)
+    model.set_alpha(0.5)
+    assert relative(model(x, table)[:3], model(x[:3], table)) < SAME
+    assert len(traces) == made
+    assert model(x, torch.randn(7, 5)).shape == (4, 7)
+
+
 def test_training_at_many_sizes_traces_once(traces: list[tuple[int, ...]]) -> None:
     net = scramble(Chain())
     model = SubspaceModel(net, subspace="point").train()
