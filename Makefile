@@ -39,7 +39,7 @@ docs: $(READY)
 bench: $(READY)  ## cost of a training step, of its memory, and of a compressed forward
 	$(BIN)/python -m pytest -m benchmark tests/benchmarks -s
 
-coverage: $(READY)  ## every family of timm and much of torchvision, each checked and sliced: an hour; docs/models.md
+coverage: $(READY)  ## every family of timm and much of torchvision, each checked and sliced: hours; goes on where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.models.sweep
 
 .venv-bolts/.ready: pyproject.toml

@@ -21,6 +21,7 @@ COMMANDS = {
     "validate": Command("training.training", "measure a checkpoint's curve on the validation data"),
     "test": Command("training.training", "measure a checkpoint's curve on the test data"),
     "predict": Command("training.training", "run a checkpoint on a data module's images"),
+    "coverage": Command("coverage.coverage", "whether width works for networks of timm and torchvision, and how far"),
     "inspect": Command("inspect.inspect", "verify a model.lcs, and say what is in it"),
     "levels": Command("levels.levels", "the level table of a model.lcs"),
     "materialize": Command("materialize.materialize", "cut one level out of a model.lcs"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -163,4 +163,18 @@ def _counter() -> Any:
     # Imported here: it brings Triton along, more than half of the time in which a device imports this package.
     from torch.utils.flop_counter import FlopCounterMode
 
-    return FlopCounterMode(display=False)
+    aten = torch.ops.aten
+    return FlopCounterMode(
+        display=False, custom_mapping={aten.mkldnn_rnn_layer: _layer_of_steps, aten._cudnn_rnn: _layers_of_steps}
+    )
+
+
+# Kernels of recurrent layers, which torch's counter does not know. Shapes come as sequences of sizes.
+
+
+def _layer_of_steps(x: Sequence[int], into: Sequence[int], back: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * prod(x[:2]) * (prod(into) + prod(back))
+
+
+def _layers_of_steps(x: Sequence[int], weights: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    return 2 * prod(x[:2]) * sum(prod(shape) for shape in weights if len(shape) == 2)

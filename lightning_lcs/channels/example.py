@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,23 @@ def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> A
             for leaf in leaves
         ]
     args, kwargs = pytree.tree_unflatten(small, spec)
+    return args, kwargs
+
+
+def resized(arguments: Arguments, sizes: Mapping[int, Sequence[int | None]]) -> Arguments:
+    """Arguments whose tensors are cut, or filled up with copies of themselves.
+
+    Args:
+        arguments: none of the sizes is 0.
+        sizes: place of a tensor among the flattened arguments -> its new sizes; ``None`` leaves one as it is.
+    """
+    leaves, spec = pytree.tree_flatten(arguments)
+    for place, shape in sizes.items():
+        for axis, size in enumerate(shape):
+            leaf = leaves[place]
+            if size is not None and size != leaf.shape[axis]:
+                leaves[place] = torch.cat([leaf] * -(-size // leaf.shape[axis]), axis).narrow(axis, 0, size)
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
     return args, kwargs
 
 

@@ -11,9 +11,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightning_lcs.channels.example import resized
 from lightning_lcs.channels.hooks import Hook, hooks_of, only_watching, without
 from lightning_lcs.channels.program import FixedSize, Program
-from lightning_lcs.channels.refused import INSTEAD, TraceError
+from lightning_lcs.channels.refused import INSTEAD, TraceError, unsampled
 from lightning_lcs.channels.trace import neutral
 
 # The same ops on the same numbers: most networks agree bitwise. Of the largest entry of a tensor, and, for gradients
@@ -80,7 +81,7 @@ def check_faithful(
         theirs, recomputed = _theirs(module, args, kwargs, leaves)
         ours = _run(lambda: program.run([tensors[name] for name in program.names], sizes, args, kwargs), leaves)
     for position, (found, expected) in enumerate(zip(ours[0], theirs[0], strict=True)):
-        if _differ(found, expected, 0.0):
+        if found.shape != expected.shape or _differ(found, expected, 0.0):
             raise TraceError(
                 f"the trace of {type(module).__name__} gives another result than the network itself (output {position},"
                 f" {_state(module)}): its forward does something that torch.export does not see, such as drawing "
@@ -101,10 +102,38 @@ def check_faithful(
     return recomputed
 
 
+def serves(
+    module: nn.Module, program: Program, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Whether a graph is the network for arguments of other sizes than those that it was traced with, too.
+
+    Found by running both with them, as in :func:`check_faithful`: code may have computed numbers from a size, which
+    the graph holds as constants.
+
+    Args:
+        module: the network, in the state in which it was traced.
+        program: its graph.
+        sizes: what the graph takes at full width.
+        args: arguments of the other sizes; few samples do.
+        kwargs: keyword arguments.
+    """
+    state = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    try:
+        with neutral(module):
+            _check_shapes(program, [state[name] for name in program.names], sizes, (args, kwargs))
+        check_faithful(module, program, sizes, args, kwargs)
+    except Exception:  # whatever is raised at a size that code does not know
+        return False
+    return True
+
+
 def fixed_sizes(
     module: nn.Module, program: Program, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[FixedSize]:
-    """Sizes of the inputs for which alone a graph is the network, found by running both with others.
+    """Sizes of the inputs for which alone a graph is the network, found by trying others.
 
     Args:
         module: the network, in the state in which it was traced.
@@ -116,33 +145,19 @@ def fixed_sizes(
     Returns:
         All sizes but the batch's with which the network has no result, or another one than its graph.
     """
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    state: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    found = []
+    leaves = pytree.tree_leaves((args, kwargs))
 
-    def serves(place: int, axis: int) -> bool:
-        leaf = leaves[place]
-        size = leaf.shape[axis] + OTHER_SIZE
-        larger = torch.cat([leaf] * -(-size // leaf.shape[axis]), axis).narrow(axis, 0, size)
-        others = pytree.tree_unflatten([*leaves[:place], larger, *leaves[place + 1 :]], spec)
-        buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
-        tensors = [(state | buffers)[name] for name in program.names]
-        try:
-            theirs, _ = _run(lambda: module.forward(*others[0], **others[1]), [])
-            _check_shapes(program, tensors, sizes, others)
-            ours, _ = _run(lambda: program.run(tensors, sizes, *others), [])
-        except Exception:  # whatever is raised at a size that code does not know
-            return False
-        if [a.shape for a in ours] != [b.shape for b in theirs]:
-            return False
-        return not any(_differ(a, b, 0.0) for a, b in zip(ours, theirs, strict=True))
+    def open_at(place: int, axis: int) -> bool:
+        shape = list(leaves[place].shape)
+        shape[axis] += OTHER_SIZE
+        return serves(module, program, sizes, *resized((args, kwargs), {place: shape}))
 
-    with _undisturbed(module), torch.no_grad():
-        for place, (name, leaf) in enumerate(zip(program.trace.inputs, leaves, strict=True)):
-            for axis in range(1, leaf.ndim if isinstance(leaf, Tensor) else 0):
-                if not leaf.shape[axis] or not serves(place, axis):
-                    found.append(FixedSize(name, axis, tuple(leaf.shape)))
-    return found
+    return [
+        FixedSize(name, axis, tuple(leaf.shape))
+        for place, (name, leaf) in enumerate(zip(program.trace.inputs, leaves, strict=True))
+        for axis in range(1, leaf.ndim if isinstance(leaf, Tensor) else 0)
+        if not leaf.shape[axis] or not open_at(place, axis)
+    ]
 
 
 def _check_shapes(program: Program, tensors: Sequence[Tensor], sizes: Sequence[int], arguments: Any) -> None:
@@ -185,9 +200,9 @@ def _theirs(
     handles = [child.register_forward_pre_hook(note(path)) for path, child in children]
     try:
         found = _run(forward, leaves)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a network raises
         if "use_reentrant" not in str(error):
-            raise
+            raise unsampled(module, error) from error
         raise TraceError(
             f"{type(module).__name__} uses gradient checkpointing of the older kind (use_reentrant=True), whose "
             "forward runs without gradients, as its trace would: use torch.utils.checkpoint.checkpoint(..., "

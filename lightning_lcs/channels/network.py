@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from lightning_lcs.channels.example import sample
-from lightning_lcs.channels.faithful import check_faithful, fixed_sizes, untraced_hooks
+from lightning_lcs.channels.example import resized, sample
+from lightning_lcs.channels.faithful import check_faithful, fixed_sizes, serves, untraced_hooks
 from lightning_lcs.channels.hooks import Hook, without
 from lightning_lcs.channels.plan import ChannelPlan
 from lightning_lcs.channels.program import FixedSize, Program
 from lightning_lcs.channels.propagate import propagate
 from lightning_lcs.channels.refused import TraceError
-from lightning_lcs.channels.trace import trace
+from lightning_lcs.channels.resizing import open_sizes
+from lightning_lcs.channels.trace import InputSpec, trace
 
 ENDPOINT_NAME = "lcs_endpoint_0"
+# Forms of a network whose programs are kept, and of these the first ones, which what is known of the network came from.
+MOST_FORMS, KEPT_FORMS = 64, 4
+MOST_TRIED = 3  # programs, when a call comes with new sizes
 NOT_RUN = (
     "the forward hooks of {} only watch: they run at alpha = 1, and not below, where the network runs as its trace; "
     "what they log or collect is of the full network"
@@ -45,7 +50,9 @@ def training_flags(module: nn.Module, mode: bool) -> Iterator[None]:
 
 
 class TracedNetwork:
-    """A network and its traced programs: one per state of its training flags and shape, type and device of its input.
+    """A network and its traced programs: one per state of its training flags, and kind of its input.
+
+    An input of another size is run by the program at hand where that is the network there, too; else it is traced.
 
     Args:
         module: the network; not changed.
@@ -75,7 +82,7 @@ class TracedNetwork:
             self._children = [m for name, m in self.module.named_modules() if ENDPOINT_NAME not in name]
         hooked = [child for child in self._children if child._forward_hooks or child._forward_pre_hooks]
         hooks = [key for child in hooked for key in (*child._forward_pre_hooks, *child._forward_hooks)]
-        key = (tuple([child.training for child in self._children]), _call_key(args, kwargs), tuple(hooks))
+        key = (tuple([child.training for child in self._children]), *_call_key(args, kwargs), tuple(hooks))
         program = self._programs.get(key)
         if program is None:
             if not self._settled:
@@ -163,12 +170,45 @@ class TracedNetwork:
             self._lose("hooks", NOT_RUN.format(_listed([hook.path or "the network itself" for hook in watching])))
         self._untraced = [*watching, *around]
         untraced = {hook.key for hook in self._untraced}
-        acting = (*key[:2], tuple([hook for hook in key[2] if hook not in untraced]))
+        acting = (*key[:-1], tuple([hook for hook in key[-1] if hook not in untraced]))
         if acting not in self._programs:
             with without(self._untraced):
-                self._programs[acting] = self._traced(args, kwargs)
+                self._programs[acting] = self._of_other_sizes(acting, args, kwargs) or self._traced(args, kwargs)
         self._programs[key] = self._programs[acting]
+        while len(self._programs) > MOST_FORMS:
+            del self._programs[next(itertools.islice(self._programs, KEPT_FORMS, None))]
         return self._programs[key]
+
+    def _of_other_sizes(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program | None:
+        """A program traced for other sizes that is the network for these, too, or can be made so."""
+        flags, kinds, _, hooks = key
+        others = [p for k, p in self._programs.items() if (k[0], k[1], k[3]) == (flags, kinds, hooks)]
+        exact = next((program for program in others if _traced_for(program, args, kwargs)), None)
+        if exact is not None or not others:
+            return exact
+        latest = list(dict.fromkeys(reversed(others)))[:MOST_TRIED]
+        few = sample(args, kwargs)
+        program = next((program for program in latest if self._serves(program, few)), None)
+        if program is not None:
+            return program
+        try:
+            program = self._traced(args, kwargs)
+        except TraceError as error:
+            raise TraceError(f"{error} (It was traced for {_shapes(latest[-1])} before.)") from error
+        for other in latest:
+            opened = open_sizes(other.trace, program.trace, program.size_arguments, self.plan)
+            if opened is None:
+                continue
+            if not self._serves(opened, few):
+                return self._traced(args, kwargs)
+            specs = {place: spec.shape for place, spec in enumerate(other.trace.specs) if isinstance(spec, InputSpec)}
+            if self._serves(opened, resized(few, specs)):
+                self._programs = {key: opened if p is other else p for key, p in self._programs.items()}
+            return opened
+        return program
+
+    def _serves(self, program: Program, few: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+        return serves(self.module, program, [self.plan.structure.size(dim) for dim in program.sizes], *few)
 
     def _lose(self, what: str, message: str) -> None:
         if what not in self._told:
@@ -197,6 +237,18 @@ class TracedNetwork:
         return program
 
 
+def _traced_for(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call has the very sizes of a trace: a tensor without a batch may be as long as one by chance."""
+    leaves = zip(pytree.tree_leaves((args, kwargs)), program.trace.specs, strict=True)
+    shapes = [(leaf.shape, spec.shape) for leaf, spec in leaves if isinstance(spec, InputSpec)]
+    return all(traced in (None, size) for shape, spec in shapes for size, traced in zip(shape, spec, strict=True))
+
+
+def _shapes(program: Program) -> str:
+    shapes = [spec.shape for spec in program.trace.specs if isinstance(spec, InputSpec)]
+    return " and ".join("(" + ", ".join("batch" if n is None else str(n) for n in shape) + ")" for shape in shapes)
+
+
 def _listed(paths: list[str]) -> str:
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
@@ -205,9 +257,14 @@ def _shape(plan: ChannelPlan, name: str) -> list[int]:
     return plan.selection(0.4).shape(name)
 
 
-def _call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """What a call is like, and the sizes of its tensors."""
     # Tensors that the code makes have the type and the device with which they were traced: another one, another trace.
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return args[0].shape[1:], args[0].dtype, args[0].device
+        return (args[0].ndim, args[0].dtype, args[0].device), args[0].shape[1:]
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    return spec, tuple([(v.shape[1:], v.dtype, v.device) if isinstance(v, Tensor) else v for v in leaves])
+    tensors = [v for v in leaves if isinstance(v, Tensor)]
+    kinds = [(v.ndim, v.dtype, v.device) if isinstance(v, Tensor) else v for v in leaves]
+    # The first of a tensor's sizes is open where it is the batch's.
+    batch = next((v.shape[0] for v in tensors if v.ndim), None)
+    return (spec, tuple(kinds)), tuple([v.shape[1:] if v.ndim and v.shape[0] == batch else v.shape for v in tensors])

@@ -94,7 +94,7 @@ def resized_arguments(program: Program, at: PlanAtWidth) -> dict[fx.Node, tuple[
     """The arguments of the nodes that take sizes, at a width."""
     found: dict[fx.Node, tuple[Any, ...]] = {}
     for node, path, dim in program.size_arguments:
-        found[node] = _replaced(found.get(node, node.args), path, at.size(dim))
+        found[node] = replaced(found.get(node, node.args), path, at.size(dim))
     return found
 
 
@@ -123,17 +123,18 @@ def _copy_body(
             copy = target.node_copy(node, lambda n: mapping[n])
             copy.meta.clear()
             for path, size in resized.get(node, {}).items():
-                copy.args = _replaced(copy.args, path, size)
+                copy.args = replaced(copy.args, path, size)
             mapping[node] = copy
         elif node.op == "output":
             results = [mapping[r] if isinstance(r, fx.Node) else r for r in node.args[0]]
             target.output(tuple(results) if out_spec is None else pytree.tree_unflatten(results, out_spec))
 
 
-def _replaced(args: Any, path: tuple[int, ...], value: Any) -> Any:
+def replaced(args: Any, path: tuple[int, ...], value: Any) -> Any:
+    """Nested arguments with another value at one place."""
     position, *rest = path
     items = list(args)
-    items[position] = _replaced(items[position], tuple(rest), value) if rest else value
+    items[position] = replaced(items[position], tuple(rest), value) if rest else value
     return tuple(items) if isinstance(args, tuple) else items
 
 

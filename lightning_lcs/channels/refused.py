@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sysconfig
 import traceback
@@ -18,7 +19,7 @@ INSTEAD = (
     "own code and need no trace"
 )
 LONGEST = 320  # characters of torch's own message: the rest follows in the chained error
-_NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+_NOT_THEIRS = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent.parent}{os.sep}")
 _STANDARD = sysconfig.get_path("stdlib")
 _INSTALLED = ("site-packages", "dist-packages")
 
@@ -86,6 +87,16 @@ def untraceable(module: nn.Module, error: BaseException) -> TraceError:
     return TraceError(
         f"{name} can't be traced by torch.export ({type(error).__name__}{': ' if first else ''}{first}){place}. If it "
         f"runs at alpha = 1 with the same inputs, {INSTEAD}"
+    )
+
+
+def unsampled(module: nn.Module, error: BaseException) -> TraceError:
+    """What a network raised on few samples of its input, which it is compared with its trace on."""
+    name, text = type(module).__name__, str(error).strip().partition("\n")[0][:LONGEST]
+    return TraceError(
+        f"{name} does not run on two samples of its input ({type(error).__name__}: {text}){at(place_of(error))}: the "
+        "first dimension of the first tensor is taken for the batch, and so is that of all tensors of the same length. "
+        f"If it is something else, such as the nodes of a graph, {INSTEAD}"
     )
 
 

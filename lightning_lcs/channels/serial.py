@@ -11,6 +11,7 @@ import keyword
 import math
 import operator
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -269,7 +270,7 @@ def _encode(value: Any, index: Mapping[fx.Node, int]) -> Any:
         return {"tuple": [_encode(item, index) for item in value]}
     if isinstance(value, list):
         return [_encode(item, index) for item in value]
-    if type(value) is dict:
+    if type(value) in (dict, OrderedDict):  # what comes back is a dict in either case
         if not all(isinstance(key, str) and _RESULT.fullmatch(key) for key in value):
             raise ValueError(
                 "a network whose result is a mapping with other keys than words can't be written to a file"

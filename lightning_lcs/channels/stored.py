@@ -51,7 +51,8 @@ class StoredNetwork(TracedNetwork):
         module: holds the parameters and buffers.
         data: the graph and the plan, checked already; see :func:`network_from_data`.
         constants: tensors of the code.
-        any_size: whether images of another size may be run than the traced one; see :func:`runs_at_any_size`.
+        any_size: whether images, sounds or videos of another size than the traced one may be run; see
+            :func:`runs_at_any_size`.
         program: what ``data`` gives.
         plan: the same.
     """
@@ -135,6 +136,6 @@ def runs_at_any_size(network: TracedNetwork) -> bool:
         return network.any_size
     program = network.in_mode(False)
     specs = program.trace.specs
-    if len(specs) != 1 or not isinstance(specs[0], InputSpec) or len(specs[0].shape) != 4:
+    if len(specs) != 1 or not isinstance(specs[0], InputSpec) or len(specs[0].shape) < 3:
         return False
     return all(fixed.axis < 2 for fixed in network.fixed_sizes(program, training=False))

@@ -8,6 +8,7 @@ import io
 import logging
 import operator
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ from lightning_lcs.channels.regions import inline_regions
 TRACE_BATCH = 11
 
 # What they warn of, the error says.
-_TALKATIVE = ("torch.export", "torch.fx.experimental.symbolic_shapes")
+_TALKATIVE = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 
 _NOTES = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range")
 
@@ -87,7 +88,7 @@ def neutral(module: nn.Module) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         for norm in cumulative:
             # It reads a counter, which can't be traced. Below alpha = 1 the momentum has no effect: nothing is written.
@@ -181,7 +182,9 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ca
     for tensor in carried:
         shapes[tensor] = {0: Dim.AUTO}
     # When it fails, torch.export prints the graph so far, which may be pages.
-    with contextlib.redirect_stderr(io.StringIO()) as printed:
+    with contextlib.redirect_stderr(io.StringIO()) as printed, warnings.catch_warnings():
+        # Of weights that recurrent and weight-normed layers keep beside their parameters, which the trace reads.
+        warnings.filterwarnings("ignore", "The tensor attributes? ")
         program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
     if printed.getvalue():  # by the network's own code
         sys.stderr.write(printed.getvalue())

@@ -14,7 +14,10 @@ WIDTHS = (0.25, 0.5, 0.75, 1.0)
 
 
 def medians(
-    contenders: dict[str, Callable[[], object]], rounds: int, after: Callable[[], object] = lambda: None
+    contenders: dict[str, Callable[[], object]],
+    rounds: int,
+    after: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each contender, all of them run once per round; ``after`` follows each run, untimed."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -23,9 +26,9 @@ def medians(
         after()
     for _ in range(rounds):
         for name, call in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
             after()
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -67,13 +67,21 @@ def convolution(
 
 
 def transposed_convolution(
-    function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Any = None, *rest: Any
+    function: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
 ) -> Tensor:
-    kernel_gone = weight.isnan().flatten(2).all(2)
-    gone = _contraction(x.transpose(1, 0).flatten(1).isnan().all(1).view(1, 1, -1), kernel_gone.T[None], "transposed")[
-        0
-    ]
+    x_gone = x.transpose(1, 0).flatten(1).isnan().all(1).view(1, groups, -1)
+    kernel_gone = weight.isnan().flatten(2).all(2).view(groups, -1, weight.shape[1])
+    gone = _contraction(x_gone, kernel_gone.transpose(1, 2), "transposed convolution").flatten()
     _check_bias(bias, gone, "transposed convolution")
+    rest = (stride, padding, output_padding, groups, dilation)
     result = function(_present(x), _present(weight), _present(bias), *rest)
     return result.masked_fill(gone.view(-1, *[1] * (result.ndim - 2)), torch.nan)
 
@@ -155,6 +163,11 @@ def summed(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
 def largest(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     result = function(x.masked_fill(x.isnan(), -torch.inf), *args, **kwargs)
     return result.masked_fill(result == -torch.inf, torch.nan)
+
+
+def extreme(function: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    values, places = function(x.masked_fill(x.isnan(), -torch.inf), *args, **kwargs)
+    return values.masked_fill(values == -torch.inf, torch.nan), places
 
 
 def product(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -290,6 +303,11 @@ def patches(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: An
     return result.masked_fill(gone[:, :, None], torch.nan)
 
 
+def zeroed(function: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """What is absent stays so."""
+    return x.masked_fill_(~x.isnan(), 0.0)
+
+
 HANDLERS: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), convolution),
     **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d), transposed_convolution),
@@ -302,12 +320,14 @@ HANDLERS: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys((torch.mean, Tensor.mean), mean),
     **dict.fromkeys((torch.sum, Tensor.sum), summed),
     **dict.fromkeys((torch.amax, Tensor.amax), largest),
+    **dict.fromkeys((torch.max, Tensor.max), extreme),
     F.multi_head_attention_forward: multi_head_attention,
     F.scaled_dot_product_attention: attention,
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm), matrix_product),
     torch.einsum: einsum,
     torch.lstm: lstm,
     F.normalize: normalize,
+    Tensor.zero_: zeroed,
     F.pad: pad,
     F.unfold: patches,
     torch.linalg.vector_norm: vector_norm,

@@ -176,3 +176,11 @@ def test_counting_needs_no_memory_and_leaves_the_network_alone() -> None:
     assert model.training
     assert all(child.training for child in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_steps_of_recurrent_layers_count(kind: type[nn.Module], gates: int) -> None:
+    net = kind(16, 24, batch_first=True, bidirectional=True).eval()
+    model = SubspaceModel(net, torch.randn(2, 12, 16), subspace="point")
+    # In every step and both directions the gates read the input and the state.
+    assert model.efficiency(1.0).macs == 2 * 12 * gates * 24 * (16 + 24)

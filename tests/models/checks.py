@@ -1,57 +1,52 @@
 """What is checked of a model of any family, and measured on the way."""
 
+import contextlib
 import dataclasses
-import random
 import time
-import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import timm
 import torch
-import torch.utils._pytree as pytree
-import torchvision
 from torch import Tensor, nn
 
-from lightning_lcs.channels.plan import PlanAtWidth
+from lightning_lcs.channels import network
+from lightning_lcs.commands.coverage import Coverage, measured, prepared
+from lightning_lcs.commands.coverage import build as build_network
 from lightning_lcs.model import SubspaceModel
 from tests.equivalence.masking import MaskMismatchError, masked_forward, survivors
 from tests.helpers import relative, scramble
+from tests.models.mistakes import HALF, broken_rules, leaves, wrong_slices
 
 # Alphas of the widths .25, .5, .75 and 1.
 ALPHAS = (0.0, 1 / 3, 2 / 3, 1.0)
-HALF = 1 / 3
-HALF_WIDTH = 0.5
-MISTAKES = 10  # planted in each network
-NOTICED = 1e-9  # of the largest output, in float64: rounding is far below it
 
 
 @dataclasses.dataclass
-class Examination:
-    """One model.
+class Examination(Coverage):
+    """One model, at width .5; on top of what ``lightning-lcs coverage`` finds:
 
     Attributes:
-        params: share of the parameters left at width 0.5.
-        macs: share of the multiply-accumulates left.
-        seconds: to trace and to analyse both forms, for training and for evaluation.
+        tracing: processor seconds of ``torch.export`` for the slower of both forms.
+        planning: the same of following channels through the graph.
+        memory: most bytes taken until both forms are planned and checked, per byte of the parameters.
         ungraded: parameters that get a gradient in plain training and none at width .25.
-        identity: relative difference of the traced graph at width 1 from the module; 0 is bitwise.
         masked: relative difference at width .5 from the full network with the removed channels absent, in float64;
             ``None`` where the oracle has no answer.
         trouble: what the oracle said then.
-        mistakes: of tensors sliced wrongly on purpose, one at a time, whether the masked run tells.
-        whole: dimensions kept whole, by what froze them.
+        slices: of tensors sliced wrongly on purpose, one at a time, whether the masked run tells.
+        rules: of rules broken on purpose, one at a time, whether anything tells.
     """
 
-    params: float
-    macs: float
-    seconds: float
-    ungraded: list[str]
-    identity: float
+    tracing: float = 0.0
+    planning: float = 0.0
+    memory: float = 0.0
+    ungraded: list[str] = dataclasses.field(default_factory=list)
     masked: float | None = None
     trouble: str = ""
-    mistakes: list[bool] = dataclasses.field(default_factory=list)
-    whole: dict[str, int] = dataclasses.field(default_factory=dict)
+    slices: list[bool] = dataclasses.field(default_factory=list)
+    rules: list[bool] = dataclasses.field(default_factory=list)
 
 
 def build(spec: str) -> tuple[nn.Module, Tensor]:
@@ -63,64 +58,78 @@ def build(spec: str) -> tuple[nn.Module, Tensor]:
     Args:
         spec: "timm:resnet50@224" or "torchvision:resnet18@64".
     """
-    library, _, name = spec.partition(":")
-    name, _, size = name.partition("@")
-    torch.manual_seed(0)
-    net: nn.Module
-    if library == "timm":
-        net = timm.create_model(name, num_classes=10)
-        channels = net.pretrained_cfg["input_size"][0]
-    else:
-        net = torchvision.models.get_model(name, weights=None, **_options(name))
-        channels = 3
+    name, _, size = spec.removeprefix("timm:").partition("@")
+    net, x = build_network(name, int(size), num_classes=10)
     scramble(net)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.ndim > 1 and parameter.std() < 1e-3:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
-    x = torch.randn(3, channels, int(size), int(size), generator=torch.Generator().manual_seed(0))
-    return net.double().eval(), x.double()
+    return net.double(), x.double()
 
 
-def _options(name: str) -> dict[str, Any]:
-    if ("resnet50" in name and "_resnet50" in name) or "_mobilenet" in name:
-        return {"weights_backbone": None, "num_classes": 10}
-    return {"num_classes": 10, **({"init_weights": False} if name in ("googlenet", "inception_v3") else {})}
-
-
-def examine(net: nn.Module, x: Tensor, masked: bool = True) -> Examination:
+def examine(net: nn.Module, x: Tensor, masked: bool = True, mistakes: int = 0) -> Examination:
     """Trace a network, run it at four widths in both states, and compare it with itself.
+
+    Args:
+        net: the network.
+        x: three samples or more.
+        masked: compare it with the masked run, too.
+        mistakes: how many of each kind to plant, for the masked run to tell.
 
     Raises:
         Exception: whatever the network raises.
     """
-    started = time.monotonic()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The tensor attributes")  # of recurrent layers, from torch.export
-        model = SubspaceModel(net, x[:2], subspace="point").eval()
-    seconds = time.monotonic() - started
-    model.warns = False
-    full, half = model.efficiency(1.0), model.efficiency(HALF)
+    before = _memory("VmRSS", reset=True)
+    with _timed("trace") as tracing, _timed("propagate") as planning:
+        model, seconds = prepared(net, x)
+    taken = _memory("VmHWM") - before
     with torch.no_grad():
         for alpha in ALPHAS:
             with model.at_alpha(alpha):
                 assert all(torch.isfinite(leaf).all() for leaf in leaves(model(x)))
     result = Examination(
-        params=half.params / full.params,
-        macs=half.macs / full.macs,
-        seconds=seconds,
+        **vars(measured(model, x, HALF, seconds)),
+        tracing=max(tracing),
+        planning=max(planning),
+        memory=taken / sum(parameter.nbytes for parameter in net.parameters()),
         ungraded=ungraded(model, x),
-        identity=identity(model, x),
-        whole=_frozen(model),
     )
     if masked:
         try:
             expected = masked_run(model, x[:2])
             result.masked = masked_difference(model, x[:2], expected)
-            result.mistakes = [noticed for _, noticed in planted_mistakes(model, x[:2], expected)]
+            result.slices = [noticed for _, noticed in wrong_slices(model, x[:2], expected, mistakes)]
+            result.rules = [noticed for _, noticed in broken_rules(model, x[:2], mistakes)]
         except (MaskMismatchError, NotImplementedError) as error:
             result.trouble = str(error)
     return result
+
+
+@contextlib.contextmanager
+def _timed(name: str) -> Iterator[list[float]]:
+    """Processor seconds of each call of a function while traces are made."""
+    function, seconds = getattr(network, name), []
+
+    def timed(*args: Any) -> Any:
+        started = time.process_time()
+        try:
+            return function(*args)
+        finally:
+            seconds.append(time.process_time() - started)
+
+    with mock.patch.object(network, name, timed):
+        yield seconds
+
+
+def _memory(entry: str, reset: bool = False) -> int:
+    """Bytes of this process now ("VmRSS"), or the most since the last reset ("VmHWM"); 0 where Linux does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(entry))
 
 
 def ungraded(model: SubspaceModel, x: Tensor) -> list[str]:
@@ -142,18 +151,6 @@ def ungraded(model: SubspaceModel, x: Tensor) -> list[str]:
     return sorted(found[0] - found[1])
 
 
-def identity(model: SubspaceModel, x: Tensor) -> float:
-    """How far the traced graph at full width is from the module."""
-    part = model.parts[0]
-    with torch.no_grad():
-        program = part.network.in_mode(False)
-        at = part.network.plan.selection(1.0)
-        tensors = [part.network.tensor(name) for name in program.names]
-        ours = program.run(tensors, [at.size(dim) for dim in program.sizes], (x,), {})
-        pairs = zip(leaves(ours), leaves(model.module(x)), strict=True)
-        return max(0.0 if torch.equal(a, b) else relative(a, b) for a, b in pairs)
-
-
 def masked_run(model: SubspaceModel, x: Tensor) -> list[Tensor]:
     """What the full network gives with the channels absent that width .5 removes."""
     with torch.no_grad():
@@ -165,59 +162,6 @@ def masked_difference(model: SubspaceModel, x: Tensor, expected: list[Tensor]) -
     with torch.no_grad():
         ours = leaves(model.materialize(HALF)(x))
         return max(relative(a, b) for a, b in zip(ours, expected, strict=True))
-
-
-def planted_mistakes(
-    model: SubspaceModel, x: Tensor, expected: list[Tensor], count: int = MISTAKES, seed: int = 0
-) -> list[tuple[str, bool]]:
-    """Slice one dimension of one tensor wrongly, its last entries in the place of its first, and so with others.
-
-    Args:
-        model: a point subspace.
-        x: images.
-        expected: of the masked run at width .5.
-        count: number of dimensions, drawn at random.
-        seed: of the draw.
-
-    Returns:
-        Which tensor and dimension, and whether the result differs from the masked run's.
-    """
-    right, tensor = PlanAtWidth.of, model.parts[0].network.tensor
-    at = model.plan.selection(HALF_WIDTH)
-    sliced = [
-        (name, axis)
-        for name in model.plan.tensors
-        for axis, kept in enumerate(at.of(name))
-        if isinstance(kept, int) and kept < tensor(name).shape[axis]
-    ]
-    found = []
-    for name, axis in random.Random(seed).sample(sliced, min(count, len(sliced))):
-        size = tensor(name).shape[axis]
-
-        def wrong(self: PlanAtWidth, asked: str, name: str = name, axis: int = axis, size: int = size) -> Any:
-            selection = list(right(self, asked))
-            if asked == name:
-                selection[axis] = list(range(size - selection[axis], size))
-            return tuple(selection)
-
-        with mock.patch.object(PlanAtWidth, "of", wrong), torch.no_grad():
-            ours = leaves(model.materialize(HALF)(x))
-        differences = [relative(a, b) for a, b in zip(ours, expected, strict=True)]
-        found.append((f"{name}, dimension {axis}", max(differences) > NOTICED))
-    return found
-
-
-def _frozen(model: SubspaceModel) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for items in model.plan.whole().values():
-        for _, why in items:
-            reason = why.split(" in ")[0]
-            counts[reason] = counts.get(reason, 0) + 1
-    return counts
-
-
-def leaves(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _loss(output: Any) -> Tensor:

@@ -145,5 +145,5 @@ TORCHVISION: dict[str, int] = {
     **dict.fromkeys(("vit_b_16", "maxvit_t"), 224),
     **dict.fromkeys(("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"), 64),
     "lraspp_mobilenet_v3_large": 64,
-    "inception_v3": 128,
+    "inception_v3": 299,  # what its auxiliary head needs in training
 }

@@ -5,8 +5,9 @@ import timm
 
 from lightning_lcs.model import SubspaceModel
 from tests.helpers import BATCH_NORM_WARNING
-from tests.models.checks import build, examine, masked_run, planted_mistakes
+from tests.models.checks import build, examine, masked_run
 from tests.models.families import FAMILIES
+from tests.models.mistakes import broken_rules, wrong_slices
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
 
@@ -51,9 +52,11 @@ def test_every_family_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", ["edgenext_xx_small@32", "test_vit@160", "hgnetv2_b0@32"])
-def test_wrong_slices_are_detected(name: str) -> None:
+def test_planted_mistakes_are_noticed(name: str) -> None:
     net, x = build(f"timm:{name}")
     model = SubspaceModel(net, x[:2], subspace="point").eval()
-    tried = planted_mistakes(model, x[:2], masked_run(model, x[:2]), count=12)
-    assert len(tried) == 12
-    assert [tensor for tensor, noticed in tried if not noticed] == []
+    slices = wrong_slices(model, x[:2], masked_run(model, x[:2]), count=12)
+    rules = broken_rules(model, x[:2], count=12)
+    assert len(slices) == 12
+    assert len(rules) > 10
+    assert [what for what, noticed in [*slices, *rules] if not noticed] == []

@@ -14,10 +14,7 @@ from lightning_lcs.model import SubspaceModel
 from tests.helpers import BATCH_NORM_WARNING, relative
 from tests.models.checks import HALF, build
 
-pytestmark = [
-    pytest.mark.filterwarnings(BATCH_NORM_WARNING),
-    pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning"),  # of recurrent layers, from torch.export
-]
+pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
 
 FAMILIES = [
     "timm:test_byobnet@32",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_lcs.model import SubspaceModel
 from tests.helpers import BATCH_NORM_WARNING, Lambda, relative, scramble
-from tests.models.checks import build, examine, leaves
+from tests.models.checks import build, examine
+from tests.models.mistakes import leaves
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
 MASKED = 1e-9

@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 import timm
@@ -229,3 +230,16 @@ def test_tied_parameters_are_one_again(tmp_path):
     loaded, x = SubspaceModel.load(tmp_path / "m.lcs"), torch.randn(2, 8)
     with torch.no_grad(), model.at_alpha(0.4), loaded.at_alpha(0.4):
         assert relative(loaded(x), model(x)) < TOLERANCE
+
+
+def test_a_mapping_of_results_comes_back_as_a_dictionary(tmp_path):
+    # What torchvision's segmentation networks return.
+    net = Lambda(
+        lambda m, x: OrderedDict(out=m.head(m.a(x).relu()), aux=m.a(x).mean((1, 2, 3))),
+        a=nn.Conv2d(3, 8, 1), head=nn.Conv2d(8, 2, 1),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 3, 4, 4)
+    SubspaceModel(net, x, subspace="point").save(tmp_path / "model.lcs")
+    found, expected = SubspaceModel.load(tmp_path / "model.lcs")(x), net(x)
+    assert list(found) == ["out", "aux"]
+    assert all(torch.equal(found[key], expected[key]) for key in expected)

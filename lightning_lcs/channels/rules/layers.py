@@ -65,16 +65,19 @@ def _grouped(call: Call, x: Dim, into: Dim, per_group: Dim, groups: int) -> Dim:
 
 
 def conv_transpose(call: Call) -> Dims:
-    """``(N, in, *) x (in, out / groups, *) -> (N, out, *)``."""
+    """``(N, in, *) x (in, out / groups, *) -> (N, out, *)``; groups as in :func:`convolution`."""
     x, weight, bias = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "weight")), call.arg(2, "bias")
     groups = int(call.arg(6, "groups", 1))
     _keep_kernel(call, x, weight)
     call.unify(x[1], weight[0])
-    out = weight[1]
-    if groups > 1:
-        call.structure.freeze(weight[0], call.why)
-        call.structure.freeze(weight[1], call.why)
-        out = call.structure.fresh(call.out_shape[1], frozen=call.why)
+    out, into = weight[1], call.structure.size(x[1])
+    if groups == into > 1 == call.structure.size(out):
+        out = call.structure.resolve(x[1])
+        call.resize((6,), out)
+    elif groups > 1:
+        kept_groups, _ = call.structure.factor(x[1], [groups, into // groups], call.why)
+        call.structure.freeze(kept_groups, "groups of a convolution")
+        out = call.structure.times(kept_groups, out, call.why)
     if bias is not None:
         call.unify(call.dims(bias)[0], out)
     return [x[0], call.structure.resolve(out), *call.whole(call.out_shape[2:], "spatial")]
@@ -130,6 +133,14 @@ def pool(call: Call) -> Dims:
     return [*x[:-spatial], *call.whole(call.out_shape[-spatial:], "spatial")]
 
 
+def sampled(call: Call) -> Dims:
+    """Values of an image at the places that a grid names: batch and channels pass."""
+    x, grid = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "grid"))
+    for dim in (*x[2:], *grid):
+        call.structure.freeze(dim, call.why)
+    return [*x[:2], *call.whole(call.out_shape[2:], "spatial")]
+
+
 _SPATIAL = {
     f"{kind}{n}d": n
     for n in (1, 2, 3)
@@ -179,6 +190,7 @@ RULES: dict[str, Rule] = {
     "group_norm": group_norm,
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
     **dict.fromkeys(_SPATIAL, pool),
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), sampled),
     "pad": pad,
     "constant_pad_nd": pad,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lightning_lcs.channels.dims import ONE
 from lightning_lcs.channels.rules.call import Call, Dims, Rule
 
@@ -23,6 +25,32 @@ def _reduced(call: Call, rank: int) -> set[int]:
     return {axis % rank for axis in ([axes] if isinstance(axes, int) else axes)}
 
 
+def extreme(call: Call) -> Dims | list[Dims]:
+    """The largest or the smallest of two tensors, of a whole one, or along a dimension: values and their places.
+
+    Places among channels would be other ones at a level: where they are used, the dimension stays whole.
+    """
+    if len(call.tensors()) > 1:
+        return call.broadcast(call.tensors())
+    x, axis = call.dims(call.arg(0, "self")), call.arg(1, "dim")
+    if axis is None:
+        return [] if call.name in ("max", "min") else _placed(call, x, range(len(x)))
+    axis %= len(x)
+    kept = [ONE] if call.arg(2, "keepdim", False) else []
+    if call.name not in ("max", "min"):
+        _placed(call, x, [axis])
+    elif any(user.args[1] == 1 for user in call.node.users):
+        call.structure.freeze(x[axis], call.why)
+    out = [*x[:axis], *kept, *x[axis + 1 :]]
+    return [out, out] if call.name in ("max", "min") else out
+
+
+def _placed(call: Call, x: Dims, axes: Iterable[int]) -> Dims:
+    for axis in axes:
+        call.structure.freeze(x[axis], call.why)
+    return []
+
+
 def softmax(call: Call) -> Dims:
     """Shape preserved."""
     return call.dims(call.arg(0, "self"))
@@ -31,4 +59,8 @@ def softmax(call: Call) -> Dims:
 # Position of the axes among the arguments.
 _AXES = {"mean": 1, "sum": 1, "amax": 1, "amin": 1, "var": 1, "std": 1, "linalg_vector_norm": 2}
 
-RULES: dict[str, Rule] = {**dict.fromkeys(_AXES, reduction), **dict.fromkeys(("softmax", "log_softmax"), softmax)}
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_AXES, reduction),
+    **dict.fromkeys(("max", "min", "argmax", "argmin"), extreme),
+    **dict.fromkeys(("softmax", "log_softmax"), softmax),
+}

@@ -206,6 +206,30 @@ CASES = {
     "mean over channels": Case(
         between(lambda: Lambda(lambda m, x: x - x.mean(1, keepdim=True))), {"head.weight": (5, 4)}
     ),
+    "largest of channels": Case(
+        between(lambda: Lambda(lambda m, x: x * x.max(1, keepdim=True)[0].sigmoid())), {"head.weight": (5, 4)}
+    ),
+    "largest of places": Case(
+        lambda: Lambda(lambda m, x: m.head(m.a(x).flatten(2).max(2)[0]), a=conv(8), head=nn.Linear(8, 5)),
+        {"a.weight": (4, 3, 3, 3), "head.weight": (5, 4)},
+    ),
+    "sampled at a grid": Case(
+        between(
+            lambda: Lambda(
+                lambda m, x: F.grid_sample(x, m.grid.expand(x.shape[0], 5, 5, 2), align_corners=False),
+                grid=torch.rand(1, 5, 5, 2) * 2 - 1,
+            )
+        ),
+        {"a.weight": (4, 3, 3, 3), "head.weight": (5, 4)},
+    ),
+    "depthwise transposed": Case(
+        between(lambda: nn.ConvTranspose2d(8, 8, 2, 2, groups=8)), {"a.weight": (4, 3, 3, 3), "on.weight": (4, 1, 2, 2)}
+    ),
+    "grouped transposed": Case(
+        between(lambda: nn.ConvTranspose2d(12, 24, 2, 2, groups=3), 12, 24),
+        {"a.weight": (6, 3, 3, 3), "on.weight": (6, 4, 2, 2), "head.weight": (5, 12)},
+        {("a.weight", 0): [0, 1, 4, 5, 8, 9], ("on.bias", 0): [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19]},
+    ),
     "softmax over channels": Case(between(lambda: nn.Softmax(1)), {"head.weight": (5, 4)}),
     "sum of two radices": Case(
         between(lambda: Lambda(lambda m, x: x.view(x.shape[0], 2, 8, 6, 6).sum(1)), 16), {"a.weight": (8, 3, 3, 3)},

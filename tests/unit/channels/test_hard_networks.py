@@ -206,8 +206,7 @@ NETWORKS = [
     bits_of_a_float,
     slice_of_channels,
     channels_changed_in_place,
-    # torch.export warns of weights that the LSTM keeps in a list; they are traced all the same.
-    pytest.param(lstm, marks=pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")),
+    lstm,
     glu,
     embedding_bilinear,
     weight_norm,
@@ -270,3 +269,20 @@ def test_tensors_made_in_forward_follow_the_dtype_of_the_input() -> None:
 def test_tensors_made_in_forward_do_not_hinder_counting() -> None:
     # efficiency() runs the trace on tensors without data.
     assert at_width(filled(), torch.randn(3, 3, 8, 8), 0.5).efficiency(0.0).macs > 0
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
+def test_a_loop_over_a_cell_is_that_over_a_native_small_cell(cell: type[nn.Module]) -> None:
+    def steps(m: nn.Module, x: Tensor) -> Tensor:
+        state = None
+        for step in range(x.shape[1]):
+            state = m.cell(x[:, step], state)  # type: ignore[operator]
+        return m.head(state[0] if isinstance(state, tuple) else state)  # type: ignore[operator,return-value]
+
+    def build(hidden: int) -> nn.Module:
+        return scramble(Lambda(steps, cell=cell(6, hidden), head=nn.Linear(hidden, 5))).double().eval()
+
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    small, native = SubspaceModel(build(16), x, subspace="point").eval().materialize(1 / 3), build(8)
+    native.load_state_dict(small.state_dict())
+    assert relative(small(x), native(x)) < SLICED

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from lightning_lcs.batchnorm import recalibrate
@@ -256,3 +257,18 @@ def test_lazy_layers_are_refused_until_they_have_run() -> None:
 def test_a_network_without_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Sequential has no parameters: there is nothing to compress.*target="):
         SubspaceModel(nn.Sequential(nn.ReLU(), nn.Flatten()), subspace="point")
+
+
+def test_a_line_of_torchvision_is_not_taken_for_torchs() -> None:
+    net = torchvision.models.get_model("squeezenet1_1", weights=None, num_classes=3)
+    with pytest.raises(TraceError, match=r"torchvision/models/squeezenet\.py:\d+: x = self\.features\(x\)"):
+        SubspaceModel(net, X, subspace="point")
+
+
+def test_the_nodes_of_a_graph_are_no_batch() -> None:
+    def messages(m: nn.Module, nodes: Tensor, edges: Tensor) -> Tensor:
+        return m.head(torch.zeros_like(nodes).index_add(0, edges[1], nodes[edges[0]]))  # type: ignore[operator]
+
+    net = Lambda(messages, head=nn.Linear(6, 3))
+    with pytest.raises(TraceError, match=r"does not run on two samples.*such as the nodes of a graph, .*unstructured"):
+        SubspaceModel(net, (torch.randn(7, 6), torch.tensor([[1, 5], [4, 6]])), subspace="point")
