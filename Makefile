@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test browser bolts lint types contracts docs bench coverage fashion pretrained levels results results-long env clean
+.PHONY: demo test browser bolts lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long env clean
 
 env: $(READY)
 
@@ -33,8 +33,17 @@ types: $(READY)
 contracts: $(READY)
 	$(BIN)/lint-imports
 
-docs: $(READY)
+docs: $(READY) notebook
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+NOTEBOOK = OMP_NUM_THREADS=1 $(BIN)/python -m nbconvert --log-level WARN --to notebook --execute \
+	--ExecutePreprocessor.record_timing=False docs/story.ipynb
+
+notebook: $(READY)  ## docs/story.ipynb runs from its first cell to its last; the file itself stays as it is
+	$(NOTEBOOK) --output-dir runs/notebook
+
+notebook-refresh: $(READY)  ## run it, and keep what its cells print
+	$(NOTEBOOK) --inplace
 
 bench: $(READY)  ## cost of a training step, of its memory, and of a compressed forward
 	$(BIN)/python -m pytest -m benchmark tests/benchmarks -s
