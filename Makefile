@@ -14,7 +14,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)  ## train on real images in about two minutes, and show the curve
-	$(BIN)/python examples/demo.py
+	$(BIN)/lightning-lcs demo
 
 test: $(READY)  ## on two cores, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not browser and not bolts' -n 2

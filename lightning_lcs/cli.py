@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": Command("compare.compare", "train several methods on one recipe, and compare their curves"),
     "report": Command("report.report", "write an HTML page about one or more runs"),
     "dashboard": Command("dashboard.dashboard", "make a W&B workspace over the runs of a project"),
+    "demo": Command("demo.demo", "train on real images in minutes, and show the curve"),
     "serve-demo": Command("serve_demo.serve_demo", "a latency target kept under CPU load, with real images"),
 }
 
