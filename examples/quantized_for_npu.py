@@ -13,8 +13,6 @@ import numpy as np
 import onnxruntime
 import torch
 from classifier import Classifier
-from rich.console import Console
-from rich.table import Table
 
 from lightning_lcs import LCSCallback
 from lightning_lcs.data import DigitsDataModule
@@ -48,12 +46,6 @@ def main() -> None:
     trainer = L.Trainer(max_epochs=arguments.epochs, callbacks=[lcs], default_root_dir=arguments.folder)
     trainer.fit(Classifier("resnet10t", in_chans=1), datamodule=data)
 
-    table = Table(title="Bits of weights and of inputs of layers, simulated")
-    for heading in ("bits", "size", "val_acc"):
-        table.add_column(heading, justify="right")
-    for point in lcs.curve:
-        table.add_row(str(point.bit_width), f"{point.size_bytes / 1e6:.2f} MB", f"{point.metrics['val_acc']:.4f}")
-    Console().print(table)
     chosen = fewest_bits(lcs.curve, arguments.loss)
     print(f"Within {arguments.loss:.1%} of the best: {chosen.bit_width} bits (alpha {chosen.alpha:.3f}).")
 
