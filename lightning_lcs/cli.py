@@ -51,7 +51,10 @@ def main(args: Sequence[str] | None = None) -> None:
         return run(given)
     try:
         return run(given)
-    except EXPECTED as error:
+    except Exception as error:
+        # Lightning's own error for what a user asked for is none of Python's; importing it here would take seconds.
+        if not isinstance(error, EXPECTED) and type(error).__name__ != "MisconfigurationException":
+            raise
         print(f"lightning-lcs: {error} (--debug shows where)", file=sys.stderr)
         raise SystemExit(1) from None
 

@@ -169,6 +169,13 @@ def test_an_error_is_one_sentence_and_debug_shows_where(tmp_path, monkeypatch, c
     assert len(said.splitlines()) == 1
     with pytest.raises(ValueError, match="pruned"):
         cli.main([*wrong, "--debug"])
+    # Lightning's own kind of error, too.
+    with pytest.raises(SystemExit) as error:
+        cli.main(["fit", "--config", config(tmp_path), "--trainer.devices=-2"])
+    assert error.value.code == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("lightning-lcs: `devices`")
+    assert "Traceback" not in said
 
 
 def test_what_there_is(capsys):
