@@ -112,9 +112,10 @@ def level_table(name: str, curve: Curve, drift: Mapping[float, float], metric: s
     front = set(pareto_front(curve, cost, metric))
     metrics = sorted(metric_names(curve), key=lambda name: name != metric)
     units = {"macs": _unit([p.macs for p in curve]), "params": _unit([p.params for p in curve])}
+    size_unit, size_scale = ("MB", 1e6) if curve[-1].size_bytes >= 1e5 else ("kB", 1e3)
     timed = any(point.latency_ms == point.latency_ms for point in curve)
     heads = [("alpha", ""), ("Name", ""), _FORMATS[axis][:2], *((m, "") for m in metrics), ("MACs", units["macs"][0])]
-    heads += [("Size", "MB")] + [("Latency", "ms")] * timed + [("Params", units["params"][0])]
+    heads += [("Size", size_unit)] + [("Latency", "ms")] * timed + [("Params", units["params"][0])]
     heads += [("Norm drift", SIGMA)] * bool(drift)
     head = "".join(
         f"<th scope='col'>{escape(text)}{f' <span>{unit}</span>' if unit else ''}</th>" for text, unit in heads
@@ -128,7 +129,7 @@ def level_table(name: str, curve: Curve, drift: Mapping[float, float], metric: s
             _formatted(getattr(point, axis), axis),
             *(f"<b>{_metric(point, m)}</b>" if point.metrics.get(m) == best[m] else _metric(point, m) for m in metrics),
             f"{point.macs / units['macs'][1]:.2f}",
-            f"{point.size_bytes / 1e6:.2f}",
+            f"{point.size_bytes / size_scale:.2f}",
             *([_formatted(point.latency_ms, "latency_ms")] if timed else []),
             f"{point.params / units['params'][1]:.2f}",
             *([f"{drift[point.alpha]:.2f}" if point.alpha in drift else NONE] if drift else []),
