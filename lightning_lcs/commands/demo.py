@@ -46,7 +46,7 @@ def run(epochs: int = 8, output: Path = Path("runs/demo")) -> None:
     train_on_digits(plain, epochs, output / "plain", console.is_terminal)
 
     curves: dict[str, Curve] = {"subspace": subspace.curve, "plain, cut": plain.curve}
-    print_curves(curves, console)
+    print_curves(curves, console, "val_acc")
     table = write_csv(curves, output / "curve.csv")
     picture = plot_curves(curves, "val_acc", output / "curve.png", "resnet10t on scikit-learn's digits")
     model.save(output / "model.lcs", levels=subspace.curve[::3])
