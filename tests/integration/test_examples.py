@@ -62,9 +62,9 @@ def test_quantized_for_an_npu(example, capsys):
 
 def test_sparse_for_storage(example, capsys):
     folder = example("sparse_for_storage")
-    sizes = [(folder / f"{alpha}.safetensors").stat().st_size for alpha in (0.0, 0.1, 0.2, 0.5)]
+    sizes = [(folder / f"{alpha}.safetensors").stat().st_size for alpha in (0.0, 0.1, 0.25, 0.5)]
     assert sizes == sorted(sizes)
-    assert sizes[0] < 0.1 * sizes[-1]
+    assert sizes[0] < 0.4 * sizes[-1]
     # The densest level's weights, thresholds, and the statistics of each level.
     assert (folder / "levels.safetensors").stat().st_size < 1.1 * sizes[-1]
     assert capsys.readouterr().out.count("val_acc 0.") == 4
