@@ -60,7 +60,7 @@ coverage: $(READY)  ## every family of timm and much of torchvision, each checke
 bolts: .venv-bolts/.ready  ## beside lightning-bolts, whose last release needs an environment of its own
 	OMP_NUM_THREADS=1 .venv-bolts/bin/python -m pytest -m bolts tests/integration/test_bolts.py
 
-OLDEST := 'torch==2.6.0' 'torchvision==0.21.0' 'lightning==2.5.0' 'timm==1.0.12' 'torchmetrics==1.4.0' \
+OLDEST := 'torch==2.9.1' 'torchvision==0.24.1' 'lightning==2.5.0' 'timm==1.0.13' 'torchmetrics==1.4.0' \
 	'safetensors==0.4.0' 'rich==13.0.0'
 
 .venv-oldest/.ready: pyproject.toml
