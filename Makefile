@@ -66,8 +66,9 @@ OLDEST := 'torch==2.9.1' 'torchvision==0.24.1' 'lightning==2.5.0' 'timm==1.0.13'
 .venv-oldest/.ready: pyproject.toml
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet $(OLDEST)
-	.venv-oldest/bin/python -m pip install --quiet --editable '.[plots,cli,wandb,report,onnx,control,demo]' $(OLDEST) \
-		'pytest>=8' 'pytest-xdist>=3.5' 'hypothesis>=6.100' 'tensorboard>=2.15'
+	.venv-oldest/bin/python -m pip install --quiet --editable \
+		'.[plots,cli,wandb,dashboard,report,onnx,control,demo]' $(OLDEST) \
+		'import-linter>=2.0' 'pytest>=8' 'pytest-xdist>=3.5' 'hypothesis>=6.100' 'tensorboard>=2.15'
 	touch .venv-oldest/.ready
 
 oldest: .venv-oldest/.ready  ## the oldest versions that pyproject.toml allows, in an environment of their own

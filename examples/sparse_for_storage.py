@@ -1,6 +1,6 @@
 """Sparsity for storage: one training run, and files that shrink with the share of zeros.
 
-python examples/sparse_for_storage.py     # a minute on one core
+python examples/sparse_for_storage.py     # two minutes on one core
 
 One file holds all levels: the weights of the densest, and a threshold per weight for each other.
 """

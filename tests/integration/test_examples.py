@@ -65,8 +65,8 @@ def test_sparse_for_storage(example, capsys):
     sizes = [(folder / f"{alpha}.safetensors").stat().st_size for alpha in (0.0, 0.1, 0.25, 0.5)]
     assert sizes == sorted(sizes)
     assert sizes[0] < 0.4 * sizes[-1]
-    # The densest level's weights, thresholds, and the statistics of each level.
-    assert (folder / "levels.safetensors").stat().st_size < 1.1 * sizes[-1]
+    # The densest level's weights, thresholds, and the statistics of each level; not every level's weights.
+    assert (folder / "levels.safetensors").stat().st_size < 0.7 * sum(sizes)
     assert capsys.readouterr().out.count("val_acc 0.") == 4
 
 
