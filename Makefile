@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test browser bolts lint types contracts docs bench coverage fashion pretrained levels results results-long env clean
+.PHONY: demo test browser bolts oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long env clean
 
 env: $(READY)
 
@@ -14,7 +14,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)  ## train on real images in about two minutes, and show the curve
-	$(BIN)/python examples/demo.py
+	$(BIN)/lightning-lcs demo
 
 test: $(READY)  ## on two cores, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not browser and not bolts' -n 2
@@ -33,8 +33,17 @@ types: $(READY)
 contracts: $(READY)
 	$(BIN)/lint-imports
 
-docs: $(READY)
+docs: $(READY) notebook
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+NOTEBOOK = OMP_NUM_THREADS=1 $(BIN)/python -m nbconvert --log-level WARN --to notebook --execute \
+	--ExecutePreprocessor.record_timing=False docs/story.ipynb
+
+notebook: $(READY)  ## docs/story.ipynb runs from its first cell to its last; the file itself stays as it is
+	$(NOTEBOOK) --output-dir runs/notebook
+
+notebook-refresh: $(READY)  ## run it, and keep what its cells print
+	$(NOTEBOOK) --inplace
 
 bench: $(READY)  ## cost of a training step, of its memory, and of a compressed forward
 	$(BIN)/python -m pytest -m benchmark tests/benchmarks -s
@@ -50,6 +59,21 @@ coverage: $(READY)  ## every family of timm and much of torchvision, each checke
 
 bolts: .venv-bolts/.ready  ## beside lightning-bolts, whose last release needs an environment of its own
 	OMP_NUM_THREADS=1 .venv-bolts/bin/python -m pytest -m bolts tests/integration/test_bolts.py
+
+OLDEST := 'torch==2.9.1' 'torchvision==0.24.1' 'lightning==2.5.0' 'timm==1.0.13' 'torchmetrics==1.4.0' \
+	'safetensors==0.4.0' 'rich==13.0.0'
+
+.venv-oldest/.ready: pyproject.toml
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet $(OLDEST)
+	.venv-oldest/bin/python -m pip install --quiet --editable \
+		'.[plots,cli,wandb,dashboard,report,onnx,control,demo]' $(OLDEST) \
+		'import-linter>=2.0' 'pytest>=8' 'pytest-xdist>=3.5' 'hypothesis>=6.100' 'tensorboard>=2.15'
+	touch .venv-oldest/.ready
+
+oldest: .venv-oldest/.ready  ## the oldest versions that pyproject.toml allows, in an environment of their own
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m 'not benchmark and not browser and not bolts' -n 2 \
+		tests/unit tests/integration
 
 fashion: $(READY)  ## the Fashion-MNIST table: an hour on two cores
 	$(BIN)/python examples/fashion_mnist.py
@@ -80,4 +104,4 @@ results-long: $(READY)  ## the same after 20 epochs
 	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
 
 clean:
-	rm -rf .venv .venv-bolts runs site
+	rm -rf .venv .venv-bolts .venv-oldest runs site

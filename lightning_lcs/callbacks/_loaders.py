@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
 
@@ -96,10 +94,20 @@ def _own_loader(loader: Any, images: int, seed: int, rank: int, ranks: int) -> A
 
 
 def batch_size(batch: Any) -> int:
-    """Number of samples, guessed from the first tensor as Lightning does; 1 where there is none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Trying to infer the `batch_size`")
-            return int(extract_batch_size(batch))
-    except (RuntimeError, MisconfigurationException):
-        return 1
+    """Number of samples: rows of the first tensor, as Lightning guesses it; 1 where there is none."""
+    # Not Lightning's own function: it warns of tensors of several sizes, and to silence it for a moment would make
+    # Python show again, batch after batch, all warnings that it shows once.
+    first = next(_tensors(batch), None)
+    return 1 if first is None or first.ndim == 0 else first.shape[0]
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        yield from _tensors(list(batch.values()))
+    elif dataclasses.is_dataclass(batch):
+        yield from _tensors([getattr(batch, field.name) for field in dataclasses.fields(batch)])
+    elif isinstance(batch, Iterable) and not isinstance(batch, (str, bytes)):
+        for sample in batch:
+            yield from _tensors(sample)

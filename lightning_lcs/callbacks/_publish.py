@@ -80,9 +80,10 @@ def diagnostics(summary: Mapping[str, Any], curve: Curve) -> dict[str, float]:
 
 
 def hyperparameters(module: LightningModule) -> dict[str, Any]:
-    """The module's saved hyperparameters, as far as they are plain."""
+    """The module's saved hyperparameters, as far as they are plain; without LightningCLI's own (``_instantiator``)."""
     plain = (bool, int, float, str, type(None))
-    return {name: value if isinstance(value, plain) else repr(value) for name, value in dict(module.hparams).items()}
+    own = {name: value for name, value in dict(module.hparams).items() if not str(name).startswith("_")}
+    return {name: value if isinstance(value, plain) else repr(value) for name, value in own.items()}
 
 
 def directory(trainer: Trainer) -> str:

@@ -192,11 +192,11 @@ def materialize(
         NotImplementedError: the network takes nested inputs.
     """
     trace = program.trace
-    if not all(child.is_leaf() for arguments in trace.in_spec.children() for child in arguments.children()):
+    keywords = trace.keywords()
+    if keywords is None:
         raise NotImplementedError("materialize() takes networks whose arguments are tensors, not nested structures")
     root, graph = nn.Module(), fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
-    keywords = list(trace.in_spec.children()[1].context or ())
     # The last inputs; a graph may know them by other names.
     named = dict(zip(trace.inputs[len(trace.inputs) - len(keywords) :], keywords, strict=True))
     for node in trace.graph.nodes:

@@ -57,9 +57,8 @@ def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
         NotImplementedError: the network takes something else than tensors.
     """
     trace = program.trace
-    flat_args, flat_kwargs = trace.in_spec.children()
-    nested = not all(child.is_leaf() for child in (*flat_args.children(), *flat_kwargs.children()))
-    if nested or not all(isinstance(spec, InputSpec) for spec in trace.specs):
+    keywords = trace.keywords()
+    if keywords is None or not all(isinstance(spec, InputSpec) for spec in trace.specs):
         raise NotImplementedError("save() takes networks whose arguments are tensors, not numbers or nested structures")
     dims = DimTable(plan.structure)
     index: dict[fx.Node, int] = {}
@@ -78,7 +77,7 @@ def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
         "output": output,
         "structure": _encode(pytree.tree_unflatten(list(range(trace.out_spec.num_leaves)), trace.out_spec), {}),
         "inputs": [{"shape": list(spec.shape), "dtype": str(spec.dtype)} for spec in trace.specs],
-        "keywords": list(flat_kwargs.context or ()),
+        "keywords": keywords,
         "sizes": sizes,
         "plan": {
             "tensors": tensors,

@@ -75,6 +75,12 @@ class Trace:
     out_spec: pytree.TreeSpec
     specs: tuple[Any, ...]
 
+    def keywords(self) -> list[str] | None:
+        """Names of the arguments that are passed by name, which come last; None where an argument is nested."""
+        # By an example: what a TreeSpec calls its parts differs between versions of torch.
+        args, kwargs = pytree.tree_unflatten(list(range(self.in_spec.num_leaves)), self.in_spec)
+        return list(kwargs) if all(isinstance(leaf, int) for leaf in (*args, *kwargs.values())) else None
+
 
 @contextlib.contextmanager
 def neutral(module: nn.Module) -> Iterator[None]:

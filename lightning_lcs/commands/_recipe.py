@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 
 # LightningCLI finds data modules by their short names when they have been imported.
 from lightning_lcs import data as _data  # noqa: F401
+from lightning_lcs.commands._call import require_jsonargparse
 from lightning_lcs.wrapper import CompressibleSubspaceWrapper
 
 
@@ -21,6 +22,7 @@ def read_recipe(args: Sequence[str], **options: Any) -> LightningCLI:
         args: its arguments, instead of those of the process.
         options: LightningCLI's own.
     """
+    require_jsonargparse("LightningCLI")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # meant for scripts; this is a command
         return LightningCLI(

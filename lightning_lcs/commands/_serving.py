@@ -78,11 +78,14 @@ def digits(size: tuple[int, int], count: int) -> Images:
 
 def photos(size: tuple[int, int], count: int, batches: int = 20) -> Images:
     """Crops of scikit-learn's two photographs, normalised as for ImageNet; they have no labels."""
-    from sklearn.datasets import load_sample_images
+    from lightning_lcs.data.digits import require_sklearn_datasets
 
     generator = torch.Generator().manual_seed(0)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    whole = [((torch.tensor(p) / 255.0 - mean) / std).permute(2, 0, 1) for p in load_sample_images().images]
+    whole = [
+        ((torch.tensor(p) / 255.0 - mean) / std).permute(2, 0, 1)
+        for p in require_sklearn_datasets().load_sample_images().images
+    ]
     crops = []
     for index in range(count * batches):
         photo = whole[index % len(whole)]

@@ -17,6 +17,7 @@ from lightning_lcs.commands._recipe import read_recipe
 from lightning_lcs.modes import Mode
 from lightning_lcs.reporting.comparison import Runs, plot_comparisons, print_comparisons
 from lightning_lcs.reporting.curve import read_csv, write_csv
+from lightning_lcs.reporting.plots import require_matplotlib
 
 # Settings of a method that are the wrapper's; all others are the callback's.
 _OF_MODEL = ("mode", "subspace", "norm", "line_parameters", "endpoint_start")
@@ -45,7 +46,8 @@ def compare(args: Sequence[str]) -> None:
     parser.add_argument("--metric", default="val_acc", help="what the table and the plot show")
     own, recipe = parser.parse_known_args(args[1:])
     for method in own.methods:
-        method_settings(method)  # before the first run, not after hours
+        method_settings(method)  # before the first run, not after hours; the same for what draws the plot
+    require_matplotlib()
     begin = time.monotonic()
     runs: Runs = {method: [] for method in own.methods}
     for seed in own.seeds:

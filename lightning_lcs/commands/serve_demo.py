@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,6 +16,7 @@ from lightning_lcs.deploy.controller import RuntimeController, measure_profile
 from lightning_lcs.deploy.latency_target import LatencyTarget
 from lightning_lcs.deploy.readings import usable_cpus
 from lightning_lcs.model import SubspaceModel
+from lightning_lcs.modes import Structured
 from lightning_lcs.reporting.serving import plot_served, summary, write_served
 
 # The target, where none is given, in times of the full network's latency on the machine as it is.
@@ -122,30 +120,14 @@ def _underscored(argument: str) -> str:
 
 def _trained(folder: Path, epochs: int, console: Console) -> Path:
     """Train a small subspace on the digits, and save it."""
-    import lightning.pytorch as pl
-
     from lightning_lcs.callbacks.lcs import LCSCallback
-    from lightning_lcs.data import DigitsDataModule
-    from lightning_lcs.modes import Structured
-    from lightning_lcs.wrapper import CompressibleSubspaceWrapper
+    from lightning_lcs.commands._digits import train_on_digits
 
     console.print("Training resnet10t on scikit-learn's digits as a compressible subspace ...")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     mode = Structured(min_width=0.125)
-    with warnings.catch_warnings():
-        # Lightning's advice on workers and logging intervals is for larger data than 1,797 digits.
-        warnings.filterwarnings("ignore", module="lightning")
-        pl.seed_everything(0, verbose=False)
-        wrapper = CompressibleSubspaceWrapper("resnet10t", num_classes=10, in_chans=1, mode=mode)
-        callback = LCSCallback(mode=mode, alphas=3, recalibration_levels=7, recalibration_images=1024)
-        quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False)
-        quiet["enable_progress_bar"] = console.is_terminal
-        trainer = pl.Trainer(
-            max_epochs=epochs, accelerator="cpu", callbacks=[callback], default_root_dir=folder, **quiet
-        )
-        trainer.fit(wrapper, datamodule=DigitsDataModule())
+    callback = LCSCallback(mode=mode, alphas=3, recalibration_levels=7, recalibration_images=1024)
     path = folder / "model.lcs"
-    wrapper.subspace_model.eval().save(path)
+    train_on_digits(callback, epochs, folder, console.is_terminal).save(path)
     return path
 
 

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+
+def require_sklearn_datasets() -> Any:
+    """The module ``sklearn.datasets``, whose images come with it.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is missing.
+    """
+    try:
+        import sklearn.datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the images come with scikit-learn: pip install 'lightning-lcs[demo]'") from error
+    return sklearn.datasets
 
 
 class DigitsDataModule(pl.LightningDataModule):
@@ -31,11 +46,7 @@ class DigitsDataModule(pl.LightningDataModule):
         """Read and split the images."""
         if self._train is not None:
             return
-        try:
-            from sklearn.datasets import load_digits
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("the digits come with scikit-learn: pip install scikit-learn") from error
-        pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = require_sklearn_datasets().load_digits(return_X_y=True)
         images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8.0 - 1.0
         images = torch.nn.functional.interpolate(images, size=self.image_size, mode="bilinear", antialias=False)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))

@@ -17,6 +17,19 @@ _LABELS = {
 }
 
 
+def require_matplotlib() -> Any:
+    """matplotlib's ``Figure``, which draws into files without a display.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("plots need matplotlib: pip install 'lightning-lcs[plots]'") from error
+    return Figure
+
+
 def plot_curves(curves: Mapping[str, Curve], metric: str, path: str | os.PathLike[str], title: str = "") -> Path:
     """Draw one metric of one or more curves against width or sparsity and against MACs, into a PNG file.
 
@@ -39,14 +52,10 @@ def plot_curves(curves: Mapping[str, Curve], metric: str, path: str | os.PathLik
 
 def curve_figure(curves: Mapping[str, Curve], metric: str, title: str = "") -> Any:
     """The figure that :func:`plot_curves` writes."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install matplotlib") from error
+    figure = require_matplotlib()(figsize=(9.0, 3.8), layout="constrained")
     drawn = {name: [p for p in curve if metric in p.metrics] for name, curve in curves.items()}
     if not any(drawn.values()):
         raise ValueError(f"metric={metric!r} is on none of the curves")
-    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     if title:
         figure.suptitle(title)
     costs = (level_axis(curves.values()), "macs")

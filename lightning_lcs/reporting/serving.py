@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_lcs.reporting.plots import require_matplotlib
+
 # Colours that are told apart by readers who see no red or green (Okabe and Ito).
 _BLUE, _ORANGE, _SHADES = "#0072B2", "#D55E00", ("#ffffff", "#e8e8e8", "#cfcfcf")
 
@@ -134,13 +136,9 @@ def plot_served(
         ModuleNotFoundError: matplotlib is missing.
         ValueError: nothing was served.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install 'lightning-lcs[plots]'") from error
     if not served:
         raise ValueError("served is empty: there is nothing to draw")
-    figure = Figure(figsize=(9.0, 7.6), layout="constrained")
+    figure = require_matplotlib()(figsize=(9.0, 7.6), layout="constrained")
     if title:
         figure.suptitle(title)
     latency, level, accuracy = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1.5, 1.8)})

@@ -13,19 +13,20 @@ from lightning_lcs.level_table import Level
 from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
 
 
-def print_curves(curves: Mapping[str, Curve], console: Console | None = None) -> None:
+def print_curves(curves: Mapping[str, Curve], console: Console | None = None, metric: str | None = None) -> None:
     """Print curves side by side: one row per level, the costs of the first curve, the metrics of all.
 
     Args:
         curves: by name; all measured at the same levels.
         console: where to print; the terminal by default.
+        metric: the only one that is printed; all by default.
     """
     first = next(iter(curves.values()))
     table = Table(title="Accuracy-efficiency curve", title_justify="left")
     axis = level_axis(curves.values())
     for heading in ("alpha", axis, "params", "MACs", "size", "latency"):
         table.add_column(heading, justify="right")
-    columns = [(title, name) for title, curve in curves.items() for name in metric_names(curve)]
+    columns = [(title, n) for title, curve in curves.items() for n in metric_names(curve) if metric in (None, n)]
     for title, name in columns:
         table.add_column(f"{title}\n{name}" if len(curves) > 1 else name, justify="right")
     for index, point in enumerate(first):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lightning_lcs.level_table import default_names
 from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
 from lightning_lcs.reporting.pareto import lower_is_better, pareto_front
 from lightning_lcs.reporting.table import scaled, sized
@@ -101,30 +102,34 @@ def overview(series: Mapping[str, Curve], metric: str) -> str:
 
 
 def level_table(name: str, curve: Curve, drift: Mapping[float, float], metric: str, curves: int) -> str:
-    """A row per level: costs, metrics, drift; levels that another one of the same curve beats in MACs are dimmed.
+    """A row per level: its name in a file that is saved with the curve as its levels, costs, metrics, drift.
 
-    Where MACs are the same at all levels (quantized mode), bytes are what counts.
+    Levels that another one of the same curve beats in MACs are dimmed. Where MACs are the same at all levels (quantized
+    mode), bytes are what counts.
     """
     axis = level_axis([curve])
     cost = "macs" if len({point.macs for point in curve}) > 1 else "size_bytes"
     front = set(pareto_front(curve, cost, metric))
     metrics = sorted(metric_names(curve), key=lambda name: name != metric)
     units = {"macs": _unit([p.macs for p in curve]), "params": _unit([p.params for p in curve])}
+    size_unit, size_scale = ("MB", 1e6) if curve[-1].size_bytes >= 1e5 else ("kB", 1e3)
     timed = any(point.latency_ms == point.latency_ms for point in curve)
-    heads = [("alpha", ""), _FORMATS[axis][:2], *((m, "") for m in metrics), ("MACs", units["macs"][0])]
-    heads += [("Size", "MB")] + [("Latency", "ms")] * timed + [("Params", units["params"][0])]
+    heads = [("alpha", ""), ("Name", ""), _FORMATS[axis][:2], *((m, "") for m in metrics), ("MACs", units["macs"][0])]
+    heads += [("Size", size_unit)] + [("Latency", "ms")] * timed + [("Params", units["params"][0])]
     heads += [("Norm drift", SIGMA)] * bool(drift)
     head = "".join(
         f"<th scope='col'>{escape(text)}{f' <span>{unit}</span>' if unit else ''}</th>" for text, unit in heads
     )
     best = {m: (min if lower_is_better(m) else max)([p.metrics[m] for p in curve if m in p.metrics]) for m in metrics}
     rows = []
-    for index, point in enumerate(curve):
+    names = default_names([point.alpha for point in curve])
+    for index, (point, level) in enumerate(zip(curve, names, strict=True)):
         cells = [
+            level,
             _formatted(getattr(point, axis), axis),
             *(f"<b>{_metric(point, m)}</b>" if point.metrics.get(m) == best[m] else _metric(point, m) for m in metrics),
             f"{point.macs / units['macs'][1]:.2f}",
-            f"{point.size_bytes / 1e6:.2f}",
+            f"{point.size_bytes / size_scale:.2f}",
             *([_formatted(point.latency_ms, "latency_ms")] if timed else []),
             f"{point.params / units['params'][1]:.2f}",
             *([f"{drift[point.alpha]:.2f}" if point.alpha in drift else NONE] if drift else []),

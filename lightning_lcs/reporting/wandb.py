@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_lcs.level_table import default_names
 from lightning_lcs.reporting.curve import Curve, alpha_key, level_axis, log_key, metric_names, rows
 
 PANEL_COSTS = ("macs", "size_bytes", "latency_ms")
@@ -78,8 +79,12 @@ def log_artifact(run: Any, path: str | os.PathLike[str], curve: Curve) -> None:
     import wandb
 
     header, table = rows({"": curve})
+    names = default_names([point.alpha for point in curve])
     # JSON knows no NaN: a latency that was not measured.
-    levels = [{k: v for k, v in zip(header, row, strict=True) if v == v} for row in table]
+    levels = [
+        {"name": name, **{k: v for k, v in zip(header, row, strict=True) if v == v}}
+        for name, row in zip(names, table, strict=True)
+    ]
     artifact = wandb.Artifact(f"lcs-{run.id}", type="model", metadata={"levels": levels})
     artifact.add_file(os.fspath(path))
     run.log_artifact(artifact)

@@ -1,6 +1,7 @@
 """``lightning-lcs`` from YAML files: twice in a row, then validation of the checkpoint."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -145,13 +146,15 @@ def test_a_wrong_value_is_named(tmp_path, monkeypatch, capsys, argument, match):
     assert match in f"{error.value} {capsys.readouterr().err}"
 
 
-def test_help(capsys):
+def test_help_has_the_options_that_the_docs_name(capsys):
     with pytest.raises(SystemExit) as error:
         main(["fit", "--help"])
     assert error.value.code == 0
     shown = capsys.readouterr().out
-    assert "--model.subspace" in shown
-    assert "--model.mode" in shown
+    page = (EXAMPLE.parents[2] / "docs" / "command-line.md").read_text()
+    named = re.findall(r"^\| `(--[a-z_.]+)` \|", page, re.M)
+    assert len(named) == 20
+    assert [option for option in named if f" {option} " not in shown and f"[{option} " not in shown] == []
 
 
 def test_an_error_is_one_sentence_and_debug_shows_where(tmp_path, monkeypatch, capsys):
@@ -166,6 +169,13 @@ def test_an_error_is_one_sentence_and_debug_shows_where(tmp_path, monkeypatch, c
     assert len(said.splitlines()) == 1
     with pytest.raises(ValueError, match="pruned"):
         cli.main([*wrong, "--debug"])
+    # Lightning's own kind of error, too.
+    with pytest.raises(SystemExit) as error:
+        cli.main(["fit", "--config", config(tmp_path), "--trainer.devices=-2"])
+    assert error.value.code == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("lightning-lcs: `devices`")
+    assert "Traceback" not in said
 
 
 def test_what_there_is(capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import re
 import runpy
 import subprocess
 import sys
@@ -18,18 +19,6 @@ from lightning_lcs.data import DigitsDataModule
 from tests.integration.shortened import QuickCallback, ShortTrainer
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_the_demo_writes_its_table_picture_and_checkpoint(tmp_path):
-    command = [sys.executable, "examples/demo.py", "--epochs", "1", "--folder", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = list(csv.DictReader((tmp_path / "curve.csv").read_text().splitlines()))
-    assert [row["curve"] for row in rows] == ["subspace"] * 7 + ["plain, cut"] * 7
-    assert all(0.0 <= float(row["val_acc"]) <= 1.0 and float(row["latency_ms"]) > 0.0 for row in rows)
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "lcs.ckpt").stat().st_size > 1e6
-    assert "What to do next" in done.stdout
-    assert "latency" in done.stdout
 
 
 @pytest.fixture
@@ -62,6 +51,23 @@ def test_segmentation(example):
     rows = list(csv.DictReader((example("segmentation") / "curve.csv").read_text().splitlines()))
     assert [round(float(row["width"]), 3) for row in rows] == [0.25, 0.625, 1.0]
     assert all(0.0 <= float(row["val_iou"]) <= 1.0 for row in rows)
+
+
+def test_quantized_for_an_npu(example, capsys):
+    assert (example("quantized_for_npu", "--agreement", "0") / "int8.onnx").exists()
+    said = capsys.readouterr().out
+    assert re.search(r"Within 1\.0% of the best: [3-8] bits", said)
+    assert re.search(r"[01]\.\d{4} of the validation images right in onnxruntime", said)
+
+
+def test_sparse_for_storage(example, capsys):
+    folder = example("sparse_for_storage")
+    sizes = [(folder / f"{alpha}.safetensors").stat().st_size for alpha in (0.0, 0.1, 0.25, 0.5)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 0.4 * sizes[-1]
+    # The densest level's weights, thresholds, and the statistics of each level; not every level's weights.
+    assert (folder / "levels.safetensors").stat().st_size < 0.7 * sum(sizes)
+    assert capsys.readouterr().out.count("val_acc 0.") == 4
 
 
 def test_wandb(example, monkeypatch):

@@ -45,7 +45,10 @@ def test_a_run_leaves_what_a_report_needs(folder):
 
 def test_the_page_holds_every_value_of_the_curves(folder):
     runs = read_runs([folder])
-    data = data_of(page(runs, NO_PLOTLY))
+    text = page(runs, NO_PLOTLY)
+    data = data_of(text)
+    named = [("0.000", "small"), ("0.500", "medium"), ("1.000", "full")]
+    assert re.findall(r"<tr[^>]*><th scope='row'>([\d.]+)</th><td>(\w+)</td>", text) == 2 * named
     assert [s["name"] for s in data["series"]] == ["line", "point"]
     for series, run in zip(data["series"], runs, strict=True):
         for shown, point in zip(series["points"], run.curves[""], strict=True):

@@ -163,8 +163,10 @@ def test_the_deployment_file_is_an_artifact_with_its_levels(run):
     last = uploads[-1]
     assert (last["type"], [entry["path"] for entry in last["manifest"]["contents"]]) == ("model", ["model.lcs"])
     levels = json.loads(last["metadata"])["levels"]
-    assert [level["alpha"] for level in levels] == [0.0, 0.5, 1.0]
+    assert [(level["name"], level["alpha"]) for level in levels] == [("small", 0.0), ("medium", 0.5), ("full", 1.0)]
     assert [level["val_acc"] for level in levels] == [p.metrics["val_acc"] for p in monitor.curve]
     assert levels[0]["macs"] == monitor.curve[0].macs
     (file,) = folder.rglob("model.lcs")
-    assert [level.metrics for level in SubspaceModel.load(file).levels] == [p.metrics for p in monitor.curve]
+    stored = SubspaceModel.load(file).levels
+    assert [level.metrics for level in stored] == [p.metrics for p in monitor.curve]
+    assert [level.name for level in stored] == [level["name"] for level in levels]

@@ -198,6 +198,10 @@ def test_channels_chosen_by_scale_come_back(tmp_path):
                 assert relative(loaded(x), model(x)) < 1e-5
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.14",
+    reason="torch.export 2.9.1 takes no keywords of a forward(*args, **kwargs), as Lambda's is",
+)
 def test_keyword_arguments_and_nested_results_come_back(tmp_path):
     def forward(module, x, *, scale):
         y = module.a(x).relu()

@@ -129,6 +129,10 @@ def test_a_hook_that_changes_values_is_traced_and_not_told(register: Callable[[n
         assert not torch.equal(model.materialize(1.0)(X), plain(X))
 
 
+# torch 2.9.1 refuses to trace a forward that leaves a tensor in an attribute of its own; 2.14 warns.
+REFUSED_BEFORE = pytest.mark.skipif(torch.__version__ < "2.14", reason="this torch.export refuses it, and we say so")
+
+
 class Taps(Chain):
     """Its forward uses what a hook has put aside."""
 
@@ -154,7 +158,7 @@ class Taps(Chain):
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attribute self.*tap.* was assigned:UserWarning")
-@pytest.mark.parametrize("kind", ["kept", "emptied", "attribute"])
+@pytest.mark.parametrize("kind", [pytest.param("kept", marks=REFUSED_BEFORE), "emptied", "attribute"])
 def test_a_hook_that_collects_what_the_forward_needs_is_traced_and_not_told(kind: str) -> None:
     with pytest.warns(UserWarning, match=r"hooks of conv1 only watch"):
         model = subspace(scramble(Taps(kind)))
