@@ -49,7 +49,7 @@ class Examination(Coverage):
     rules: list[bool] = dataclasses.field(default_factory=list)
 
 
-def build(spec: str) -> tuple[nn.Module, Tensor]:
+def build(spec: str, **options: Any) -> tuple[nn.Module, Tensor]:
     """A network with ten classes, and three images for it, in float64.
 
     Norms and weights are such that a wrong slice shows: heads, tables and gates that start at next to nothing would
@@ -57,9 +57,10 @@ def build(spec: str) -> tuple[nn.Module, Tensor]:
 
     Args:
         spec: "timm:resnet50@224" or "torchvision:resnet18@64".
+        options: of its constructor.
     """
     name, _, size = spec.removeprefix("timm:").partition("@")
-    net, x = build_network(name, int(size), num_classes=10)
+    net, x = build_network(name, int(size), num_classes=10, **options)
     scramble(net)
     with torch.no_grad():
         for parameter in net.parameters():

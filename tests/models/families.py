@@ -4,6 +4,8 @@ Found once by counting parameters of all models of a module, and by trying sizes
 evaluation.
 """
 
+from typing import Any
+
 # Module of timm -> model, pixels.
 FAMILIES: dict[str, tuple[str, int]] = {
     "beit": ("beit_base_patch16_224", 224),
@@ -104,6 +106,12 @@ FAMILIES: dict[str, tuple[str, int]] = {
     "xception": ("legacy_xception", 32),
     "xception_aligned": ("xception41p", 32),
     "xcit": ("xcit_nano_12_p8_224", 224),
+}
+
+# A block of each kind does where a test run must be short; the sweep takes networks whole.
+SHORTER: dict[str, dict[str, Any]] = {
+    "timm:sequencer2d_s@32": {"layers": (1, 1, 1, 1)},
+    "timm:davit_tiny@32": {"depths": (1, 1, 1, 1)},
 }
 
 # Of 25 families that people deploy, a model of middle size at its own resolution.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_lcs.model import SubspaceModel
 from tests.helpers import BATCH_NORM_WARNING, relative
 from tests.models.checks import HALF, build
+from tests.models.families import SHORTER
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
 
@@ -61,7 +62,7 @@ assert not any(name.partition(".")[0] == "lightning_lcs" for name in sys.modules
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda spec: spec.partition(":")[2].partition("@")[0])
 def cut(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, SubspaceModel, Tensor]:
-    net, x = build(request.param)
+    net, x = build(request.param, **SHORTER.get(request.param, {}))
     return request.param, SubspaceModel(net, x[:2], subspace="point").eval(), x
 
 

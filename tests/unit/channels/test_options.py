@@ -21,7 +21,7 @@ def subspace(net: nn.Module, x: torch.Tensor = X, **options: object) -> Subspace
     return SubspaceModel(net, x, mode=Structured(**options), subspace="point").eval()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "regnetx_002", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet10t", "test_efficientnet", "test_byobnet", "densenet121"])
 def test_all_sizes_that_shrink_are_multiples(name: str) -> None:
     """Of eight, also where channels keep a prefix in each group, or join."""
     options = {"block_config": (2, 2, 2, 2)} if "densenet" in name else {}
@@ -92,7 +92,7 @@ def test_modules_kept_whole() -> None:
         subspace(net, keep=("layer9",))
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "regnety_002"])
+@pytest.mark.parametrize("name", ["resnet10t", "test_efficientnet", "convnext_atto", "regnety_002"])
 def test_sorted_channels_compute_the_same(name: str) -> None:
     net = scramble(timm.create_model(name, num_classes=10)).eval()
     twin = copy.deepcopy(net)
