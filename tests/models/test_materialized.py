@@ -22,8 +22,6 @@ FAMILIES = [
     "timm:test_convnext@32",
     "timm:test_efficientnet@32",
     "timm:edgenext_xx_small@32",
-    "timm:pit_ti_224@224",
-    "timm:gmlp_ti16_224@224",
     "timm:mobilevit_xxs@32",
     "timm:test_nfnet@32",
     "timm:sequencer2d_s@32",
