@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,8 +18,8 @@ from lightning_lcs._activations import LayerBits, Reading, range_key
 from lightning_lcs._compression import Compression, setting_of
 from lightning_lcs._execution import hook_inputs, layers_at
 from lightning_lcs._parts import layer_of
+from lightning_lcs.deploy._level_files import check_state, read_tensors
 from lightning_lcs.deploy._programs import written_whole
-from lightning_lcs.deploy._states import check_state
 from lightning_lcs.deploy.packing import pack_bits, unpack_bits
 from lightning_lcs.functional.quantization import affine_parameters, integers_of, range_of, values_of
 from lightning_lcs.model import SubspaceModel
@@ -144,11 +144,7 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_KEY])
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["version"] != _VERSION:
-            raise ValueError(f"the file has format {header['version']!r}, and this version reads {_VERSION}")
+        header, held = read_tensors(path, _KEY, _VERSION)
         state = {n.removeprefix("dense/"): value for n, value in held.items() if n.startswith("dense/")}
         bits, ranges = {}, {}
         for name, spec in header["weights"].items():

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_lcs.deploy._level_files import check_state, read_tensors
 from lightning_lcs.deploy._programs import written_whole
 from lightning_lcs.deploy._sparse_coding import VALUES, Packed, pack, pack_all, unpack
-from lightning_lcs.deploy._states import check_state
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.modes import Unstructured, check_alpha
 
@@ -207,11 +207,7 @@ def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_KEY])
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["version"] != _VERSION:
-            raise ValueError(f"the file has format {header['version']!r}, and this version reads {_VERSION}")
+        header, held = read_tensors(path, _KEY, _VERSION)
         tensors = {name: unpack(_get(spec, held, name)) for name, spec in header["packed"].items()}
         densest = {name.removeprefix("densest/"): v for name, v in tensors.items() if name.startswith("densest/")}
         levels, norm = [_StoredLevel(float(header["densest"]), {}, {})], str(header["norm"])

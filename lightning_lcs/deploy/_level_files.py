@@ -1,11 +1,36 @@
-"""Whether tensors of a file are those of a network."""
+"""Files of levels without their network: how they are opened, and whether they are of a network."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor, nn
+
+
+def read_tensors(path: str | os.PathLike[str], key: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON header of a safetensors file and its tensors.
+
+    Args:
+        path: of the file.
+        key: of the header among the metadata.
+        version: of the format that is read.
+
+    Raises:
+        KeyError: the file has no such header.
+        ValueError: it is of another version.
+        Exception: what safetensors and the file system raise.
+    """
+    with safe_open(Path(path), framework="pt") as file:
+        header = json.loads((file.metadata() or {})[key])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if header["version"] != version:
+        raise ValueError(f"the file has format {header['version']!r}, and this version reads {version}")
+    return header, tensors
 
 
 def check_state(path: str | os.PathLike[str], state: Mapping[str, Tensor], module: nn.Module, norm: str) -> None:
