@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from lightning_lcs.functional.sampling import PER_LAYER, SAMPLERS, VISIT_FULL, step_generator
 from lightning_lcs.functional.schedules import SCHEDULES
+from lightning_lcs.model import SubspaceModel
 from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured, check_alpha
+
+# Name -> weight of a level's loss, by the number of levels that a step visits.
+LOSS_REDUCTIONS: Mapping[str, Callable[[int], float]] = {"mean": lambda count: 1.0 / count, "sum": lambda count: 1.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,7 @@ class SweepOptions:
         alphas_per_step: levels per step.
         warmup: share of all steps during which the compression grows, in [0, 1].
         warmup_schedule: a key of :data:`SCHEDULES`.
+        loss_reduction: a key of :data:`LOSS_REDUCTIONS`.
         diversity_weight: of the squared cosine between endpoints.
         scale_penalty: of the L1 norm of all norms' scales.
     """
@@ -33,10 +38,16 @@ class SweepOptions:
     alphas_per_step: int
     warmup: float
     warmup_schedule: str
+    loss_reduction: str = "mean"
     diversity_weight: float = 0.0
     scale_penalty: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.loss_reduction not in LOSS_REDUCTIONS:
+            raise ValueError(
+                f"loss_reduction={self.loss_reduction!r} is not known; choose one of "
+                f"{', '.join(map(repr, LOSS_REDUCTIONS))}"
+            )
         for option in ("diversity_weight", "scale_penalty"):
             if not getattr(self, option) >= 0:
                 raise ValueError(f"{option}={getattr(self, option)} is negative; 0 turns the term off")
@@ -53,6 +64,10 @@ class SweepOptions:
         if isinstance(self.sampler, str):
             drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
         return [self.mode.snap(alpha) for alpha in drawn]
+
+    def weight(self, visited: Sequence[float]) -> float:
+        """Of the loss of each level of a step in the loss that is trained on."""
+        return LOSS_REDUCTIONS[self.loss_reduction](len(visited))
 
     def drawn(self, visited: Sequence[float]) -> Sequence[float]:
         """Those levels of a step that were drawn, and are not the same at every step."""
@@ -140,6 +155,28 @@ def agreed(own: Any, given: Any, options: Mapping[str, str]) -> Any:
             kind = type(given).__name__
             raise ValueError(f"LCSCallback has {option}={mine!r} and {kind} {attribute}={theirs!r}: give one of them")
     return given
+
+
+def check_model(model: SubspaceModel, callback: Callback, defaults: Mapping[str, Any]) -> None:
+    """A module's own subspace model agrees with the options that ``LCSCallback`` was given.
+
+    What was left at its default was not asked for, and the model's own choice holds; not so for mode and subspace.
+
+    Args:
+        model: the module's.
+        callback: has the options as attributes.
+        defaults: those of the callback.
+
+    Raises:
+        ValueError: they differ.
+    """
+    for name in ("mode", "subspace", "line_parameters", "endpoint_start", "norm"):
+        mine, theirs = getattr(callback, name), getattr(model, name)
+        unasked = name not in ("mode", "subspace") and mine == defaults[name]
+        if mine != theirs and not unasked:
+            raise ValueError(
+                f"LCSCallback has {name}={mine!r} and the module's SubspaceModel {name}={theirs!r}: give both one"
+            )
 
 
 def only_callback(trainer: Trainer, kind: type[Any]) -> Any:

@@ -53,6 +53,7 @@ class Sweep:
         done = loop.epoch_loop.batch_progress.total.completed
         visited = self.options.alphas(self.seed, done)
         *alphas, last = visited
+        weight = self.options.weight(visited)
         strength = self._strength()
         first = loop.epoch_loop.batch_idx % self.trainer.accumulate_grad_batches == 0
         gradients = self._gradients = GradientSum()
@@ -73,7 +74,7 @@ class Sweep:
                     guard.skipped = loss is None
                     if loss is not None:
                         losses[alpha] = loss.detach()
-                        self._backward(loss)
+                        self._backward(weight * loss)
         if first:
             # Those of parameters outside the network, which Lightning is about to clear.
             gradients.take(self.module.parameters())
@@ -84,7 +85,7 @@ class Sweep:
             output = original(*args, **kwargs)
             guard.skipped = loss_of(output) is None
         self._log(losses, self.options.drawn(visited))
-        return self._with_terms(output)
+        return self._with_terms(output, weight)
 
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The module's ``backward`` of the last level, with the gradients of the others added."""
@@ -109,14 +110,14 @@ class Sweep:
             scaled = loss / self.trainer.accumulate_grad_batches
             self._original_backward(scaled if scaler is None else scaler.scale(scaled))
 
-    def _with_terms(self, output: Any) -> Any:
-        """The step's output with the gradients of the other terms of the loss, and with its value as it was."""
+    def _with_terms(self, output: Any, weight: float) -> Any:
+        """The step's output with the gradients of its part in the whole loss, and with its value as it was."""
         loss = loss_of(output)
         terms = [] if loss is None else [*self._diversity(), *self._penalty()]
-        if loss is None or not terms:
+        if loss is None or (weight == 1.0 and not terms):
             return output
-        term = torch.stack(terms).sum()
-        loss = loss + (term - term.detach())
+        part = weight * loss + (torch.stack(terms).sum() if terms else 0.0)
+        loss = loss.detach() + (part - part.detach())
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
     def _diversity(self) -> list[Tensor]:

@@ -16,7 +16,7 @@ from lightning_lcs import _endpoints
 from lightning_lcs._checkpoint import CHECKPOINT_KEY
 from lightning_lcs.batchnorm import DEFAULT_LEVELS, reduce_ranges
 from lightning_lcs.callbacks._evaluation import evaluate_level
-from lightning_lcs.callbacks._options import agreed, only_callback, sweep_options
+from lightning_lcs.callbacks._options import agreed, check_model, only_callback, sweep_options
 from lightning_lcs.callbacks._quiet import Patches
 from lightning_lcs.callbacks._refused import check_optimizers, check_setup
 from lightning_lcs.callbacks._saving import Saving
@@ -37,8 +37,9 @@ class LCSCallback(pl.Callback):
     """Trains a module's network as a compressible subspace (arXiv 2110.04252).
 
     The module stays as it is: its ``training_step`` is run at several levels of compression per batch, its gradients
-    are those of the summed losses, and what it logs is what alpha = 1 gives. The checkpoint's ``state_dict`` stays the
-    module's own and is the alpha = 1 model; the second endpoint and the batch-norm statistics travel beside it.
+    are those of the mean of their losses, and what it logs is what alpha = 1 gives. The checkpoint's ``state_dict``
+    stays the module's own and is the alpha = 1 model; the second endpoint and the batch-norm statistics travel beside
+    it.
 
     Args:
         mode: "structured", "unstructured", "quantized", or a mode object such as ``Structured(min_width=0.25)``.
@@ -52,6 +53,8 @@ class LCSCallback(pl.Callback):
             "uniform_draws_per_layer" (each layer draws its own bits); or levels, all of which every step visits. By
             default "sandwich" in structured mode, "biased_endpoints" on an unstructured line, else "uniform_draws".
         alphas_per_step: levels that each training step draws; by default 4 with the first two samplers, else 1.
+        loss_reduction: "mean" of the losses of a step's levels, so that a project keeps its learning rate; or their
+            "sum", as in the paper, with gradients ``alphas_per_step`` times as large.
         warmup: share of all steps in which sparsity grows to its level, or in which inputs of layers are not quantized
             yet; by default 0.8 in these two modes.
         warmup_schedule: "linear" (growing steadily) or "delayed" (none until the warm-up is over); by default "linear"
@@ -88,6 +91,7 @@ class LCSCallback(pl.Callback):
         *,
         sampler: str | Sequence[float] | None = None,
         alphas_per_step: int | None = None,
+        loss_reduction: str = "mean",
         warmup: float | None = None,
         warmup_schedule: str | None = None,
         diversity_weight: float = 0.0,
@@ -105,7 +109,9 @@ class LCSCallback(pl.Callback):
         self.subspace = check_subspace(subspace)
         self.target = target
         options = sweep_options(self.mode, subspace, sampler, alphas_per_step, warmup, warmup_schedule)
-        self.options = replace(options, diversity_weight=diversity_weight, scale_penalty=scale_penalty)
+        self.options = replace(
+            options, loss_reduction=loss_reduction, diversity_weight=diversity_weight, scale_penalty=scale_penalty
+        )
         if recalibration_images < (0 if self.options.visits_full else 1):
             reason = "use, for example, 2048, or 0 for none with a sampler that visits alpha = 1 at every step"
             raise ValueError(f"recalibration_images={recalibration_images} is too small: {reason}")
@@ -128,9 +134,10 @@ class LCSCallback(pl.Callback):
     def paper(cls, mode: str, subspace: str = "line", **options: Any) -> LCSCallback:
         """The settings of arXiv 2110.04252 for one of its modes.
 
-        Structured: instance norm, the norms' scale and shift on the line. Unstructured and quantized: group norm with
-        32 groups, all parameters but the head's on the line, the first convolution and the head dense and in full
-        precision. Weights of both endpoints start independently. Everything else is the default of the mode.
+        Structured: the sum of the losses, instance norm, the norms' scale and shift on the line. Unstructured and
+        quantized: group norm with 32 groups, all parameters but the head's on the line, the first convolution and the
+        head dense and in full precision. Weights of both endpoints start independently. Everything else is the default
+        of the mode.
 
         Args:
             mode: "structured", "unstructured" or "quantized".
@@ -232,14 +239,7 @@ class LCSCallback(pl.Callback):
 
     def _adopt_owned(self, model: SubspaceModel, module: LightningModule) -> None:
         defaults = inspect.signature(LCSCallback).parameters
-        # What was left at its default was not asked for, and the model's own choice holds; not so for these two.
-        for name in ("mode", "subspace", "line_parameters", "endpoint_start", "norm"):
-            mine, theirs = getattr(self, name), getattr(model, name)
-            unasked = name not in ("mode", "subspace") and mine == defaults[name].default
-            if mine != theirs and not unasked:
-                raise ValueError(
-                    f"LCSCallback has {name}={mine!r} and the module's SubspaceModel {name}={theirs!r}: give both one"
-                )
+        check_model(model, self, {name: parameter.default for name, parameter in defaults.items()})
         path = next(name for name, child in module.named_modules() if child is model)
         if self.target not in (None, f"{path}.module" if path else "module"):
             raise ValueError(

@@ -17,8 +17,7 @@ METHODS = (
     "MODE-SUBSPACE (such as structured-line)",
     "paper-MODE-SUBSPACE (either with -keep, -instance or -group for another norm)",
     "plain",
-    "us",
-    "ns",
+    "us, ns (or paper-us, paper-ns)",
     "lec",
     "sparsity-S (S in [0, 0.975])",
     "bits-B (B in 3..8)",
@@ -39,6 +38,7 @@ def method_settings(name: str) -> dict[str, Any]:
               statistics of the full one;
             * "ns": a slimmable network, trained at the widths .25, .5, .75 and 1 in every step, with batch-norm
               statistics of each (scale and shift are shared; in the paper each width has its own);
+            * "paper-us", "paper-ns": the same, on the sum of the losses of the widths, as published;
             * "lec": network slimming: plain training with an L1 penalty on the norms' scales, cut afterwards to the
               channels of largest scale in the whole network, without fine-tuning;
             * "sparsity-0.95": a network for this sparsity, which grows over 80 % of the training;
@@ -48,17 +48,19 @@ def method_settings(name: str) -> dict[str, Any]:
         ValueError: the name is not known.
     """
     fixed: dict[str, Any] = {"subspace": "point", "norm": "keep"}
+    levels = list(SLIMMABLE_ALPHAS)
     kind, _, rest = name.partition("-")
+    summed = {"loss_reduction": "sum"} if kind == "paper" else {}
     subspace_settings = _subspace_settings(name.removeprefix("paper-").split("-"), paper=kind == "paper")
     if subspace_settings is not None:
         return subspace_settings
     if name == "plain":
         return {**fixed, "mode": "structured", "sampler": [1.0]}
-    if name == "us":
-        return {**fixed, "mode": "structured", "sampler": "sandwich", "recalibration_images": 0}
-    if name == "ns":
-        levels = list(SLIMMABLE_ALPHAS)
-        return {**fixed, "mode": "structured", "sampler": levels, "alphas": levels, "recalibration_levels": levels}
+    if name in ("us", "paper-us"):
+        return {**fixed, **summed, "mode": "structured", "sampler": "sandwich", "recalibration_images": 0}
+    if name in ("ns", "paper-ns"):
+        every = {"sampler": levels, "alphas": levels, "recalibration_levels": levels}
+        return {**fixed, **summed, **every, "mode": "structured"}
     if name == "lec":
         return {**fixed, "mode": Structured(select="scale"), "sampler": [1.0], "scale_penalty": 1e-5}
     number = _number(rest)
@@ -89,6 +91,7 @@ def paper_settings(mode: str, subspace: str) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "mode": modes.get(mode, mode),
         "subspace": subspace,
+        "loss_reduction": "sum",
         "norm": "instance" if structured else "group",
         "line_parameters": "norm" if structured else "backbone",
         "endpoint_start": "independent",

@@ -78,6 +78,14 @@ def test_ns_trains_its_four_widths_in_every_step(tmp_path, train, val):
     assert again.options.alphas(0, 3) == callback.options.alphas(9, 7)
 
 
+@pytest.mark.parametrize("name", ["us", "ns"])
+def test_baselines_as_published_sum_the_losses(name):
+    ours, published = LCSCallback.method(name).options, LCSCallback.method(f"paper-{name}").options
+    assert (ours.loss_reduction, published.loss_reduction) == ("mean", "sum")
+    assert (ours.sampler, ours.alphas(0, 3)) == (published.sampler, published.alphas(0, 3))
+    assert LCSCallback.paper("structured").options.loss_reduction == "sum"
+
+
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])
 def test_a_network_for_one_sparsity(tmp_path, train, val, sparsity):
     """The share kept decays from 1 over 80 % of the steps; every step visits the target alone."""

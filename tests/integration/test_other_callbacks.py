@@ -249,7 +249,7 @@ def test_other_watchers(tmp_path, first, kind, plain):
 
 @either_order
 def test_gradient_accumulation_scheduler(tmp_path, first):
-    """Every batch in the first epoch, pairs of batches in the second: explicitly summed losses."""
+    """Every batch in the first epoch, pairs of batches in the second: an explicit mean of losses."""
     torch.manual_seed(3)
     model = SubspaceModel(Mine().net, subspace="point").train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -260,7 +260,7 @@ def test_gradient_accumulation_scheduler(tmp_path, first):
         for alpha in SAMPLERS["sandwich"](step_generator(0, index), 4):
             with model.at_alpha(alpha):
                 losses.append(nn.functional.cross_entropy(model(images), labels))
-        (sum(losses) / accumulate).backward()
+        (sum(losses) / 4 / accumulate).backward()
         if last:
             optimizer.step()
             optimizer.zero_grad()

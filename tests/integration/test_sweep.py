@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
@@ -28,15 +29,15 @@ def squared_cosine(model):
     return (w0 @ w1 / (w0.norm() * w1.norm())) ** 2
 
 
-def summed_losses(net, batches, lr, accumulate, sampler, beta, seed, options):
-    """The weights after training on explicitly summed losses, by autograd through every slice."""
+def by_hand(net, batches, lr, accumulate, sampler, beta, seed, options, count=4):
+    """The weights after training on the sum of the levels' losses over ``count``, by autograd through every slice."""
     model = SubspaceModel(copy.deepcopy(net), **options, seed=seed).train()
     optimizer = torch.optim.SGD(model.parameters(), lr)
     for index, (images, labels) in enumerate(batches):
         total = torch.zeros(())
         for alpha in SAMPLERS[sampler](step_generator(seed, index), 4):
             with model.at_alpha(alpha):
-                total = total + nn.functional.cross_entropy(model(images), labels)
+                total = total + nn.functional.cross_entropy(model(images), labels) / count
         if options["subspace"] == "line":
             total = total + beta * squared_cosine(model)
         (total / accumulate).backward()
@@ -65,12 +66,15 @@ def summed_losses(net, batches, lr, accumulate, sampler, beta, seed, options):
     ],
     ids=["point", "line-norm", "line-all", "line-all-accumulate", "point-accumulate", "line-uniform-accumulate"],
 )
-def test_update_is_that_of_the_summed_losses(tmp_path, train, options, accumulate, sampler, beta, norm):
+@pytest.mark.parametrize(("reduction", "count"), [("mean", 4), ("sum", 1)])
+def test_update_is_that_of_the_mean_or_the_sum_of_the_losses(
+    tmp_path, train, options, accumulate, sampler, beta, norm, reduction, count
+):
     net = Net(norm)
-    expected = summed_losses(net, list(train), 0.1, accumulate, sampler, beta, 5, options)
+    expected = by_hand(net, list(train), 0.1, accumulate, sampler, beta, 5, options, count)
     module = Module(net)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    callback = lcs(**options, sampler=sampler, diversity_weight=beta, seed=5)
+    callback = lcs(**options, sampler=sampler, diversity_weight=beta, seed=5, loss_reduction=reduction)
     trainer(tmp_path, callback, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(module, train, train)
     after = dict(net.named_parameters())
     assert after.keys() == expected.keys()
@@ -78,6 +82,24 @@ def test_update_is_that_of_the_summed_losses(tmp_path, train, options, accumulat
         scale = expected[name].abs().max()
         assert (value - expected[name]).abs().max() <= UPDATE_TOLERANCE * scale, name
     assert any(not torch.equal(after[name], value) for name, value in before.items())
+
+
+@no_curve
+def test_what_is_shown_of_the_loss_is_that_of_alpha_1(tmp_path, train):
+    """With either reduction, and with a term on the endpoints: the value at the first step is the plain one's."""
+
+    class Shown(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.loss = outputs["loss"].item()
+
+    net, shown = Net(group_norm), Shown()
+    images, labels = next(iter(train))
+    expected = nn.functional.cross_entropy(net(images), labels).item()
+    options = {"line_parameters": "all", "diversity_weight": 1.0}
+    for callback in (lcs(**options), lcs(**options, loss_reduction="sum"), lcs(subspace="point")):
+        run = trainer(tmp_path, callback, shown, limit_train_batches=1, limit_val_batches=0)
+        run.fit(Module(copy.deepcopy(net)), train, train)
+        assert shown.loss == pytest.approx(expected, rel=UPDATE_TOLERANCE)
 
 
 @no_curve
@@ -133,10 +155,10 @@ PRECISIONS = {
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_other_precisions_train_on_the_summed_losses(tmp_path, train, val, precision):
+def test_other_precisions_train_on_all_losses(tmp_path, train, val, precision):
     net = Net(group_norm)
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
-    expected = summed_losses(net, list(train)[:1], 0.1, 1, "sandwich", 1.0, 0, {"subspace": "point"})
+    expected = by_hand(net, list(train)[:1], 0.1, 1, "sandwich", 1.0, 0, {"subspace": "point"})
     callback = lcs(subspace="point")
     trainer(tmp_path, callback, limit_train_batches=1, **PRECISIONS[precision]()).fit(Module(net), train, val)
     for name, value in net.named_parameters():

@@ -1,4 +1,4 @@
-"""Updates of less usual kinds, against those computed with plain PyTorch from explicitly summed losses."""
+"""Updates of less usual kinds, against those computed with plain PyTorch from an explicit mean of losses."""
 
 import copy
 
@@ -31,12 +31,12 @@ def lcs(**options):
     return support.lcs(**{"diversity_weight": 1.0, **options})
 
 
-def summed(model, index, images, labels):
-    """The summed losses of one micro-batch, with the term on the endpoints of a line."""
+def mean_loss(model, index, images, labels):
+    """The mean of the losses of one micro-batch, with the term on the endpoints of a line."""
     total = torch.zeros(())
     for alpha in SAMPLERS["sandwich"](step_generator(0, index), 4):
         with model.at_alpha(alpha):
-            total = total + nn.functional.cross_entropy(model(images), labels)
+            total = total + nn.functional.cross_entropy(model(images), labels) / 4
     return total + squared_cosine(model) if model.endpoint_pairs() else total
 
 
@@ -48,7 +48,7 @@ def expected_weights(net, batches, options, accumulate=1, clip=None, prepare=Non
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, 0.1)
     for index, (images, labels) in enumerate(batches):
-        (summed(model, index, images, labels) / accumulate).backward()
+        (mean_loss(model, index, images, labels) / accumulate).backward()
         if (index + 1) % accumulate == 0 or index + 1 == len(batches):
             if clip is not None:
                 clip(parameters)
@@ -68,7 +68,7 @@ def check(net, expected):
 @line_and_point
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(("algorithm", "value"), [("norm", 0.1), ("value", 0.01)])
-def test_gradients_are_clipped_once_and_summed(tmp_path, train, options, accumulate, algorithm, value):
+def test_gradients_are_clipped_once_after_all_levels(tmp_path, train, options, accumulate, algorithm, value):
     net, clipped = Net(), []
 
     def clip(parameters):
@@ -220,7 +220,7 @@ def test_float16_with_a_scaled_loss(tmp_path, train, val, options, accumulate):
     net = Net(group_norm)
     model = SubspaceModel(copy.deepcopy(net), **options).train()
     for index, (images, labels) in enumerate(list(train)[:accumulate]):
-        (summed(model, index, images, labels) / accumulate).backward()
+        (mean_loss(model, index, images, labels) / accumulate).backward()
     scaler, gradients = torch.amp.GradScaler("cpu", init_scale=1024.0), Gradients()
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
     limits = {"accumulate_grad_batches": accumulate, "limit_train_batches": accumulate}
