@@ -87,20 +87,22 @@ levels: fashion  ## batch-norm statistics between the stored levels
 
 COMPARE = $(BIN)/python examples/train_cli.py compare --config examples/paper/fashion_mnist_preresnet11.yaml \
 	--trainer.enable_progress_bar=false --trainer.enable_model_summary=false
-SUBSPACES := paper-structured-point paper-structured-line paper-structured-point-keep paper-structured-line-keep \
-	us ns plain paper-unstructured-point paper-unstructured-line paper-unstructured-point-keep \
-	paper-unstructured-line-keep sparsity-0.95
-QUANTIZED := paper-quantized-point paper-quantized-line paper-quantized-point-keep paper-quantized-line-keep bits-3 bits-8
+STRUCTURED := paper-structured-point paper-structured-line paper-structured-point-keep paper-us paper-ns plain lec \
+	structured-point structured-line structured-point-instance structured-point-group us ns
+UNSTRUCTURED := paper-unstructured-point paper-unstructured-line paper-unstructured-point-keep \
+	paper-unstructured-line-keep paper-unstructured-point-instance paper-unstructured-line-instance sparsity-0.95
+QUANTIZED := paper-quantized-point paper-quantized-line paper-quantized-point-keep paper-quantized-line-keep \
+	paper-quantized-point-instance paper-quantized-line-instance bits-3 bits-8
 SEEDS ?= 0
 
 results: $(READY)  ## the table of methods after 4 epochs: hours; goes on where it was stopped
 	mkdir -p runs/results/4 && cp -n docs/results/4/*.csv runs/results/4/
-	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(SUBSPACES)
+	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(STRUCTURED) $(UNSTRUCTURED)
 	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
 
 LONG := --trainer.max_epochs=20 --trainer.check_val_every_n_epoch=20
 results-long: $(READY)  ## the same after 20 epochs
-	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(SUBSPACES)
+	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(STRUCTURED) $(UNSTRUCTURED)
 	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
 
 clean:
