@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -51,7 +52,12 @@ def main(args: Sequence[str] | None = None) -> None:
         given.remove("--debug")
         return run(given)
     try:
-        return run(given)
+        run(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads the output, such as ``head``, has had enough. Python would flush once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:
         # Lightning's own error for what a user asked for is none of Python's; importing it here would take seconds.
         if not isinstance(error, EXPECTED) and type(error).__name__ != "MisconfigurationException":

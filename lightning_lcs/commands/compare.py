@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ def compare(args: Sequence[str]) -> None:
     for method in own.methods:
         method_settings(method)  # before the first run, not after hours; the same for what draws the plot
     require_matplotlib()
+    # What devices there are, it would say before every run.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     begin = time.monotonic()
     runs: Runs = {method: [] for method in own.methods}
     for seed in own.seeds:
