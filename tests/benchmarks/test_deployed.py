@@ -14,6 +14,7 @@ import torch
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
 from lightning_lcs.batchnorm import recalibrate
 from lightning_lcs.deploy.int8 import export_int8
+from lightning_lcs.deploy.int8_torch import int8_network
 from lightning_lcs.deploy.onnx import export_onnx, onnx_of, session
 from lightning_lcs.deploy.sparse import save_sparse
 from lightning_lcs.deploy.sparse_layers import use_sparse_layers
@@ -70,6 +71,22 @@ def test_integers(name, limit, tmp_path):
     ratio = times["int8"] / times["float"]
     size = file.size_bytes / (tmp_path / "float.onnx").stat().st_size
     print(f"\n{name}: int8 / fp32 in onnxruntime {ratio:.3f}, size {size:.3f}")
+    assert limit is None or ratio <= limit
+
+
+@pytest.mark.parametrize(("name", "limit"), [(RESNET, 0.4), (VIT, 0.7), (MOBILENET, None)])
+def test_integers_in_torch(name, limit, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.freezing", True)
+    x = images(1, 3, SIZE)
+    network = timm.create_model(name).eval()
+    model = SubspaceModel(network, mode=Quantized(), subspace="point").eval()
+    recalibrate(model, [images(4, 3, SIZE)], [1.0])
+    integers = int8_network(model, images(4, 3, SIZE), min_agreement=0.0).module
+    compiled = {"int8": torch.compile(integers), "float": torch.compile(network)}
+    with torch.no_grad():
+        times = medians({kind: lambda run=run: run(x) for kind, run in compiled.items()}, 40)
+    ratio = times["int8"] / times["float"]
+    print(f"\n{name}: int8 / fp32, both compiled by torch {ratio:.3f}")
     assert limit is None or ratio <= limit
 
 

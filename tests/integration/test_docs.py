@@ -104,9 +104,11 @@ INSTEAD = {
     "[0.0, 0.2, 0.4]": "[0.0, 0.5]",  # the levels whose statistics QuickCallback keeps
     "set_alpha(0.2)": "set_alpha(0.5)",
     '"model_int8.onnx", images)': '"model_int8.onnx", images, min_agreement=0.0)',
+    "int8_network(model, images)": "int8_network(model, images, min_agreement=0.0)",
 }
 MODES = {
     "export_int8": "quantized",
+    "int8_network": "quantized",
     "save_bits": "quantized",
     "save_sparse": "unstructured",
     "use_sparse_layers": "unstructured",

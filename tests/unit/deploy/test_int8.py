@@ -5,51 +5,20 @@ import copy
 import numpy as np
 import onnx
 import pytest
-import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_lcs import Quantized, SubspaceModel
-from lightning_lcs.batchnorm import recalibrate
-from lightning_lcs.data import DigitsDataModule
+from lightning_lcs import SubspaceModel
 from lightning_lcs.deploy._qdq import Weight, _scaled
 from lightning_lcs.deploy.int8 import export_int8
 from lightning_lcs.deploy.onnx import session
 from tests.helpers import Mlp
+from tests.unit.deploy.integers import AGREEMENT, DIFFERENCE, quantized
 
-SIZE = 32
-NETWORKS = {
-    "resnet10t": {"in_chans": 1},
-    "vit_tiny_patch16_224": {"in_chans": 1, "img_size": SIZE, "depth": 2},
-}
-# Mean difference from the simulation, of the mean magnitude of the outputs: outputs of convolutions are rounded, too.
-DIFFERENCE = 0.03
-AGREEMENT = 0.98
-
-
-def digits(size=SIZE):
-    data = DigitsDataModule(32, size)
-    data.setup("fit")
-    return data
-
-
-def trained(name, data, steps=40):
-    torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=10, **NETWORKS[name])
-    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    for _, (x, y) in zip(range(steps), data.train_dataloader(), strict=False):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(x), y).backward()
-        optimizer.step()
-    return network.eval()
-
-
-def quantized(network, batches, **options):
-    model = SubspaceModel(network, mode=Quantized(**options), subspace="point").eval()
-    recalibrate(model, batches, [1.0])
-    return model
+# A tiny network may be no faster with integers.
+pytestmark = pytest.mark.filterwarnings("ignore:.*integers take:UserWarning")
 
 
 def with_scales_of_either_sign(network, x):
@@ -69,14 +38,6 @@ def with_scales_of_either_sign(network, x):
 def run(path, x):
     opened = session(path)
     return torch.from_numpy(opened.run(None, {opened.get_inputs()[0].name: x.numpy()})[0])
-
-
-@pytest.fixture(scope="module", params=NETWORKS)
-def network(request):
-    data = digits()
-    network = trained(request.param, data)
-    train = [x for _, (x, _) in zip(range(3), data.train_dataloader(), strict=False)]
-    return network, train, torch.cat([x for x, _ in data.val_dataloader()])
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
