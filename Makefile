@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test browser bolts oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long env clean
+.PHONY: demo test browser bolts oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long results-page env clean
 
 env: $(READY)
 
@@ -99,6 +99,10 @@ results: $(READY)  ## the table of methods after 4 epochs: hours; goes on where 
 	mkdir -p runs/results/4 && cp -n docs/results/4/*.csv runs/results/4/
 	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(STRUCTURED) $(UNSTRUCTURED)
 	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
+
+results-page: $(READY)  ## what these runs have left, into docs/results.md
+	for budget in 4 20; do mkdir -p docs/results/$$budget; cp runs/results/$$budget/*.csv docs/results/$$budget/ || true; done
+	$(BIN)/python examples/paper/tables.py
 
 LONG := --trainer.max_epochs=20 --trainer.check_val_every_n_epoch=20
 results-long: $(READY)  ## the same after 20 epochs

@@ -125,8 +125,9 @@ def test_nothing_is_left_that_a_plain_run_would_not_leave(tmp_path, run, subspac
     )
 
 
-def test_gradients_that_no_optimizer_knows_are_the_users(tmp_path):
-    """One that the user has put there stays, and one that nobody clears grows: here by 1 per level and step."""
+@pytest.mark.parametrize(("reduction", "factor"), [("mean", 1.0), ("sum", 4.0)])
+def test_gradients_that_no_optimizer_knows_are_the_users(tmp_path, reduction, factor):
+    """One that the user has put there stays, and one that nobody clears grows: here by 1 per loss and step."""
 
     class Extra(Mine):
         def __init__(self):
@@ -149,8 +150,8 @@ def test_gradients_that_no_optimizer_knows_are_the_users(tmp_path):
     plain, ours = Extra(), Extra()
     once(plain, folder=tmp_path)
     assert (plain.frozen.grad, plain.counted.grad) == (7.0, 3.0)
-    once(ours, lcs(), folder=tmp_path)
-    assert (ours.frozen.grad, ours.counted.grad) == (7.0, 3.0 * 4)
+    once(ours, lcs(loss_reduction=reduction), folder=tmp_path)
+    assert (ours.frozen.grad, ours.counted.grad) == (7.0, 3.0 * factor)
 
 
 @every_run

@@ -67,7 +67,7 @@ def stop_of(values, patience):
 
 
 def run_of(folder, *others, first=True, epochs=12):
-    options = {"make": lambda: Mine(lr=0.3), "callback": lcs(every_n_epochs=1), "max_epochs": epochs}
+    options = {"make": lambda: Mine(lr=1.2), "callback": lcs(every_n_epochs=1), "max_epochs": epochs}
     return fit(folder, *others, first=first, **options)
 
 

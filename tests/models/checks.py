@@ -1,6 +1,7 @@
 """What is checked of a model of any family, and measured on the way."""
 
 import contextlib
+import ctypes
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ class Examination(Coverage):
     Attributes:
         tracing: processor seconds of ``torch.export`` for the slower of both forms.
         planning: the same of following channels through the graph.
-        memory: most bytes taken until both forms are planned and checked, per byte of the parameters.
+        memory: most bytes taken until both forms are planned and checked, less those of a plain forward of the images
+            that they are checked with, per byte of the parameters.
         ungraded: parameters that get a gradient in plain training and none at width .25.
         masked: relative difference at width .5 from the full network with the removed channels absent, in float64;
             ``None`` where the oracle has no answer.
@@ -81,10 +83,11 @@ def examine(net: nn.Module, x: Tensor, masked: bool = True, mistakes: int = 0) -
     Raises:
         Exception: whatever the network raises.
     """
-    before = _memory("VmRSS", reset=True)
-    with _timed("trace") as tracing, _timed("propagate") as planning:
+    with _taken() as forward:
+        output = net(x[:2])  # as many are traced and checked with
+        del output
+    with _timed("trace") as tracing, _timed("propagate") as planning, _taken() as taken:
         model, seconds = prepared(net, x)
-    taken = _memory("VmHWM") - before
     with torch.no_grad():
         for alpha in ALPHAS:
             with model.at_alpha(alpha):
@@ -93,7 +96,7 @@ def examine(net: nn.Module, x: Tensor, masked: bool = True, mistakes: int = 0) -
         **vars(measured(model, x, HALF, seconds)),
         tracing=max(tracing),
         planning=max(planning),
-        memory=taken / sum(parameter.nbytes for parameter in net.parameters()),
+        memory=(taken[0] - forward[0]) / sum(parameter.nbytes for parameter in net.parameters()),
         ungraded=ungraded(model, x),
     )
     if masked:
@@ -123,14 +126,25 @@ def _timed(name: str) -> Iterator[list[float]]:
         yield seconds
 
 
-def _memory(entry: str, reset: bool = False) -> int:
-    """Bytes of this process now ("VmRSS"), or the most since the last reset ("VmHWM"); 0 where Linux does not tell."""
+@contextlib.contextmanager
+def _taken() -> Iterator[list[int]]:
+    """The most bytes of memory that the block has beyond those at its start; 0 where Linux does not tell."""
+    most: list[int] = []
     status = Path("/proc/self/status")
     if not status.exists():
-        return 0
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(entry))
+        yield most
+        most.append(0)
+        return
+    # What was freed and is kept at hand would hide what the block takes.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kilobytes(status, "VmRSS")
+    yield most
+    most.append(1024 * (_kilobytes(status, "VmHWM") - before))
+
+
+def _kilobytes(status: Path, entry: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(entry))
 
 
 def ungraded(model: SubspaceModel, x: Tensor) -> list[str]:
