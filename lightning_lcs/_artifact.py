@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_lcs import _checkpoint, _container, _endpoints
 from lightning_lcs._layout import check_layout, lay_out
-from lightning_lcs._parts import Part
+from lightning_lcs._parts import TOGETHER, Part
 from lightning_lcs._runtime import Runtime
 from lightning_lcs.channels.network import ENDPOINT_NAME
 from lightning_lcs.channels.plan import ChannelPlan
@@ -43,7 +43,7 @@ def save(
 ) -> None:
     """See :meth:`SubspaceModel.save`."""
     if len(model.parts) > 1:
-        raise NotImplementedError("save() writes a single network, and this subspace model has several")
+        raise NotImplementedError(f"save() writes a single network, and this subspace model has several; {TOGETHER}")
     part = model.parts[0]
     header = {
         "version": VERSION,

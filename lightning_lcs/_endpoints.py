@@ -81,12 +81,12 @@ def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> l
         within a network and between networks.
 
     Raises:
-        ValueError: an unknown option, no parameter of a network is on the line, or a trained line of other parameters.
+        ValueError: an unknown option, nothing of any network is on the line, or a trained line of other parameters.
     """
     check_options(which, start)
     settled = any(is_settled(module) for module in modules)
     on_line = [list(_on_line(module, which)) for module in modules]
-    if not all(on_line):
+    if not any(on_line):
         raise ValueError(
             f"line_parameters={which!r} finds {NOTHING_ON_LINE[which]} in the network; use line_parameters='all' or "
             "subspace='point'"

@@ -169,9 +169,6 @@ def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, 
         module: the network.
         without: kinds to leave out, any of "first" (the first convolution), "last" (the last linear layer) and
             "depthwise", by order of registration.
-
-    Raises:
-        ValueError: nothing is left.
     """
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     found = [(path, child) for path, child in module.named_modules() if isinstance(child, kinds)]
@@ -183,14 +180,8 @@ def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, 
         "depthwise": {id(child) for child in convolutions if child.groups == child.in_channels > 1},
     }
     left_out = set[int]().union(*(whole[kind] for kind in without))
-    names = tuple(
+    return tuple(
         f"{path}.weight" if path else "weight"
         for path, child in found
         if id(child) not in left_out and isinstance(child._parameters.get("weight"), Tensor)
     )
-    if not names:
-        raise ValueError(
-            f"{type(module).__name__} has no convolution or linear layer to compress"
-            + (f" besides those that are kept whole ({', '.join(without)})" if found else "")
-        )
-    return names

@@ -21,6 +21,9 @@ from lightning_lcs.channels.refused import check_kinds
 from lightning_lcs.functional.sparsity import BLOCK
 from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured
 
+# What to do where something takes one network, and a subspace model has several.
+TOGETHER = "where the module's own forward calls them all, target='self' makes them one"
+
 
 @dataclasses.dataclass
 class Part:
@@ -142,7 +145,7 @@ def compressed_weights(module: nn.Module, mode: Mode) -> tuple[tuple[str, ...], 
     """Names of the weights of a network that a mode compresses, and the bits of those that it pins.
 
     Raises:
-        ValueError: the mode compresses weights and finds none, or pins layers that do not exist.
+        ValueError: the mode pins layers that do not exist, or finds no blocks.
     """
     if isinstance(mode, Structured):
         return (), {}
@@ -184,7 +187,11 @@ def _quantized_weights(module: nn.Module, mode: Quantized) -> tuple[tuple[str, .
 
 
 def parts_of(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
-    """The networks of a subspace model, by name, and a warning where much of one can't be compressed."""
+    """The networks of a subspace model, by name, and a warning where much of one can't be compressed.
+
+    Raises:
+        ValueError: nothing of any network would be compressed.
+    """
     parts = []
     for name, module in modules.items():
         weights, fixed_bits = compressed_weights(module, mode)
@@ -193,6 +200,11 @@ def parts_of(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
         prefix = f"{name}." if len(modules) > 1 else ""
         network = TracedNetwork(module, _empty_plan(module, mode))
         parts.append(Part(name, prefix, network, compressed=weights, fixed_bits=fixed_bits))
+    if not isinstance(mode, Structured) and all(set(part.compressed) <= set(part.fixed_bits) for part in parts):
+        networks = ", ".join(type(module).__name__ for module in modules.values())
+        raise ValueError(
+            f"{networks} has no convolution or linear layer to compress, besides those that the options of {mode} keep"
+        )
     return parts
 
 

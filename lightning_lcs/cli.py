@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -58,6 +59,9 @@ def main(args: Sequence[str] | None = None) -> None:
         # Who reads the output, such as ``head``, has had enough. Python would flush once more on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except argparse.ArgumentError as error:
+        print(f"lightning-lcs: {' '.join(str(error).split())} (see lightning-lcs {given[0]} --help)", file=sys.stderr)
+        raise SystemExit(2) from None
     except Exception as error:
         # Lightning's own error for what a user asked for is none of Python's; importing it here would take seconds.
         if not isinstance(error, EXPECTED) and type(error).__name__ != "MisconfigurationException":

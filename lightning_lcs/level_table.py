@@ -140,7 +140,8 @@ def named_level(levels: Sequence[Level], name: str) -> Level:
     """
     found = next((level for level in levels if level.name == name), None)
     if found is None:
-        raise ValueError(f"name={name!r} is no level; there are: {_names(levels)}")
+        there_are = "there are: " if levels else ""
+        raise ValueError(f"name={name!r} is no level; {there_are}{_names(levels)}")
     return found
 
 

@@ -18,7 +18,7 @@ from lightning_lcs._deployable import Deployable
 from lightning_lcs._execution import Execution
 from lightning_lcs._gradients import GradientSum
 from lightning_lcs._levels import Collector, TrainingLevel
-from lightning_lcs._parts import Part, parts_of, sort_channels
+from lightning_lcs._parts import TOGETHER, Part, parts_of, sort_channels
 from lightning_lcs._prepared import Prepared
 from lightning_lcs._runtime import Runtime
 from lightning_lcs.channels.plan import ChannelPlan
@@ -80,8 +80,7 @@ class SubspaceModel(Deployable, nn.Module):
             raise ValueError("module is empty: give at least one network")
         self.module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleList(modules.values())
         self.norm = norm
-        converted = [convert_norms(child, norm, isinstance(self.mode, Structured)) for child in modules.values()]
-        self._converted = [line for lines in converted for line in lines]
+        self._converted = convert_norms(modules.values(), norm, isinstance(self.mode, Structured))
         self.line_parameters = line_parameters
         self.endpoint_start = endpoint_start
         self.seed = seed
@@ -277,14 +276,18 @@ class SubspaceModel(Deployable, nn.Module):
         """Which channels shrink together in structured mode; known once the network has been traced."""
         if not isinstance(self.mode, Structured):
             raise RuntimeError(f"a plan of channels belongs to structured mode: {self.mode} keeps all")
-        part = self._only_part("plan")
+        return self._plan(self._only_part("plan"))
+
+    def _plan(self, part: Part) -> ChannelPlan:
         part.network.in_mode(False)
         return part.network.plan
 
     def report(self, alpha: float = 0.0) -> str:
         """What is compressed at a level, what stays whole and why, and which norms were replaced; see :attr:`plan`."""
         if isinstance(self.mode, Structured):
-            return "\n".join([self.plan.report(self.mode.width(alpha)), *norm_lines(self._converted)])
+            names = [f"{part.name}: " if len(self.parts) > 1 else "" for part in self.parts]
+            lines = [self._plan(part).report(self.mode.width(alpha)) for part in self.parts]
+            return "\n".join([*map("".join, zip(names, lines, strict=True)), *norm_lines(self._converted)])
         return "\n".join(report(p.network.module, self.mode, p.compressed, self._converted) for p in self.parts)
 
     @property
@@ -387,5 +390,7 @@ class SubspaceModel(Deployable, nn.Module):
     def _only_part(self, what: str) -> Part:
         if len(self.parts) > 1:
             names = ", ".join(repr(part.name) for part in self.parts)
-            raise RuntimeError(f"{what} needs a single network, and this subspace model has several: {names}")
+            raise RuntimeError(
+                f"{what} needs a single network, and this subspace model has several: {names}; {TOGETHER}"
+            )
         return self.parts[0]

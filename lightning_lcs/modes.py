@@ -296,7 +296,7 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
             writes it.
 
     Raises:
-        ValueError: the name is not known.
+        ValueError: the name, or an option, is not known.
     """
     if isinstance(mode, (Structured, Unstructured, Quantized)):
         return mode
@@ -304,6 +304,10 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
     name = options.pop("name", "structured")
     if name not in MODES:
         raise ValueError(f"mode={name!r} is not known; choose one of {', '.join(map(repr, MODES))}")
+    known = [field.name for field in dataclasses.fields(MODES[name])]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"mode={name!r} has no option {unknown[0]!r}; its options are {', '.join(map(repr, known))}")
     return MODES[name](**options)
 
 

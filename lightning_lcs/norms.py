@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 NORMS = ("keep", "instance", "group")
@@ -69,11 +71,11 @@ def group_count(channels: int, sliced: bool) -> int:
     return next((groups for groups in range(limit, 1, -1) if channels % groups == 0), 1)
 
 
-def convert_norms(module: nn.Module, norm: str, sliced: bool) -> list[str]:
-    """Replace every batch norm of a network, in place.
+def convert_norms(modules: Iterable[nn.Module], norm: str, sliced: bool) -> list[str]:
+    """Replace every batch norm of some networks, in place.
 
     Args:
-        module: the network.
+        modules: the networks.
         norm: "instance" or "group"; "keep" changes nothing.
         sliced: whether channels will be sliced, see :func:`group_count`.
 
@@ -81,19 +83,22 @@ def convert_norms(module: nn.Module, norm: str, sliced: bool) -> list[str]:
         What was replaced, and with what, a line each.
 
     Raises:
-        ValueError: ``norm`` is not known, the network has no batch norm, or is one itself.
+        ValueError: ``norm`` is not known, the networks have no batch norm, or one is one itself.
     """
     if check_norm(norm) == "keep":
         return []
+    networks = list(modules)
     found = [
-        (path, child) for path, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)
+        (module, path, child)
+        for module in networks
+        for path, child in module.named_modules()
+        if isinstance(child, nn.modules.batchnorm._BatchNorm)
     ]
-    if not found:
-        if any(isinstance(child, ConvertedNorm) for child in module.modules()):
-            return []
-        raise ValueError(f"norm={norm!r}, and {type(module).__name__} has no batch norm to replace: leave it out")
+    if not found and not any(isinstance(child, ConvertedNorm) for module in networks for child in module.modules()):
+        names = ", ".join(type(module).__name__ for module in networks)
+        raise ValueError(f"norm={norm!r}, and {names} has no batch norm to replace: leave it out")
     report = []
-    for path, child in found:
+    for module, path, child in found:
         if not path:
             raise ValueError("the network is a batch norm itself, which nothing can be put in the place of")
         parent_path, _, leaf = path.rpartition(".")

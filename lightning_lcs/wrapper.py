@@ -104,7 +104,12 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to logits ``(N, num_classes)``, at the level of ``self.subspace_model``."""
-        logits: Tensor = self.subspace_model(images)
+        logits = self.subspace_model(images)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"the model gives a {type(logits).__name__}, and CompressibleSubspaceWrapper trains classifiers that "
+                "give one tensor of logits: give LCSCallback to the trainer of a LightningModule of your own"
+            )
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

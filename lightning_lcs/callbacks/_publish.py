@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 from lightning_lcs.callbacks._progress import show_curves
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.reporting.curve import Curve, alpha_key, log_values, metric_names, write_csv
+from lightning_lcs.reporting.curve import CURVE, TEST_CURVE, Curve, alpha_key, log_values, metric_names, write_csv
 from lightning_lcs.reporting.history import Evaluation, followed, read_history, write_history
 from lightning_lcs.reporting.plots import curve_figure
 from lightning_lcs.reporting.summary import summary_of, write_summary
@@ -56,7 +57,7 @@ def publish(
     if not earlier and goes_on and history.exists():
         earlier = read_history(history)  # what this run measured before, in another process
     evaluations = followed(earlier, latest)
-    write_csv({"": curve}, folder / "curve.csv")
+    write_csv({"": curve}, folder / (TEST_CURVE if stage == "test" else CURVE))
     write_history(evaluations, history)
     write_summary({**summary, "hyperparameters": hyperparameters(module)}, folder / "summary.json")
     before = next((e.curve for e in reversed(evaluations[:-1]) if e.stage == stage), [])
@@ -87,8 +88,16 @@ def hyperparameters(module: LightningModule) -> dict[str, Any]:
 
 
 def directory(trainer: Trainer) -> str:
-    """The folder of the run."""
-    return (trainer.log_dir if trainer.loggers else None) or trainer.default_root_dir
+    """The folder of the run, the same on all ranks: the first logger's, or where Lightning keeps its checkpoints."""
+    logger = next(iter(trainer.loggers), None)
+    if logger is None:
+        return trainer.default_root_dir
+    if logger.log_dir:
+        return str(trainer.log_dir)
+    version = logger.version
+    below = (logger.name, version if isinstance(version, str) else f"version_{version}")
+    path = os.path.join(logger.save_dir or trainer.default_root_dir, *map(str, filter(None, below)))
+    return str(trainer.strategy.broadcast(path))
 
 
 def _log_pictures(logger: Logger, curves: Mapping[str, Curve], step: int) -> None:

@@ -62,20 +62,25 @@ class ChannelPlan:
         }
 
     def report(self, width: float = 0.5) -> str:
-        """Per model: the share of parameters left at ``width``, and every dimension kept whole with what froze it."""
+        """The share left at ``width``, every dimension kept whole with what froze it, and what never shrinks."""
         at = self.selection(width)
         full = sum(prod(self.structure.size(dim) for dim in dims) for dims in self.tensors.values())
         kept = sum(prod(at.shape(name)) for name in self.tensors)
         sliced = sum(self.sliced().values())
         lines = [
-            f"{sliced} of {len(self.tensors)} tensors are sliced; at width {width:g} they hold "
+            f"{sliced} of {len(self.tensors)} parameters and buffers are sliced; at width {width:g} they hold "
             f"{kept:,} of {full:,} numbers ({kept / max(full, 1):.1%})"
         ]
         for name, dims in self.whole().items():
             lines.extend(f"  kept whole: {name}, dimension {axis} ({why})" for axis, why in dict.fromkeys(dims))
+        others = [name for name, cut in self.sliced().items() if not cut and name not in self.whole()]
+        if others:
+            more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+            lines.append(f"  of inputs and outputs, or single numbers: {', '.join(others[:_NAMED])}{more}")
         return "\n".join(lines)
 
 
+_NAMED = 6  # in a line of a report
 _EXPECTED = {"input of the network", "output of the network", "spatial", "groups", "groups of a convolution"}
 
 

@@ -80,6 +80,10 @@ def _bench(file: Path, repeats: int = 30, batch: int = 1, threads: int | None = 
         console.print(
             f"prepared tensors: {memory:.2f} MB in two arenas; weights {layout_of(model.parts[0])}", markup=False
         )
+    console.print(
+        "of full: of the largest level. of narrow: of the plain network of that size. in copies, in forwards:"
+    )
+    console.print("the switch, in copies of the level's tensors, and in forwards of the level.")
     console.print(machine(), markup=False)
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from lightning_lcs.batchnorm import level_grid
-from lightning_lcs.reporting.dashboard import specification, workspace
+from lightning_lcs.reporting.dashboard import save, specification, workspace
 
 
 def dashboard(args: Sequence[str]) -> None:
@@ -39,4 +39,4 @@ def dashboard(args: Sequence[str]) -> None:
     if given.dry_run:
         print(json.dumps(specification(made), indent=1))
     else:
-        print(made.save().url)
+        print(save(made))

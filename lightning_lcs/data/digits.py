@@ -58,12 +58,12 @@ class DigitsDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         """Shuffled training images."""
         assert self._train is not None
-        return DataLoader(self._train, self.batch_size, shuffle=True, drop_last=True)
+        return DataLoader(self._train, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         """Validation images."""
         assert self._val is not None
-        return DataLoader(self._val, self.batch_size)
+        return DataLoader(self._val, batch_size=self.batch_size)
 
     def test_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         """The validation images again: the set is too small for three parts."""

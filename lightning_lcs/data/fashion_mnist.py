@@ -92,11 +92,11 @@ class FashionMNISTDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         """Shuffled training images."""
-        return DataLoader(self._sets["train"], self.batch_size, shuffle=True, drop_last=True)
+        return DataLoader(self._sets["train"], batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         """The test images: nothing is chosen by them in our recipes."""
-        return DataLoader(self._sets["test"], self.eval_batch_size)
+        return DataLoader(self._sets["test"], batch_size=self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         """The test images."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs._activations import QuantizedInput, Reading, range_key
-from lightning_lcs._parts import layer_of
+from lightning_lcs._parts import TOGETHER, layer_of
 from lightning_lcs.deploy._qdq import Grid
 from lightning_lcs.functional.quantization import affine_parameters
 from lightning_lcs.model import SubspaceModel
@@ -38,7 +38,7 @@ def eight_bits(model: SubspaceModel, alpha: float) -> float:
     if not isinstance(model.mode, Quantized):
         raise ValueError(f"integers take a subspace in quantized mode, and this one is {model.mode}")
     if len(model.parts) != 1:
-        raise ValueError("integers take a single network, and this subspace model has several")
+        raise ValueError(f"integers take a single network, and this subspace model has several; {TOGETHER}")
     level = model.nearest_level(check_alpha(alpha))
     bits = model.parts[0].layer_bits(model.mode.bit_width(level))
     other = {name: bits(layer_of(name)) for name in model.parts[0].compressed if bits(layer_of(name)) != _BITS}

@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
+from lightning_lcs._parts import TOGETHER
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.modes import check_alpha
 
@@ -62,7 +63,7 @@ def example_batch(model: SubspaceModel, samples: int) -> tuple[tuple[Any, ...], 
             parts.
     """
     if len(model.parts) != 1:
-        raise RuntimeError("export takes a single network, and this subspace model has several: export them one by one")
+        raise RuntimeError(f"export takes a single network, and this subspace model has several; {TOGETHER}")
     args, kwargs = model.parts[0].network.example_inputs()
     batch = next(leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
     generator = torch.Generator().manual_seed(0)

@@ -109,12 +109,16 @@ def onnx_of(model: SubspaceModel, network: nn.Module) -> Any:
     """A level's network as an ``onnx.ModelProto``, simplified around its weights.
 
     They have the names of the network's parameters and buffers, and batch norms are nodes of their own, which runtimes
-    fold when they open the file.
+    fold when they open the file. An only input is "input", the first of several "input_0"; an only output is "output".
     """
     exported = program_of(model, network)
+    taken = [leaf for leaf in pytree.tree_leaves(model.parts[0].network.example_inputs()) if isinstance(leaf, Tensor)]
+    inputs = ["input"] if len(taken) == 1 else [f"input_{number}" for number in range(len(taken))]
     results = len(exported.graph_signature.user_outputs)
     names = ["output"] if results == 1 else [f"output_{number}" for number in range(results)]
-    program = torch.onnx.export(exported, dynamo=True, optimize=False, verbose=False, output_names=names)
+    program = torch.onnx.export(
+        exported, dynamo=True, optimize=False, verbose=False, input_names=inputs, output_names=names
+    )
     return simplified(program.model_proto)  # type: ignore[union-attr]
 
 

@@ -97,6 +97,10 @@ def write_text(text: str, path: str | os.PathLike[str]) -> Path:
     return target
 
 
+# The last curve of a run on validation data, and on test data.
+CURVE, TEST_CURVE = "curve.csv", "test_curve.csv"
+
+
 def read_csv(path: str | os.PathLike[str]) -> list[CurvePoint]:
     """One curve as :func:`write_csv` wrote it.
 

@@ -81,6 +81,23 @@ def workspace(entity: str, project: str, metric: str, alphas: Sequence[float], n
     return ws.Workspace(entity=entity, project=project, name=name, sections=sections)
 
 
+def save(made: Any) -> str:
+    """Save a workspace, and give its address.
+
+    Args:
+        made: what :func:`workspace` gave.
+
+    Raises:
+        RuntimeError: W&B does not take it: no key, no such project, no network.
+    """
+    try:
+        return str(made.save().url)
+    except Exception as error:  # of wandb, which nothing here imports
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        raise RuntimeError(f"W&B does not take the workspace: {error}") from error
+
+
 def specification(workspace: Any) -> dict[str, Any]:
     """A workspace as the JSON that would be sent."""
     spec: dict[str, Any] = workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)

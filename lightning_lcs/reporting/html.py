@@ -121,7 +121,8 @@ def chosen_metric(series: Mapping[str, Curve], asked: str | None) -> str:
     if not known:
         raise ValueError("the curves hold costs and no metric: log one in validation_step")
     shared = [name for name in known if all(name in metric_names(curve) for curve in series.values())]
-    return asked or next((name for name in shared if not lower_is_better(name)), (shared or known)[0])
+    candidates = shared or known
+    return asked or next((name for name in candidates if not lower_is_better(name)), candidates[0])
 
 
 def axes_of(series: Mapping[str, Curve]) -> dict[str, Quantity]:
@@ -185,7 +186,8 @@ def subtitle(runs: Sequence[Run], series: Mapping[str, Curve]) -> str:
     parts.append(f"{' or '.join(map(str, counts))} levels")
     last = [run.evaluations[-1] for run in runs if run.evaluations]
     if len(last) == 1:
-        parts.append(f"measured in {last[0].stage}, epoch {last[0].epoch}, step {last[0].step:,}")
+        when = f", epoch {last[0].epoch}, step {last[0].step:,}" if last[0].stage == "fit" else ""
+        parts.append(f"measured in {last[0].stage}{when}")
     return " · ".join(parts)
 
 

@@ -144,8 +144,9 @@
       };
     });
     Plotly.react("learning-chart", traces, layout("Optimizer steps", state.chart), config);
-    $("learning-note").textContent = Object.keys(entry.charts).some((name) => name in data.metrics) ? "" :
-      "The curve was measured once; LCSCallback(every_n_epochs=1) measures every level over training.";
+    const followed = Object.keys(entry.charts).some((name) => name in data.metrics);
+    $("learning-note").textContent = (data.series.length > 1 && data.learning.length === 1 ? `Of ${entry.run}. ` : "") +
+      (followed ? "" : "LCSCallback(every_n_epochs=1) measures every level over training, too.");
   }
 
   function fill(select, names, chosen, changed) {

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_lcs.reporting.curve import Curve, read_curves
+from lightning_lcs.reporting.curve import CURVE, TEST_CURVE, Curve, read_curves
 from lightning_lcs.reporting.history import Evaluation, read_history
 from lightning_lcs.reporting.summary import read_summary
 
+_CURVES = (CURVE, TEST_CURVE)
 Series = Mapping[str, Sequence[tuple[int, float]]]
 """By name, values by optimizer step."""
 
@@ -24,7 +25,7 @@ class Run:
     Attributes:
         name: what tells it from the other runs of a report.
         path: of its folder or file.
-        curves: the last curve; or several by name, where the file holds several.
+        curves: the last curve; or several by name, where the file holds several, or that of the test data beside it.
         evaluations: all its curves; empty where only the last one is known.
         losses: losses of training steps.
         summary: see :func:`lightning_lcs.reporting.summary.summary_of`; empty where it is not known.
@@ -42,7 +43,7 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """Runs, named by what tells their paths apart.
 
     Args:
-        paths: folders with a ``curve.csv``, or such files; of other folders, all runs in their subfolders.
+        paths: folders with a ``curve.csv`` or a ``test_curve.csv``, or such files; of other folders, all runs below.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -67,15 +68,15 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def _absolute(path: Path) -> Path:
     path = path.resolve()
-    return path.parent if path.name == "curve.csv" else path
+    return path.parent if path.name in _CURVES else path
 
 
 def _found(path: Path) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: name folders with a curve.csv, or such files")
-    if path.is_file() or (path / "curve.csv").exists():
+    if path.is_file() or any((path / name).exists() for name in _CURVES):
         return [path]
-    below = sorted(file.parent for file in path.rglob("curve.csv"))
+    below = sorted({file.parent for name in _CURVES for file in path.rglob(name)})
     if not below:
         raise ValueError(
             f"{path} holds no curve.csv: LCSCallback and TradeoffMonitor write one to the trainer's log folder when "
@@ -85,9 +86,11 @@ def _found(path: Path) -> list[Path]:
 
 
 def _read(path: Path, name: str) -> Run:
-    file = path if path.is_file() else path / "curve.csv"
-    folder = file.parent if file.name == "curve.csv" else None
-    curves = read_curves(file)
+    curves: dict[str, Curve] = {}
+    for file in [path] if path.is_file() else [path / each for each in _CURVES if (path / each).exists()]:
+        # That of the test data has a name of its own only beside the other.
+        curves |= {("test" if curves else found): curve for found, curve in read_curves(file).items()}
+    folder = path if path.is_dir() else path.parent if path.name in _CURVES else None
     if folder is None:
         return Run(name=name, path=path, curves=curves)
     history, losses, summary = folder / "curves.csv", folder / "metrics.csv", folder / "summary.json"

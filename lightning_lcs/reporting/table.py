@@ -67,12 +67,17 @@ def _costs(point: CurvePoint, axis: str) -> list[str]:
 
 def sized(size_bytes: float) -> str:
     """A number of bytes with a unit: 1234567 -> "1.23 MB"."""
-    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.2f} kB"
+    return f"{_digits(size_bytes / 1e6)} MB" if size_bytes >= 1e6 else f"{_digits(size_bytes / 1e3)} kB"
 
 
 def scaled(number: float) -> str:
     """A count with a unit: 1234567 -> "1.23 M"."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
-            return f"{number / size:.3g} {unit}"
+            return f"{_digits(number / size)} {unit}"
     return f"{number:.3g}"
+
+
+def _digits(number: float) -> str:
+    """Three significant digits, trailing zeros included; all digits before the point."""
+    return f"{number:#.3g}".rstrip(".") if number < 1e3 else f"{number:.0f}"

@@ -94,20 +94,24 @@ def overview(series: Mapping[str, Curve], metric: str) -> str:
     heads = "".join(
         f"<th scope='col'>{h}</th>" for h in ("full", "smallest", "mean", "full", "smallest", "full", "smallest")
     )
+    lacking = any(metric not in metric_names(curve) for curve in series.values())
+    note = f"<p class='quiet'>{NONE}: {escape(metric)} was not measured there.</p>" if lacking else ""
     return (
         "<h2>At a glance</h2><div class='scroll'><table class='overview'><thead>"
         f"<tr><th rowspan='2' scope='col'>Run</th>{groups}</tr><tr>{heads}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>{note}"
     )
 
 
 def level_table(name: str, curve: Curve, drift: Mapping[float, float], metric: str, curves: int) -> str:
     """A row per level: its name in a file that is saved with the curve as its levels, costs, metrics, drift.
 
-    Levels that another one of the same curve beats in MACs are dimmed. Where MACs are the same at all levels (quantized
-    mode), bytes are what counts.
+    Levels that another one of the same curve beats in the metric (its own, where it lacks that one) and in MACs are
+    dimmed. Where MACs are the same at all levels (quantized mode), bytes are what counts.
     """
     axis = level_axis([curve])
+    own = metric_names(curve)
+    metric = metric if metric in own else next((name for name in own if not lower_is_better(name)), metric)
     cost = "macs" if len({point.macs for point in curve}) > 1 else "size_bytes"
     front = set(pareto_front(curve, cost, metric))
     metrics = sorted(metric_names(curve), key=lambda name: name != metric)

@@ -101,8 +101,8 @@ INSTEAD = {
     "accuracy=0.91": "accuracy=0.0",
     "latency_ms=8, ": "",
     "size_bytes=4e6": "size_bytes=4e9",
-    "[0.0, 0.2, 0.4]": "[0.0, 0.5]",  # the levels whose statistics QuickCallback keeps
-    "set_alpha(0.2)": "set_alpha(0.5)",
+    "[0.0, 0.25, 0.5]": "[0.0, 0.5]",  # the levels whose statistics QuickCallback keeps
+    "set_alpha(0.25)": "set_alpha(0.5)",
     '"model_int8.onnx", images)': '"model_int8.onnx", images, min_agreement=0.0)',
     "int8_network(model, images)": "int8_network(model, images, min_agreement=0.0)",
 }

@@ -1,5 +1,6 @@
 """``lightning-lcs report``: from a trained run's files to one page."""
 
+import dataclasses
 import json
 import re
 
@@ -83,6 +84,33 @@ def test_the_tables_name_levels_tensors_settings_and_environment(folder):
         "Nothing that could shrink",
     ):
         assert expected in body
+
+
+def test_a_curve_on_test_data_stays_beside_the_other(tmp_path):
+    module, callback = Module(), lcs()
+    run = trainer(tmp_path, callback, logger=CSVLogger(tmp_path, "both", ""))
+    run.fit(module, datamodule=Data())
+    validated = (tmp_path / "both" / "curve.csv").read_text()
+    run.test(module, datamodule=Data())
+    assert (tmp_path / "both" / "curve.csv").read_text() == validated
+    (found,) = read_runs([tmp_path])
+    assert list(found.curves) == ["", "test"]
+    assert found.curves["test"] == callback.curve != found.curves[""]
+    (tmp_path / "both" / "curve.csv").unlink()
+    (found,) = read_runs([tmp_path / "both"])
+    assert found.curves == {"": callback.curve}
+
+
+def test_runs_without_a_metric_in_common(folder):
+    """A metric that is no loss comes first; who lacks it is said to, and its levels are compared by its own."""
+    first, second = read_runs([folder])
+    curve = [dataclasses.replace(p, metrics={"test/f1": p.metrics["val_acc"]}) for p in second.curves[""]]
+    other = dataclasses.replace(second, curves={"": curve})
+    text = page([first, other], NO_PLOTLY)
+    assert data_of(text)["metric"] == "val_acc"
+    assert "val_acc was not measured there" in text
+    table = text[text.index("<summary>point</summary>") :]
+    assert "at least as good a val_acc" not in table[: table.index("</details>")]
 
 
 def test_a_curve_alone_makes_a_page_that_says_what_it_lacks(folder, tmp_path):

@@ -67,6 +67,14 @@ def run(tmp_path_factory):
         yield monitor, records(folder), folder
 
 
+def test_the_files_are_in_a_folder_of_the_run(run):
+    """And not in the working directory, where the next run would overwrite them."""
+    *_, folder = run
+    (curve,) = folder.glob("lightning-lcs/*/curve.csv")
+    assert curve.with_name("summary.json").exists()
+    assert not (folder / "curve.csv").exists()
+
+
 def logged(records):
     return {k: v for record in records if record["type"] == "history" for k, v in record["history"]["item"].items()}
 

@@ -221,11 +221,34 @@ def test_a_module_in_two_parts_has_one_endpoint() -> None:
     assert {id(w0) for w0, _ in model.endpoint_pairs()} <= {id(p) for p in model.parameters()}
 
 
-def test_an_error_in_the_second_part_leaves_the_first_alone() -> None:
-    first = Mlp()
+def test_a_part_without_norms_is_the_same_at_both_ends_of_a_line() -> None:
+    """A head beside a backbone; a line without any norm is refused, and leaves nothing behind."""
+    model = SubspaceModel({"backbone": Mlp(), "head": nn.Linear(4, 3)})
+    assert [len(part.endpoints) for part in model.parts] == [2, 0]
+    parts = {"a": nn.Linear(3, 4), "b": nn.Linear(4, 4)}
     with pytest.raises(ValueError, match="no normalisation layer"):
-        SubspaceModel({"a": first, "b": nn.Linear(3, 4)})
-    assert [name for name, _ in first.named_parameters() if "lcs" in name] == []
+        SubspaceModel(parts)
+    assert [name for part in parts.values() for name, _ in part.named_parameters() if "lcs" in name] == []
+
+
+@pytest.mark.parametrize("mode", ["unstructured", "quantized"])
+def test_a_part_without_layers_to_compress_stays_whole(mode) -> None:
+    model = SubspaceModel({"backbone": Mlp(), "act": nn.BatchNorm1d(4)}, mode=mode, subspace="point")
+    assert [bool(part.compressed) for part in model.parts] == [True, False]
+    with pytest.raises(ValueError, match="no convolution or linear layer to compress"):
+        SubspaceModel({"a": nn.BatchNorm1d(4), "b": nn.LayerNorm(4)}, mode=mode, subspace="point")
+
+
+def test_the_report_has_all_parts() -> None:
+    model = SubspaceModel({"backbone": Mlp(), "head": nn.Linear(4, 3)}, subspace="point").eval()
+    with torch.no_grad(), model.at_alpha(0.5):
+        for part, x in zip(model.parts, (torch.randn(3, 6), torch.randn(3, 4)), strict=True):
+            part.execution(model.mode, 0.5, (x,), {})
+    text = model.report()
+    assert text.startswith("backbone: ")
+    assert "\nhead: 0 of 2 parameters and buffers are sliced" in text
+    with pytest.raises(RuntimeError, match=r"plan needs a single network.*target='self'"):
+        _ = model.plan
 
 
 def test_a_network_without_parameters_that_shrink_runs_at_every_level() -> None:

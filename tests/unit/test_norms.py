@@ -27,7 +27,7 @@ def test_the_converted_norm_is_torchs_own(kind, norm):
         batch.bias.uniform_()
     x = torch.randn(shape)
     net = nn.Sequential(copy.deepcopy(batch))
-    convert_norms(net, norm, sliced=False)
+    convert_norms([net], norm, sliced=False)
     groups = 64 if norm == "instance" else 32
     expected = nn.functional.group_norm(x, groups, batch.weight, batch.bias, 1e-3)
     torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-5)  # float32, another order of sums
@@ -38,7 +38,7 @@ def test_the_activation_in_a_timm_norm_stays():
     net = timm.create_model("efficientnet_b0", num_classes=3).eval()
     before = [child.act for child in net.modules() if hasattr(child, "running_mean") and hasattr(child, "act")]
     names = {name for name in net.state_dict() if "running" not in name and "num_batches" not in name}
-    report = convert_norms(net, "group", sliced=True)
+    report = convert_norms([net], "group", sliced=True)
     converted = [child for child in net.modules() if isinstance(child, ConvertedNorm)]
     assert [child.act for child in converted] == before
     assert len(report) == len(converted) > 40
@@ -91,4 +91,4 @@ def test_bad_input():
     with pytest.raises(ValueError, match="no batch norm to replace"):
         SubspaceModel(nn.Sequential(nn.Linear(3, 3)), norm="group", line_parameters="all")
     with pytest.raises(ValueError, match="a batch norm itself"):
-        convert_norms(nn.BatchNorm2d(4), "group", sliced=False)
+        convert_norms([nn.BatchNorm2d(4)], "group", sliced=False)

@@ -162,7 +162,7 @@ def test_report_counts_what_is_left() -> None:
 def test_inputs_and_outputs_are_not_reported_as_kept_whole() -> None:
     model = at_width(nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8), 0.5)
     assert model.plan.whole() == {}
-    assert model.plan.report().startswith("0 of 2 tensors are sliced")
+    assert model.plan.report().startswith("0 of 2 parameters and buffers are sliced")
 
 
 @pytest.mark.xfail(strict=True, reason="'spatial' is taken for an expected reason wherever it stands")

@@ -82,10 +82,12 @@ def test_table_shows_the_metrics_of_every_curve():
     text = console.file.getvalue()
     assert "0.9000" in text
     assert text.count("0.1234") == 3
-    assert "1.5 M" in text
+    assert "1.50 M" in text
 
 
-@pytest.mark.parametrize(("number", "text"), [(12, "12"), (1234, "1.23 k"), (5.5e6, "5.5 M"), (2e9, "2 G")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(12, "12"), (1234, "1.23 k"), (5.5e6, "5.50 M"), (1.4e5, "140 k"), (2e9, "2.00 G")]
+)
 def test_counts_get_units(number, text):
     assert scaled(number) == text
 
