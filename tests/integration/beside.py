@@ -48,7 +48,7 @@ def assert_same_training(first, second):
 
 
 def assert_same_curve(first, second):
-    assert len(first.curve) == 3
+    assert len(first.curve) > 1
     assert [point.metrics for point in first.curve] == [point.metrics for point in second.curve]
 
 

@@ -1,6 +1,8 @@
 """Run by test_ddp.py, once per process: trains on the digits, and writes what every rank ended with.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m tests.integration.ranks FOLDER '{"subspace": "line"}'
+    python -m torch.distributed.run --nproc-per-node 2 -m tests.integration.ranks FOLDER '[{"subspace": "line"}]'
+
+Several runs go one after another into folders of their own: a process takes longer to start than a run takes.
 
 A global batch is 32 images, whatever the number of ranks: rank r of two takes its half.
 """
@@ -63,6 +65,7 @@ def _shard(dataset: Any, rank: int, ranks: int) -> Any:
 
 def main(folder: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
     module = Headed(nn.BatchNorm2d if options.pop("batch_norm", False) else group_norm)
     counter = Counter()
     ranks, rank = options.pop("ranks"), int(os.environ.get("RANK", 0))
@@ -99,4 +102,5 @@ def main(folder: Path, options: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    for number, each in enumerate(json.loads(sys.argv[2])):
+        main(Path(sys.argv[1]) / str(number), each)

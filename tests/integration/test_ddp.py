@@ -15,16 +15,17 @@ from tests.integration.ranks import Headed
 
 # The sum of two halves of a batch against the whole, in float32, over eight steps: 3e-8 measured.
 TOLERANCE = 1e-5
+MODES = ("unstructured", "quantized")
 
 
-def run(folder: Path, ranks: int, **options: Any) -> list[dict[str, Any]]:
-    """What every rank ended with."""
+def run(folder: Path, ranks: int, options: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What every rank ended with, for each of several runs."""
     folder.mkdir()
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *launcher, "-m", "tests.integration.ranks", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     made = subprocess.run(
-        [*command, json.dumps({"ranks": ranks, **options})],
+        [*command, json.dumps([{"ranks": ranks, **each} for each in options])],
         env=environment,
         capture_output=True,
         text=True,
@@ -32,7 +33,10 @@ def run(folder: Path, ranks: int, **options: Any) -> list[dict[str, Any]]:
         timeout=400,  # ranks that wait for each other would wait for ever
     )
     assert made.returncode == 0, made.stderr[-3000:]
-    return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(ranks)]
+    return [
+        [torch.load(folder / str(number) / f"rank_{rank}.pt", weights_only=True) for rank in range(ranks)]
+        for number in range(len(options))
+    ]
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -50,18 +54,20 @@ def check_ranks_agree(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert a["monitored"] == b["monitored"]
 
 
-@pytest.mark.parametrize(
-    ("options", "ddp"),
-    [
-        ({"subspace": "point"}, {}),
-        ({"subspace": "line", "trainer": {"accumulate_grad_batches": 2}}, {"gradient_as_bucket_view": True}),
-        ({"subspace": "line", "line_parameters": "all", "diversity_weight": 0.0}, {"find_unused_parameters": True}),
-    ],
-    ids=["point", "line-accumulating", "line-over-all"],
-)
-def test_two_processes_train_as_one(tmp_path, options, ddp):
-    one = run(tmp_path / "one", 1, **options)[0]
-    first, second = run(tmp_path / "two", 2, ddp=ddp, **options)
+def test_two_processes_train_as_one(tmp_path):
+    ddp = [{}, {"gradient_as_bucket_view": True}, {"find_unused_parameters": True}]
+    options = [
+        {"subspace": "point"},
+        {"subspace": "line", "trainer": {"accumulate_grad_batches": 2}},
+        {"subspace": "line", "line_parameters": "all", "diversity_weight": 0.0},
+    ]
+    alone = run(tmp_path / "one", 1, options)
+    together = run(tmp_path / "two", 2, [{**each, "ddp": of_ddp} for each, of_ddp in zip(options, ddp, strict=True)])
+    for (one,), (first, second) in zip(alone, together, strict=True):
+        check_one_and_two(one, first, second)
+
+
+def check_one_and_two(one: dict[str, Any], first: dict[str, Any], second: dict[str, Any]) -> None:
     assert largest_difference(one["weights"], first["weights"]) <= TOLERANCE
     check_ranks_agree(first, second)
     # The curve is over the data of both ranks: the mean over all images.
@@ -71,24 +77,22 @@ def test_two_processes_train_as_one(tmp_path, options, ddp):
     assert first["synchronised"] == first["steps"] == one["steps"]
 
 
-@pytest.mark.parametrize("mode", ["unstructured", "quantized"])
-def test_other_modes(tmp_path, mode):
-    """One level per step, back-propagated by Lightning itself."""
-    first, second = run(tmp_path / "two", 2, mode=mode, subspace="line", warmup=0, line_parameters="all")
-    check_ranks_agree(first, second)
-    assert first["synchronised"] == first["steps"]
-    assert first["ranges"].keys() == second["ranges"].keys()
-    for level, ranges in first["ranges"].items():
-        assert largest_difference(ranges, second["ranges"][level]) == 0.0
-    if mode == "unstructured":
-        one = run(tmp_path / "one", 1, mode=mode, subspace="line", warmup=0, line_parameters="all")[0]
-        assert largest_difference(one["weights"], first["weights"]) <= TOLERANCE
-
-
-def test_batch_norm_statistics_are_reduced_over_ranks(tmp_path):
-    first, second = run(tmp_path / "two", 2, subspace="line", batch_norm=True)
+def test_other_modes_and_batch_norm(tmp_path):
+    """One level per step, back-propagated by Lightning itself; and statistics that are reduced over ranks."""
+    modes = [{"mode": mode, "subspace": "line", "warmup": 0, "line_parameters": "all"} for mode in MODES]
+    *by_mode, with_batch_norm = run(tmp_path / "two", 2, [*modes, {"subspace": "line", "batch_norm": True}])
+    for first, second in by_mode:
+        check_ranks_agree(first, second)
+        assert first["synchronised"] == first["steps"]
+        assert first["ranges"].keys() == second["ranges"].keys()
+        for level, ranges in first["ranges"].items():
+            assert largest_difference(ranges, second["ranges"][level]) == 0.0
+    assert by_mode[1][0]["ranges"]
+    ((one,),) = run(tmp_path / "one", 1, modes[:1])
+    assert largest_difference(one["weights"], by_mode[0][0]["weights"]) <= TOLERANCE
+    first, second = with_batch_norm
     check_ranks_agree(first, second)
     assert len(first["statistics"]) == 2
-    model = SubspaceModel.from_checkpoint(tmp_path / "two" / "last.ckpt", Headed(torch.nn.BatchNorm2d))
+    model = SubspaceModel.from_checkpoint(tmp_path / "two" / "2" / "last.ckpt", Headed(torch.nn.BatchNorm2d))
     for level, tensors in model.statistics.items():
         assert largest_difference(tensors, first["statistics"][level]) == 0.0

@@ -15,7 +15,6 @@ pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
 FEW = {
     "test_byobnet@32": "three kinds of bottlenecks",
     "cs3darknet_focus_s@32": "stages in two branches",
-    "davit_tiny@32": "attention over channels and windows",
     "dpn48b@32": "residual and dense paths",
     "edgenext_xx_small@32": "transposed attention",
     "gmlp_ti16_224@224": "gates over places",

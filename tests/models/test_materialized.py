@@ -18,14 +18,10 @@ from tests.models.families import SHORTER
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
 
 FAMILIES = [
-    "timm:test_byobnet@32",
     "timm:test_convnext@32",
     "timm:test_efficientnet@32",
     "timm:edgenext_xx_small@32",
-    "timm:mobilevit_xxs@32",
-    "timm:test_nfnet@32",
     "timm:sequencer2d_s@32",
-    "torchvision:swin_t@64",
     "timm:test_vit@160",
     "torchvision:shufflenet_v2_x0_5@64",
 ]

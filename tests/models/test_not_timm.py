@@ -28,7 +28,6 @@ def rand(*shape: int) -> Tensor:
         "shufflenet_v2_x0_5@64",
         "squeezenet1_1@96",
         "googlenet@96",
-        "swin_t@64",
         "lraspp_mobilenet_v3_large@64",
         "deeplabv3_mobilenet_v3_large@64",
     ],
