@@ -21,10 +21,9 @@ pytestmark = [
 COMPILED = 0.01
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_integers_give_what_the_simulation_gives(network, per_channel):
+def test_integers_give_what_the_simulation_gives(network):
     net, train, images = network
-    model = quantized(net, train, per_channel=per_channel)
+    model = quantized(net, train)
     found = int8_network(model, images[:100])
     held_out = images[100:]
     with torch.no_grad():
