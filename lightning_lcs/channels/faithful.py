@@ -78,21 +78,17 @@ def check_faithful(
     with _undisturbed(module):
         tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         tensors |= {name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
-        theirs, recomputed = _theirs(module, args, kwargs, leaves)
-        ours = _run(lambda: program.run([tensors[name] for name in program.names], sizes, args, kwargs), leaves)
-    for position, (found, expected) in enumerate(zip(ours[0], theirs[0], strict=True)):
+        (theirs, gradients), recomputed = _theirs(module, args, kwargs, leaves)
+        with _compared(leaves, gradients) as differs:
+            ours, _ = _run(lambda: program.run([tensors[name] for name in program.names], sizes, args, kwargs), leaves)
+    for position, (found, expected) in enumerate(zip(ours, theirs, strict=True)):
         if found.shape != expected.shape or _differ(found, expected, 0.0):
             raise TraceError(
                 f"the trace of {type(module).__name__} gives another result than the network itself (output {position},"
                 f" {_state(module)}): its forward does something that torch.export does not see, such as drawing "
                 "numbers outside of torch. " + _ADVICE
             )
-    largest = max((float(g.abs().max()) for g in theirs[1] if g is not None and g.numel()), default=0.0)
-    wrong = [
-        name
-        for name, found, expected in zip(parameters if leaves else (), ours[1], theirs[1], strict=True)
-        if _differ(found, expected, largest)
-    ]
+    wrong = [name for name, differ in zip(parameters, differs, strict=False) if differ]
     if wrong:
         raise TraceError(
             f"the trace of {type(module).__name__} gives other gradients than the network itself, to {len(wrong)} of "
@@ -227,6 +223,30 @@ def _run(forward: Callable[[], Any], leaves: list[nn.Parameter]) -> Found:
         [(out * torch.randn(out.shape, generator=generator).to(out.device)).sum() for out in map(_real, trained)]
     ).sum()
     return results, torch.autograd.grad(loss, leaves, allow_unused=True)
+
+
+@contextlib.contextmanager
+def _compared(leaves: list[nn.Parameter], expected: Sequence[Tensor | None]) -> Iterator[list[bool]]:
+    """Compare gradients with expected ones as a backward inside the block finds them, and keep none.
+
+    A network's gradients are as large as its parameters: those of both runs are never held together.
+    """
+    largest = max((float(g.abs().max()) for g in expected if g is not None and g.numel()), default=0.0)
+    differs = [_differ(None, gradient, largest) for gradient in expected]
+
+    def comparing(index: int) -> Callable[[Tensor], Tensor]:
+        def compare(found: Tensor) -> Tensor:
+            differs[index] = _differ(found, expected[index], largest)
+            return found.new_zeros(()).expand_as(found)
+
+        return compare
+
+    handles = [leaf.register_hook(comparing(index)) for index, leaf in enumerate(leaves)]  # type: ignore[no-untyped-call]
+    try:
+        yield differs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _real(output: Tensor) -> Tensor:
