@@ -200,7 +200,9 @@ def parts_of(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
         prefix = f"{name}." if len(modules) > 1 else ""
         network = TracedNetwork(module, _empty_plan(module, mode))
         parts.append(Part(name, prefix, network, compressed=weights, fixed_bits=fixed_bits))
-    if not isinstance(mode, Structured) and all(set(part.compressed) <= set(part.fixed_bits) for part in parts):
+    pinned = isinstance(mode, Quantized) and bool(mode.layer_bits)  # whoever pins all layers has asked for it
+    unchanged = all(set(part.compressed) <= set(part.fixed_bits) for part in parts)
+    if not isinstance(mode, Structured) and unchanged and not pinned:
         networks = ", ".join(type(module).__name__ for module in modules.values())
         raise ValueError(
             f"{networks} has no convolution or linear layer to compress, besides those that the options of {mode} keep"

@@ -75,15 +75,14 @@ def test_integers(name, limit, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "limit"), [(RESNET, 0.4), (VIT, 0.7), (MOBILENET, None)])
-def test_integers_in_torch(name, limit, monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.freezing", True)
+def test_integers_in_torch(name, limit):
     x = images(1, 3, SIZE)
     network = timm.create_model(name).eval()
     model = SubspaceModel(network, mode=Quantized(), subspace="point").eval()
     recalibrate(model, [images(4, 3, SIZE)], [1.0])
     integers = int8_network(model, images(4, 3, SIZE), min_agreement=0.0).module
     compiled = {"int8": torch.compile(integers), "float": torch.compile(network)}
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         times = medians({kind: lambda run=run: run(x) for kind, run in compiled.items()}, 40)
     ratio = times["int8"] / times["float"]
     print(f"\n{name}: int8 / fp32, both compiled by torch {ratio:.3f}")

@@ -45,11 +45,10 @@ def test_inputs_of_layers_have_the_ranges_of_the_simulation():
     assert not scales & {n.args[1] for n in other.graph.nodes if "quantize_per_tensor" in str(n.target)}
 
 
-def test_compiled_it_runs_with_integers(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.freezing", True)
+def test_compiled_it_runs_with_integers():
     x = torch.randn(64, 6)
     module = int8_network(quantized(Mlp(32), [x], edge_bits=8), x).module
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         compiled, code = torch._inductor.utils.run_and_get_code(torch.compile(module), x)
         assert "qlinear" in "".join(code)
         assert (compiled - module(x)).abs().max() <= COMPILED * compiled.abs().max()
