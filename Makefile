@@ -87,7 +87,8 @@ levels: fashion  ## batch-norm statistics between the stored levels
 
 COMPARE = $(BIN)/python examples/train_cli.py compare --config examples/paper/fashion_mnist_preresnet11.yaml \
 	--trainer.enable_progress_bar=false --trainer.enable_model_summary=false
-STRUCTURED := paper-structured-point paper-structured-line paper-structured-point-keep paper-us paper-ns plain lec \
+STRUCTURED := paper-structured-point paper-structured-line paper-structured-point-keep \
+	paper-structured-line-keep paper-us paper-ns plain lec \
 	structured-point structured-line structured-point-instance structured-point-group us ns
 UNSTRUCTURED := paper-unstructured-point paper-unstructured-line paper-unstructured-point-keep \
 	paper-unstructured-line-keep paper-unstructured-point-instance paper-unstructured-line-instance sparsity-0.95
