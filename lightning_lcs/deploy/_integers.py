@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -17,24 +18,43 @@ from lightning_lcs.modes import Quantized, check_alpha
 _BITS = 8
 
 
-def batches_of(images: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """Real images in batches.
+@dataclasses.dataclass(frozen=True)
+class Ingredients:
+    """What a copy with integers is made of.
+
+    Attributes:
+        alpha: the level.
+        batches: real images.
+        simulated: the level's network with the simulated quantization.
+        network: the same without that of the inputs.
+        grids: of the inputs of layers, by name of the weight.
+    """
+
+    alpha: float
+    batches: list[Tensor]
+    simulated: nn.Module
+    network: nn.Module
+    grids: dict[str, Grid]
+
+
+def ingredients(model: SubspaceModel, images: Tensor | Iterable[Tensor], alpha: float) -> Ingredients:
+    """What a level of eight bits gives to a copy with integers.
 
     Raises:
-        ValueError: none, or an empty batch.
+        ValueError: another mode, several networks, a layer of other than eight bits, or no images.
+        RuntimeError: a layer's inputs were never observed at this level.
     """
+    level = _eight_bits(model, alpha)
     batches = [images] if isinstance(images, Tensor) else list(images)
     if not batches or not all(len(batch) for batch in batches):
         raise ValueError("images is empty: give a batch of real images, a hundred or so")
-    return batches
+    model.parts[0].network.remember((batches[0],), {})
+    network = model.materialize(level).eval()
+    return Ingredients(level, batches, model.materialize(level).eval(), network, _take_grids(network))
 
 
-def eight_bits(model: SubspaceModel, alpha: float) -> float:
-    """The level, where it is one of eight bits.
-
-    Raises:
-        ValueError: another mode, several networks, or a layer of other than eight bits.
-    """
+def _eight_bits(model: SubspaceModel, alpha: float) -> float:
+    """The level, where it is one of eight bits."""
     if not isinstance(model.mode, Quantized):
         raise ValueError(f"integers take a subspace in quantized mode, and this one is {model.mode}")
     if len(model.parts) != 1:
@@ -51,12 +71,8 @@ def eight_bits(model: SubspaceModel, alpha: float) -> float:
     return level
 
 
-def take_grids(network: nn.Module) -> dict[str, Grid]:
-    """Take the simulated quantization of inputs away from a network, and give its grids by name of the weight.
-
-    Raises:
-        RuntimeError: a layer's inputs were never observed at this level.
-    """
+def _take_grids(network: nn.Module) -> dict[str, Grid]:
+    """Take the simulated quantization of inputs away from a network, and give its grids by name of the weight."""
     grids: dict[str, Grid] = {}
     for path, layer in network.named_modules():
         for key, hook in list(layer._forward_pre_hooks.items()):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lcs.deploy._integers import batches_of, compare, eight_bits, grid_of, take_grids
+from lightning_lcs.deploy._integers import compare, grid_of, ingredients
 from lightning_lcs.deploy._programs import written_whole
 from lightning_lcs.deploy._qdq import Graph, Grid, Weight, grid_after, settle_convolutions, to_integers
 from lightning_lcs.deploy.bits import quantized_weights
@@ -81,44 +81,39 @@ def export_int8(
     require_onnx()
     import onnx
 
-    level = eight_bits(model, alpha)
-    batches = batches_of(images)
-    model.parts[0].network.remember((batches[0],), {})
-    simulated = model.materialize(level).eval()
-    network = model.materialize(level).eval()
-    grids = take_grids(network)
-    proto = onnx_of(model, network)
+    made = ingredients(model, images, alpha)
+    proto = onnx_of(model, made.network)
     plain = onnx.ModelProto()
     plain.CopyFrom(proto)
     graph = Graph(proto.graph)
     weights = {
         name: Weight(weight.integers.numpy(), weight.scale.numpy(), weight.zero_point.numpy())
-        for name, weight in quantized_weights(model, level).items()
+        for name, weight in quantized_weights(model, made.alpha).items()
     }
-    stayed, values = to_integers(graph, weights, grids)
+    stayed, values = to_integers(graph, weights, made.grids)
     unknown = [name for name in values if grid_after(graph, name) is None]
     target = Path(path)
     with written_whole(target.parent) as scratch:
-        settle_convolutions(graph, values, _calibrated(plain, unknown, batches, scratch))
+        settle_convolutions(graph, values, _calibrated(plain, unknown, made.batches, scratch))
         graph.finish()
         proto.producer_name = "lightning-lcs"
         written = scratch / target.name
-        write_onnx(proto, written, [level])
+        write_onnx(proto, written, [made.alpha])
         opened = session(written)
 
         def integers(batch: Tensor) -> Tensor:
             return torch.from_numpy(opened.run(None, feed(opened, (batch,), {}))[0])
 
-        agreement, difference = compare(simulated, integers, batches, min_agreement)
+        agreement, difference = compare(made.simulated, integers, made.batches, min_agreement)
         size = written.stat().st_size
-        ratio = _time_ratio(plain, written, batches[0][:1], scratch)
+        ratio = _time_ratio(plain, written, made.batches[0][:1], scratch)
     if ratio >= 1.0:
         warnings.warn(
             f"{target}: integers take {ratio:.2f} of the time of the float network in onnxruntime on this machine; "
             "what they save is storage",
             stacklevel=2,
         )
-    return Int8File(target, level, size, agreement, difference, ratio, tuple(stayed))
+    return Int8File(target, made.alpha, size, agreement, difference, ratio, tuple(stayed))
 
 
 def _calibrated(plain: Any, names: Sequence[str], batches: Sequence[Tensor], scratch: Path) -> dict[str, Grid]:

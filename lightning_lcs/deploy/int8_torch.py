@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from lightning_lcs.deploy._integers import batches_of, compare, eight_bits, take_grids
+from lightning_lcs.deploy._integers import compare, ingredients
 from lightning_lcs.deploy._programs import program_of
 from lightning_lcs.deploy._qdq import Grid
 from lightning_lcs.model import SubspaceModel
@@ -65,21 +65,16 @@ def int8_network(
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     except ImportError as error:
         raise ImportError("int8_network() needs torchao: pip install 'lightning-lcs[torchao]'") from error
-    level = eight_bits(model, alpha)
-    batches = batches_of(images)
-    model.parts[0].network.remember((batches[0],), {})
-    simulated = model.materialize(level).eval()
-    network = model.materialize(level).eval()
-    grids = take_grids(network)
+    made = ingredients(model, images, alpha)
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(program_of(model, network).module(), quantizer)
+    prepared = prepare_pt2e(program_of(model, made.network).module(), quantizer)
     with torch.no_grad():
-        for batch in batches:
+        for batch in made.batches:
             prepared(batch)
-    trained = _take_trained_ranges(prepared, grids)
+    trained = _take_trained_ranges(prepared, made.grids)
     module = convert_pt2e(prepared)
-    return Int8Network(module, level, *compare(simulated, module, batches, min_agreement), trained)
+    return Int8Network(module, made.alpha, *compare(made.simulated, module, made.batches, min_agreement), trained)
 
 
 def _take_trained_ranges(prepared: GraphModule, grids: Mapping[str, Grid]) -> tuple[str, ...]:
