@@ -90,6 +90,10 @@ def neutral(module: nn.Module) -> Iterator[None]:
     tracing must not move the user's generator.
     """
     patched = module.__dict__.pop("forward", None)
+    # torch 2.9 exports what `module.compile()` has put in the place of a call.
+    compiled = {child: child._compiled_call_impl for child in module.modules() if child._compiled_call_impl is not None}
+    for child in compiled:
+        child._compiled_call_impl = None
     cumulative = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is None]
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
@@ -108,6 +112,8 @@ def neutral(module: nn.Module) -> Iterator[None]:
                     stack.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
+        for child, call in compiled.items():
+            child._compiled_call_impl = call
         for norm in cumulative:
             norm.momentum = None
         for logger, level in zip(loggers, levels, strict=True):
@@ -188,13 +194,25 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ca
     for tensor in carried:
         shapes[tensor] = {0: Dim.AUTO}
     # When it fails, torch.export prints the graph so far, which may be pages.
-    with contextlib.redirect_stderr(io.StringIO()) as printed, warnings.catch_warnings():
+    with contextlib.redirect_stderr(io.StringIO()) as printed, warnings.catch_warnings(), _no_hooks_left():
         # Of weights that recurrent and weight-normed layers keep beside their parameters, which the trace reads.
         warnings.filterwarnings("ignore", "The tensor attributes? ")
         program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
     if printed.getvalue():  # by the network's own code
         sys.stderr.write(printed.getvalue())
     return program
+
+
+@contextlib.contextmanager
+def _no_hooks_left() -> Iterator[None]:
+    """torch 2.9 leaves a hook on all modules behind when an export fails."""
+    hooks = nn.modules.module._global_buffer_registration_hooks
+    before = set(hooks)
+    try:
+        yield
+    finally:
+        for key in set(hooks) - before:
+            del hooks[key]
 
 
 def _open_batches(program: ExportedProgram) -> int:

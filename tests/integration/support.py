@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -51,6 +52,10 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x).mean((2, 3)))
+
+
+# Reasons are given where it is used.
+older_lightning = Version(L.__version__) < Version("2.6")
 
 
 def group_norm(channels: int) -> nn.Module:

@@ -9,7 +9,8 @@ from tests.integration.support import lcs
 pytestmark = [
     # Of the guard that looks for calls past the network's forward.
     pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks:UserWarning"),
-    # Of the compiler, which looks at every tensor that it meets.
+    # Of the compiler, which looks at every tensor that it meets; and of torch 2.9's, at random numbers.
+    pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
 

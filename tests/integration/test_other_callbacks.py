@@ -28,7 +28,7 @@ from torch import nn
 from lightning_lcs import SubspaceModel
 from lightning_lcs.functional.sampling import SAMPLERS, step_generator
 from tests.integration.beside import Endpoints, Mine, assert_same_curve, assert_same_training, either_order, fit
-from tests.integration.support import digits, lcs, loader, trainer
+from tests.integration.support import digits, lcs, loader, older_lightning, trainer
 
 # Five steps in float32 against the same sums in another order, relative to the largest entry of each tensor.
 UPDATE_TOLERANCE = 1e-5
@@ -127,6 +127,7 @@ def test_model_checkpoint_by_the_curve(tmp_path, first):
             assert all(torch.equal(a, b) for a, b in zip(pair, expected, strict=True))
 
 
+@pytest.mark.skipif(older_lightning, reason="after Lightning 2.5's finder other batches come, without LCSCallback, too")
 @either_order
 def test_learning_rate_finder(tmp_path, first, plain):
     """The rate that it suggests is set, and the run is the one that starts with this rate."""
@@ -159,7 +160,8 @@ def test_the_tuner(tmp_path, plain):
 @pytest.mark.parametrize("mode", ["power", "binsearch"])
 def test_batch_size_finder(tmp_path, first, mode, plain):
     """The size that it finds is used, and the run is the one that starts with this size."""
-    finder = BatchSizeFinder(mode, steps_per_trial=1, init_val=4, max_trials=2, margin=0.0)
+    margin = {} if older_lightning else {"margin": 0.0}  # Lightning 2.6 takes a share less by default
+    finder = BatchSizeFinder(mode, steps_per_trial=1, init_val=4, max_trials=2, **margin)
     found = fit(tmp_path, finder, first=first)
     assert found[0].batch_size == finder.optimal_batch_size == 8
     meant, callback, _ = plain(Mine, batch_size=8)
@@ -195,6 +197,7 @@ def test_learning_rate_monitor(tmp_path, first, plain):
     assert [float(value) for value in columns["lr-SGD-momentum"]] == [0.9, 0.9, 0.9]
 
 
+@pytest.mark.skipif(older_lightning, reason="Lightning 2.5's monitor fails at a validation, without LCSCallback, too")
 @either_order
 def test_throughput_monitor(tmp_path, first, plain):
     """It counts each image once, and none of those that the curve reads."""

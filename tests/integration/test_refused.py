@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_lcs.callbacks._refused import check_setup
-from tests.integration.support import Module, lcs, trainer
+from tests.integration.support import Module, lcs, older_lightning, trainer
 
 
 class Manual(Module):
@@ -36,7 +37,10 @@ def check_refused(folder, module, train, val, match, *others, before=(), **optio
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: EMAWeightAveraging(),
+        pytest.param(
+            lambda: callbacks.EMAWeightAveraging(),
+            marks=pytest.mark.skipif(older_lightning, reason="Lightning before 2.6 has no EMAWeightAveraging"),
+        ),
         lambda: StochasticWeightAveraging(swa_lrs=0.1),
         lambda: ModelPruning("l1_unstructured", amount=0.5),
     ],

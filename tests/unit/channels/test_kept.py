@@ -159,6 +159,7 @@ def test_nothing_is_left_of_a_trace_that_fails() -> None:
     assert torch.equal(torch.rand(4), expected)
     assert net.n.momentum is None
     assert all(child.training for child in net.modules())
+    assert not nn.modules.module._global_buffer_registration_hooks
 
 
 def test_a_network_traced_in_inference_mode_can_be_trained() -> None:
