@@ -190,6 +190,7 @@ def _spec(value: Any) -> Any:
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], carried: list[Tensor]) -> ExportedProgram:
+    _forget_tables(module)
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor in carried:
         shapes[tensor] = {0: Dim.AUTO}
@@ -201,6 +202,19 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ca
     if printed.getvalue():  # by the network's own code
         sys.stderr.write(printed.getvalue())
     return program
+
+
+def _forget_tables(module: nn.Module) -> None:
+    """Let go of tensors that a network of LeViT's kind has computed from its parameters in an earlier call.
+
+    It keeps them in evaluation until ``train()`` is called; a trace would take them for constants.
+    """
+    own = [child for child in module.modules() if type(child).train is not nn.Module.train]
+    flags = {child: child.training for child in module.modules()} if own else {}
+    for child in own:
+        child.train(child.training)
+    for child, training in flags.items():
+        child.training = training
 
 
 @contextlib.contextmanager

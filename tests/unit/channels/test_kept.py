@@ -182,3 +182,39 @@ def test_a_network_traced_under_autocast_runs_without() -> None:
     with torch.no_grad():
         assert model(X).dtype == torch.float32
         assert relative(model(X), net(X)) < 1e-6
+
+
+class Remembers(nn.Module):
+    """As LeViT does: what is computed from a parameter is kept in evaluation, until the mode is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.bias = nn.Parameter(torch.randn(2, 1))
+        self.kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> "Remembers":
+        self.kept = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            bias = self.bias.sum()
+        else:
+            self.kept = self.bias.sum() if self.kept is None else self.kept
+            bias = self.kept
+        return self.head((self.conv(x) + bias).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_a_network_remembers_of_an_earlier_call_is_no_constant(grad: bool) -> None:
+    net = Remembers().eval()
+    net.conv.eval()
+    with torch.set_grad_enabled(grad):
+        net(X)
+    model = SubspaceModel(net, X, subspace="point").eval()
+    with torch.no_grad(), model.at_alpha(0.0):
+        before = model(X)
+        net.bias.add_(1.0)
+        net.eval()
+        assert not torch.equal(model(X), before)
