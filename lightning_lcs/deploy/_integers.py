@@ -129,7 +129,7 @@ def compare(
     if not agreement >= min_agreement:
         raise RuntimeError(
             f"with integers {agreement:.1%} of the images have the largest output of the simulated quantization, "
-            f"and min_agreement={min_agreement!r}: nothing was written; its outputs are {difference:.1%} off in "
+            f"and min_agreement={min_agreement!r}: nothing is kept of it; its outputs are {difference:.1%} off in "
             "the mean"
         )
     return agreement, difference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ class Int8Network:
         difference: mean difference of outputs, relative to the mean of their magnitudes.
         trained: layers whose inputs have the scale and zero point of the simulation; the ranges of all else that
             becomes integers are those of the images.
+        kept_float: weights that are quantized in the simulation and whose layer stays float, as torch's quantizer knows
+            no integers for it.
     """
 
     module: GraphModule
@@ -38,6 +41,7 @@ class Int8Network:
     agreement: float
     difference: float
     trained: tuple[str, ...]
+    kept_float: tuple[str, ...]
 
 
 def int8_network(
@@ -54,6 +58,9 @@ def int8_network(
         images: real ones, a batch or several; they give the ranges and serve the comparison. A hundred or so.
         alpha: a level at which all quantized layers have eight bits.
         min_agreement: share of images whose largest output must be that of the simulation.
+
+    Returns:
+        The network. A warning names layers that stay float.
 
     Raises:
         ImportError: torchao is missing.
@@ -73,8 +80,12 @@ def int8_network(
         for batch in made.batches:
             prepared(batch)
     trained = _take_trained_ranges(prepared, made.grids)
+    kept = tuple(name for name in made.grids if name.rpartition(".")[0] not in trained)
+    if kept:
+        warnings.warn(f"{len(kept)} of {len(made.grids)} layers stay float: {', '.join(kept[:3])}", stacklevel=2)
     module = convert_pt2e(prepared)
-    return Int8Network(module, made.alpha, *compare(made.simulated, module, made.batches, min_agreement), trained)
+    agreement, difference = compare(made.simulated, module, made.batches, min_agreement)
+    return Int8Network(module, made.alpha, agreement, difference, trained, kept)
 
 
 def _take_trained_ranges(prepared: GraphModule, grids: Mapping[str, Grid]) -> tuple[str, ...]:

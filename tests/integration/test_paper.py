@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,11 +14,15 @@ from tests.integration.support import Module, Net, trainer
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def preresnet(blocks: int) -> nn.Module:
-    spec = importlib.util.spec_from_file_location("preresnet", EXAMPLES / "preresnet.py")
+def example(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, EXAMPLES / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.PreResNet(blocks)
+    return module
+
+
+def preresnet(blocks: int) -> nn.Module:
+    return example("preresnet.py").PreResNet(blocks)
 
 
 # Rows of the paper's table of settings: sampler, levels per step, warm-up, its schedule, norm, what lies on the line.
@@ -75,3 +80,15 @@ def test_the_network_has_the_depth_that_its_name_says(blocks, depth):
     shortcuts = sum(isinstance(child, nn.Conv2d) for block in net.blocks for child in [block.shortcut])
     assert len(weights) - shortcuts == depth
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_tables_of_the_results_page_are_those_of_its_runs(tmp_path):
+    """A figure written by hand, or a run that was added without the page, would differ."""
+    docs = EXAMPLES.parent / "docs"
+    text = (docs / "results.md").read_text()
+    page = tmp_path / "results.md"
+    for changed in (text, text.replace("| 1 | 73.4 |", "| 1 | 93.4 |")):
+        page.write_text(changed)
+        example("paper/tables.py").rewrite(page, docs / "results")
+        assert page.read_text() == text
+    assert changed != text

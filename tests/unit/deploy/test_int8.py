@@ -90,7 +90,7 @@ def test_a_wrong_file_is_refused_and_nothing_stays(network, tmp_path):
     model.materialize = simulated.materialize
     wrong = {k: torch.zeros_like(v) if k.endswith("weight") and v.ndim == 2 else v for k, v in net.state_dict().items()}
     model.module.load_state_dict(wrong)
-    with pytest.raises(RuntimeError, match=r"min_agreement=0\.9: nothing was written"):
+    with pytest.raises(RuntimeError, match=r"min_agreement=0\.9: nothing is kept"):
         export_int8(model, tmp_path / "new" / "small.onnx", images[:100])
     assert not list(tmp_path.iterdir())
 
