@@ -27,7 +27,7 @@ from lightning_lcs.norms import state_without_statistics
 if TYPE_CHECKING:
     from lightning_lcs.model import SubspaceModel
 
-VERSION = 2
+VERSION = 3
 MOST_NAMES = 100_000
 _COMMON = ("version", "mode", "subspace", "line_parameters", "norm", "aliases", "statistics", "level_table", "classes")
 _OF_NETWORK = (*_COMMON, "network", "any_size", "scales", "unsaved")

@@ -69,7 +69,8 @@ class Program:
     def run(self, tensors: Sequence[Tensor | None], sizes: Sequence[int], args: Any, kwargs: Any) -> Any:
         """The network's result with these tensors and sizes."""
         leaves = args if len(args) == 1 and isinstance(args[0], Tensor) and not kwargs else None
-        leaves = pytree.tree_leaves((args, kwargs)) if leaves is None else leaves
+        # Mappings may come in another order.
+        leaves = self.trace.in_spec.flatten_up_to((args, kwargs)) if leaves is None else leaves
         # Constants of the code live where the input lives.
         device = next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
         constants = [self.trace.constants[name].to(device) for name in self._constants]
@@ -189,29 +190,22 @@ def materialize(
         fixed: sizes of inputs that it refuses to have changed.
 
     Raises:
-        NotImplementedError: the network takes nested inputs.
+        NotImplementedError: the network takes a structure of its own making.
     """
     trace = program.trace
-    keywords = trace.keywords()
-    if keywords is None:
-        raise NotImplementedError("materialize() takes networks whose arguments are tensors, not nested structures")
     root, graph = nn.Module(), fx.Graph()
+    given = _take_arguments(graph, trace)
     mapping: dict[fx.Node, fx.Node] = {}
-    # The last inputs; a graph may know them by other names.
-    named = dict(zip(trace.inputs[len(trace.inputs) - len(keywords) :], keywords, strict=True))
     for node in trace.graph.nodes:
         if node.op != "placeholder":
             continue
-        if node.name in trace.inputs:
-            mapping[node] = graph.placeholder(named.get(node.name, node.name))
+        if node.name in given:
+            mapping[node] = given[node.name]
             continue
         name = trace.state.get(node.name, node.name)
         value = tensors[name] if node.name in trace.state else trace.constants[node.name]
         _register(root, name, value, trainable.get(name), persistent=name in persistent)
-    for node in trace.graph.nodes:
-        if node.op == "placeholder" and node.name not in trace.inputs:
-            mapping[node] = graph.get_attr(trace.state.get(node.name, node.name))
-    given = {node.name: mapping[node] for node in mapping if node.name in trace.inputs}
+        mapping[node] = graph.get_attr(name)
     for size in fixed:
         size.check(graph, given[size.name])
     resized: dict[fx.Node, dict[tuple[int, ...], int]] = {}
@@ -219,6 +213,37 @@ def materialize(
         resized.setdefault(node, {})[path] = at.size(dim)
     _copy_body(trace.graph, graph, mapping, resized, trace.out_spec)
     return MaterializedModel(root, graph, for_training)
+
+
+def _take_arguments(graph: fx.Graph, trace: Trace) -> dict[str, fx.Node]:
+    """Let a graph take the arguments of a call, however they are nested: the node of each of ``trace.inputs``."""
+    args, kwargs = trace.arguments()
+    own = {
+        place: trace.inputs[leaf] if isinstance(leaf, int) else f"argument_{place}" for place, leaf in enumerate(args)
+    }
+    taken: list[tuple[fx.Node, Any]] = [(graph.placeholder(own[place]), leaf) for place, leaf in enumerate(args)]
+    taken += [(graph.placeholder(name), leaf) for name, leaf in kwargs.items()]
+    found: dict[str, fx.Node] = {}
+    for node, inside in taken:  # which grows
+        if isinstance(inside, int):
+            found[trace.inputs[inside]] = node
+            _check_value(graph, node, trace.specs[inside])
+        elif isinstance(inside, (dict, list, tuple)):
+            parts = inside.items() if isinstance(inside, dict) else enumerate(inside)
+            taken += [(graph.call_function(operator.getitem, (node, key)), part) for key, part in parts]
+        else:
+            raise NotImplementedError(
+                f"materialize() takes networks whose arguments are tensors, or lists, tuples and mappings of them, and "
+                f"not {type(inside).__name__}"
+            )
+    return found
+
+
+def _check_value(graph: fx.Graph, given: fx.Node, spec: Any) -> None:
+    """Let a graph refuse another value for what is no tensor: its code is that of the value it was traced with."""
+    if not isinstance(spec, InputSpec):
+        same = graph.call_function(operator.eq, (given, spec))
+        graph.call_function(torch._assert, (same, f"this network was traced with {given.name}={spec!r}, and only so"))
 
 
 def _register(root: nn.Module, name: str, value: Tensor, trainable: bool | None, persistent: bool) -> None:

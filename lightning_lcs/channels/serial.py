@@ -54,12 +54,8 @@ def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
 
     Raises:
         ValueError: the graph holds an op, or a value, that files may not hold.
-        NotImplementedError: the network takes something else than tensors.
     """
     trace = program.trace
-    keywords = trace.keywords()
-    if keywords is None or not all(isinstance(spec, InputSpec) for spec in trace.specs):
-        raise NotImplementedError("save() takes networks whose arguments are tensors, not numbers or nested structures")
     dims = DimTable(plan.structure)
     index: dict[fx.Node, int] = {}
     nodes: list[dict[str, Any]] = []
@@ -76,8 +72,8 @@ def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
         "nodes": nodes,
         "output": output,
         "structure": _encode(pytree.tree_unflatten(list(range(trace.out_spec.num_leaves)), trace.out_spec), {}),
-        "inputs": [{"shape": list(spec.shape), "dtype": str(spec.dtype)} for spec in trace.specs],
-        "keywords": keywords,
+        "inputs": [_spec_to_data(spec) for spec in trace.specs],
+        "arguments": _encode(trace.arguments(), {}),
         "sizes": sizes,
         "plan": {
             "tensors": tensors,
@@ -133,13 +129,13 @@ def network_from_data(
 
 
 def _network(data: Any, constants: Sequence[Tensor], device: torch.device) -> tuple[Program, ChannelPlan]:
-    expected = {"nodes", "output", "structure", "inputs", "keywords", "sizes", "plan"}
+    expected = {"nodes", "output", "structure", "inputs", "arguments", "sizes", "plan"}
     if not isinstance(data, dict) or data.keys() != expected:
         raise ValueError(f"the network in the file is malformed: it has {', '.join(sorted(expected))}")
     plan, dims = plan_from_data(data["plan"])
-    specs = tuple([_spec(entry) for entry in listed(data["inputs"], "inputs")])
     graph = fx.Graph()
     reader = _Reader(device)
+    specs = tuple([_spec(entry, reader) for entry in listed(data["inputs"], "inputs")])
     state: dict[str, str] = {}
     lifted: dict[str, Tensor] = {}
     inputs: list[str] = []
@@ -171,7 +167,15 @@ def _network(data: Any, constants: Sequence[Tensor], device: torch.device) -> tu
     leaves, out_spec = pytree.tree_flatten(counted)
     if leaves != list(range(len(results))):
         raise ValueError("the network in the file is malformed: its results do not fit their structure")
-    trace = Trace(graph, state, lifted, tuple(inputs), _in_spec(data["keywords"], len(inputs)), out_spec, specs)
+    trace = Trace(
+        graph,
+        state,
+        lifted,
+        tuple(inputs),
+        _in_spec(reader.value(data["arguments"], plain=True), len(inputs)),
+        out_spec,
+        specs,
+    )
     sizes = [_size_argument(entry, reader.made, dims) for entry in listed(data["sizes"], "sizes")]
     return Program(trace, sizes), plan
 
@@ -329,17 +333,26 @@ class _Reader:
         return table[content]
 
 
-def _spec(entry: Any) -> InputSpec:
+def _spec_to_data(spec: Any) -> dict[str, Any]:
+    if isinstance(spec, InputSpec):
+        return {"shape": list(spec.shape), "dtype": str(spec.dtype)}
+    return {"value": _encode(spec, {})}
+
+
+def _spec(entry: Any, reader: _Reader) -> Any:
+    if entry.keys() == {"value"}:
+        return reader.value(entry["value"], plain=True)
     shape = [None if size is None else natural(size, MOST_SIZE) for size in listed(entry["shape"], "a shape")]
     if entry["dtype"] not in _DTYPES or math.prod(size or 1 for size in shape) >= MOST_SIZE or len(shape) > 16:
         raise ValueError(f"the network in the file has an input of type {entry['dtype']!r} and shape {shape}")
     return InputSpec(tuple(shape), _DTYPES[entry["dtype"]])
 
 
-def _in_spec(keywords: Any, count: int) -> pytree.TreeSpec:
-    names = [checked_name(name) for name in listed(keywords, "keywords")]
-    if not all(name.isidentifier() and not keyword.iskeyword(name) and name != "self" for name in names):
-        raise ValueError(f"the network in the file is malformed: {names} are not all names of arguments")
-    if len(names) > count or len(set(names)) < len(names):
-        raise ValueError("the network in the file is malformed: it has more keyword arguments than arguments")
-    return pytree.tree_structure((tuple(range(count - len(names))), dict.fromkeys(names, 0)))
+def _in_spec(arguments: Any, count: int) -> pytree.TreeSpec:
+    leaves, spec = pytree.tree_flatten(arguments)
+    args, kwargs = arguments
+    if not isinstance(args, tuple) or not isinstance(kwargs, dict) or leaves != list(range(count)):
+        raise ValueError("the network in the file is malformed: its inputs do not fit its arguments")
+    if not all(name.isidentifier() and not keyword.iskeyword(name) and name != "self" for name in kwargs):
+        raise ValueError(f"the network in the file is malformed: {list(kwargs)} are not all names of arguments")
+    return spec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ class StoredNetwork(TracedNetwork):
         self._constants = list(constants)
         super().__init__(module, plan)
         self._specs, self._in_spec = program.trace.specs, program.trace.in_spec
+        self._takes_one = program.trace.arguments() == ((0,), {})
         self._programs[torch.device("cpu")] = program
         self.remember(*program.example_inputs(2, torch.device("cpu")))
         module._network.append(self)
@@ -104,13 +105,19 @@ class StoredNetwork(TracedNetwork):
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
         """The device of the arguments, which have the number, the names, the types and the shapes of those saved."""
         specs = self._specs
-        if len(specs) == len(args) == 1 and not kwargs:
+        if self._takes_one and len(args) == 1 and not kwargs:
             leaves = list(args)
         else:
-            leaves, given = pytree.tree_flatten((args, kwargs))
-            if given != self._in_spec:
-                raise ValueError(f"the network takes {len(specs)} tensors as {self._in_spec}, and not as {given}")
+            try:
+                leaves = self._in_spec.flatten_up_to((args, kwargs))
+            except ValueError as error:
+                saved = _as_call(*pytree.tree_unflatten(specs, self._in_spec))
+                raise ValueError(f"the network was saved for calls as {saved}, not {_as_call(args, kwargs)}") from error
         for number, (leaf, spec) in enumerate(zip(leaves, specs, strict=True)):
+            if not isinstance(spec, InputSpec):
+                if type(leaf) is not type(spec) or leaf != spec:
+                    raise ValueError(f"argument {number} is {leaf!r}, and the network was saved with {spec!r}")
+                continue
             if not isinstance(leaf, Tensor):
                 raise ValueError(f"argument {number} is {type(leaf).__name__}, and the network takes a tensor")
             if not self._fits(leaf.shape, spec.shape):
@@ -119,12 +126,19 @@ class StoredNetwork(TracedNetwork):
                     f"{['batch' if size is None else size for size in spec.shape]}; save it with inputs of the size "
                     "that it is to run with"
                 )
-        return leaves[0].device  # type: ignore[no-any-return]
+        return next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
 
     def _fits(self, shape: Sequence[int], expected: Sequence[int | None]) -> bool:
         fixed = 2 if self.any_size else len(expected)
         known = zip(shape[:fixed], expected[:fixed], strict=False)
         return len(shape) == len(expected) and all(size in (mine, None) for mine, size in known)
+
+
+def _as_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    args, kwargs = pytree.tree_map(
+        lambda leaf: "tensor" if isinstance(leaf, (Tensor, InputSpec)) else leaf, (tuple(args), dict(kwargs))
+    )
+    return f"({', '.join([*map(repr, args), *[f'{name}={value!r}' for name, value in kwargs.items()]])})"
 
 
 def runs_at_any_size(network: TracedNetwork) -> bool:

@@ -75,11 +75,10 @@ class Trace:
     out_spec: pytree.TreeSpec
     specs: tuple[Any, ...]
 
-    def keywords(self) -> list[str] | None:
-        """Names of the arguments that are passed by name, which come last; None where an argument is nested."""
-        # By an example: what a TreeSpec calls its parts differs between versions of torch.
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``(args, kwargs)`` of the traced call, with the numbers of ``inputs`` in the places of their values."""
         args, kwargs = pytree.tree_unflatten(list(range(self.in_spec.num_leaves)), self.in_spec)
-        return list(kwargs) if all(isinstance(leaf, int) for leaf in (*args, *kwargs.values())) else None
+        return args, kwargs
 
 
 @contextlib.contextmanager

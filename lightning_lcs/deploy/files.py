@@ -11,6 +11,7 @@ from typing import Any
 from lightning_lcs import _artifact, _container
 from lightning_lcs.channels.serial import level_to_data, network_from_data
 from lightning_lcs.channels.stored import runs_at_any_size
+from lightning_lcs.channels.trace import InputSpec
 from lightning_lcs.efficiency import CurvePoint
 from lightning_lcs.level_table import Level, make_table, table_to_data
 from lightning_lcs.model import SubspaceModel
@@ -30,8 +31,8 @@ class FileSummary:
         sections: number of tensors, each with a checksum.
         tensors: tensors by kind: how many, and their bytes.
         statistics: levels with batch-norm statistics of their own.
-        inputs: shape and type of each input; the batch is open, and so is a size that is "any". Empty where the file
-            holds no network.
+        inputs: shape and type of each tensor that it takes; the batch is open, and so is a size that is "any". Empty
+            where the file holds no network.
         ops: number of ops of the network; 0 where the file holds none.
         levels: the level table.
         class_names: names of the classes.
@@ -70,7 +71,7 @@ def summary(path: str | os.PathLike[str]) -> FileSummary:
         constants = [value for _, value in sorted(content.of("constant").items(), key=lambda item: int(item[0]))]
         program, _ = network_from_data(header["network"], constants)
         ops = sum(node.op == "call_function" for node in program.trace.graph.nodes)
-        for spec in program.trace.specs:
+        for spec in (spec for spec in program.trace.specs if isinstance(spec, InputSpec)):
             sizes = ["batch" if size is None else str(size) for size in spec.shape]
             open_from = 2 if header["any_size"] else len(sizes)
             shape = (*sizes[:open_from], *(f"any (saved with {size})" for size in sizes[open_from:]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,6 +13,8 @@ from rich.text import Text
 
 from lightning_lcs.level_table import Level
 from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
+
+_Column: TypeAlias = tuple[str, list[str]]  # a heading, and a cell for each level
 
 
 def print_curves(curves: Mapping[str, Curve], console: Console | None = None, metric: str | None = None) -> None:
@@ -21,18 +25,14 @@ def print_curves(curves: Mapping[str, Curve], console: Console | None = None, me
         console: where to print; the terminal by default.
         metric: the only one that is printed; all by default.
     """
-    first = next(iter(curves.values()))
-    table = Table(title="Accuracy-efficiency curve", title_justify="left")
-    axis = level_axis(curves.values())
-    for heading in ("alpha", axis, "params", "MACs", "size", "latency"):
-        table.add_column(heading, justify="right")
-    columns = [(title, n) for title, curve in curves.items() for n in metric_names(curve) if metric in (None, n)]
-    for title, name in columns:
-        table.add_column(f"{title}\n{name}" if len(curves) > 1 else name, justify="right")
-    for index, point in enumerate(first):
-        metrics = [curves[title][index].metrics.get(name) for title, name in columns]
-        table.add_row(*_costs(point, axis), *("" if value is None else f"{value:.4f}" for value in metrics))
-    (console or Console()).print(table)
+    level, *costs = _costs(next(iter(curves.values())), level_axis(curves.values()))
+    metrics = [
+        (f"{title}\n{name}" if len(curves) > 1 else name, _values(curve, name))
+        for title, curve in curves.items()
+        for name in metric_names(curve)
+        if metric in (None, name)
+    ]
+    _print("Accuracy-efficiency curve", level, [*costs, *metrics], console)
 
 
 def print_levels(levels: Sequence[Level], console: Console | None = None) -> None:
@@ -42,26 +42,48 @@ def print_levels(levels: Sequence[Level], console: Console | None = None) -> Non
         levels: the table.
         console: where to print; the terminal by default.
     """
-    table = Table(title="Levels", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    axis = level_axis([levels])
-    names = metric_names(levels)
-    for heading in ("name", "alpha", axis, "params", "MACs", "size", "latency", *names):
+    names = ("name", [level.name for level in levels])
+    metrics = [(name, _values(levels, name)) for name in metric_names(levels)]
+    style = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    _print("Levels", names, [*_costs(levels, level_axis([levels])), *metrics], console, **style)
+
+
+def _print(title: str, first: _Column, columns: Sequence[_Column], console: Console | None, **style: Any) -> None:
+    """Print a table, and where the terminal is too narrow for it, the rest of its columns in others below."""
+    console = console or Console()
+    unbounded = console.options.update(max_width=sys.maxsize)
+    shown: list[_Column] = []
+    for column in columns:
+        wide = console.measure(_table(title, [first, *shown, column], style), options=unbounded).maximum > console.width
+        if shown and wide:
+            console.print(_table(title, [first, *shown], style))
+            title, shown = "", []
+        shown.append(column)
+    console.print(_table(title, [first, *shown], style))
+
+
+def _table(title: str, columns: Sequence[_Column], style: dict[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left", **style)
+    for heading, _ in columns:
         table.add_column(Text(heading), justify="left" if heading == "name" else "right", overflow="fold")
-    for level in levels:
-        values = [level.metrics.get(name) for name in names]
-        shown = ["" if value is None else f"{value:.4f}" for value in values]
-        table.add_row(*[Text(cell) for cell in (level.name, *_costs(level, axis), *shown)])
-    (console or Console()).print(table)
+    for row in zip(*[cells for _, cells in columns], strict=True):
+        table.add_row(*map(Text, row))
+    return table
 
 
-def _costs(point: CurvePoint, axis: str) -> list[str]:
+def _values(points: Sequence[CurvePoint], name: str) -> list[str]:
+    values = [point.metrics.get(name) for point in points]
+    return ["" if value is None else f"{value:.4f}" for value in values]
+
+
+def _costs(points: Sequence[CurvePoint], axis: str) -> list[_Column]:
     return [
-        f"{point.alpha:.3f}",
-        f"{getattr(point, axis):.3f}" if axis != "bit_width" else str(point.bit_width),
-        scaled(point.params),
-        scaled(point.macs),
-        sized(point.size_bytes),
-        f"{point.latency_ms:.2f} ms" if point.latency_ms == point.latency_ms else "",
+        ("alpha", [f"{point.alpha:.3f}" for point in points]),
+        (axis, [f"{getattr(p, axis):.3f}" if axis != "bit_width" else str(p.bit_width) for p in points]),
+        ("params", [scaled(point.params) for point in points]),
+        ("MACs", [scaled(point.macs) for point in points]),
+        ("size", [sized(point.size_bytes) for point in points]),
+        ("latency", [f"{p.latency_ms:.2f} ms" if p.latency_ms == p.latency_ms else "" for p in points]),
     ]
 
 

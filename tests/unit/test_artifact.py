@@ -15,6 +15,7 @@ from torch import nn
 from lightning_lcs import Structured, SubspaceModel
 from lightning_lcs.batchnorm import recalibrate
 from lightning_lcs.channels.serial import network_from_data, network_to_data
+from lightning_lcs.deploy.files import summary
 from lightning_lcs.efficiency import CurvePoint
 from tests.helpers import Chain, Lambda, relative, scramble
 
@@ -106,7 +107,7 @@ def test_generated_code_holds_no_text_of_the_file(file):
 
 def test_safetensors_reads_the_payload(model, file):
     with safe_open(file, "pt") as opened:
-        assert json.loads(opened.metadata()["lightning_lcs"])["version"] == 2
+        assert json.loads(opened.metadata()["lightning_lcs"])["version"] == 3
         tensor = opened.get_tensor("parameter.conv_stem.weight")
     assert torch.equal(tensor, model.module.conv_stem.weight)
 
@@ -221,7 +222,64 @@ def test_keyword_arguments_and_nested_results_come_back(tmp_path):
     torch.testing.assert_close(given, expected)
     for made in (model.materialize(0.3), loaded.materialize(0.3)):
         torch.testing.assert_close(made(x, scale=scale), expected)
-    with pytest.raises(ValueError, match="the network takes 2 tensors"):
+    with pytest.raises(ValueError, match=r"saved for calls as \('tensor', scale='tensor'\), not \('tensor'\)"):
+        loaded(x)
+
+
+class _Nested(nn.Module):
+    """Takes a mapping, a list and a setting, as networks for several modalities do."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.table = nn.Conv2d(3, 8, 3), nn.Linear(5, 8)
+        self.joined, self.head = nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, batch, extra, squash=False):
+        seen = self.image(batch["image"]).relu().mean((2, 3))
+        joined = self.joined(torch.cat([seen, self.table(batch["table"]).relu()], 1)) + extra[0]
+        return {"logits": self.head(joined.tanh() if squash else joined.relu())}
+
+
+def test_mappings_lists_and_settings_among_the_arguments(tmp_path):
+    batch, extra = {"image": torch.randn(3, 3, 8, 8), "table": torch.randn(3, 5)}, [torch.randn(3, 1)]
+    reordered = {"table": batch["table"], "image": batch["image"]}
+    model = SubspaceModel(_Nested(), subspace="point").eval()
+    with torch.no_grad(), model.at_alpha(0.3):
+        expected = model(batch, extra, squash=True)
+        model.save(tmp_path / "m.lcs")
+        loaded = SubspaceModel.load(tmp_path / "m.lcs")
+        loaded.set_alpha(0.3)
+        small = model.materialize(0.3)
+        copies = (loaded, loaded.materialize(0.3), small, pickle.loads(pickle.dumps(small)))
+        copies += (torch.export.export(small, (batch, extra), {"squash": True}).module(),)
+        for run in copies:
+            torch.testing.assert_close(run(batch, extra, squash=True), expected)
+        for run in copies[:-1]:  # torch.export holds to the order that it saw
+            torch.testing.assert_close(run(reordered, extra, squash=True), expected)
+        assert summary(tmp_path / "m.lcs").inputs[1] == (("batch", "5"), "float32")
+        with pytest.raises(ValueError, match="argument 3 is False, and the network was saved with True"):
+            loaded(batch, extra, squash=False)
+        with pytest.raises(AssertionError, match="traced with squash=True"):
+            small(batch, extra, squash=False)
+        with pytest.raises(ValueError, match=r"not \({'image': 'tensor'}, \['tensor'\], squash=True\)"):
+            loaded({"image": batch["image"]}, extra, squash=True)
+
+
+def test_a_tensor_is_no_mapping_of_one(tmp_path):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+        def forward(self, batch):
+            return self.net(batch["x"])
+
+    x = torch.randn(2, 6)
+    model = SubspaceModel(Wrapped(), {"x": x}, subspace="point").eval()
+    model.save(tmp_path / "m.lcs")
+    loaded = SubspaceModel.load(tmp_path / "m.lcs")
+    assert torch.equal(loaded({"x": x}), model({"x": x}))
+    with pytest.raises(ValueError, match=r"saved for calls as \({'x': 'tensor'}\), not \('tensor'\)"):
         loaded(x)
 
 

@@ -221,7 +221,7 @@ def test_an_op_outside_the_list_is_refused(whole, folder, target):
         (lambda h: h.update(mode={"name": "structured", "min_width": -3.0}), "min_width"),
         (lambda h: h.update(mode={"name": "structured", "rm": 1}), "rm"),
         (lambda h: h.update(mode={"name": "unstructured"}), "keys"),
-        (lambda h: h.update(version=99), r"format 99.*reads 2"),
+        (lambda h: h.update(version=99), r"format 99.*reads 3"),
         (lambda h: h.pop("version"), r"format None"),
         (lambda h: h.update(statistics=[]), "can't be loaded"),
         (lambda h: h.update(statistics=[7.0]), "alpha"),

@@ -85,6 +85,19 @@ def test_table_shows_the_metrics_of_every_curve():
     assert "1.50 M" in text
 
 
+def test_what_does_not_fit_the_terminal_goes_into_a_table_below():
+    console = Console(file=io.StringIO(), width=60)
+    curves = {"ours": CURVE, "theirs": [point(p.alpha, val_acc=0.1234, val_loss=0.5678) for p in CURVE]}
+    print_curves(curves, console)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    for value, times in (("0.9000", 1), ("2.0000", 1), ("0.1234", 3), ("0.5678", 3), ("1.50 M", 1), ("1.50 ms", 2)):
+        assert sum(line.count(value) for line in lines) == times, value
+    rows = [line for line in lines if line.startswith("│ 0.500 ")]
+    assert len(rows) == 2
+    assert "0.7000" in rows[1]
+
+
 @pytest.mark.parametrize(
     ("number", "text"), [(12, "12"), (1234, "1.23 k"), (5.5e6, "5.50 M"), (1.4e5, "140 k"), (2e9, "2.00 G")]
 )
