@@ -117,7 +117,9 @@ class Sweep:
         if loss is None or (weight == 1.0 and not terms):
             return output
         part = weight * loss + (torch.stack(terms).sum() if terms else 0.0)
-        loss = loss.detach() + (part - part.detach())
+        nothing = part - part.detach()
+        # An infinite loss minus itself is no number: what is shown stays infinite.
+        loss = loss.detach() + torch.where(nothing.isnan(), part, nothing)
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
     def _diversity(self) -> list[Tensor]:

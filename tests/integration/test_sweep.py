@@ -103,6 +103,20 @@ def test_what_is_shown_of_the_loss_is_that_of_alpha_1(tmp_path, train):
 
 
 @no_curve
+def test_an_infinite_loss_is_shown_as_such(tmp_path, train):
+    class Overflowing(Module):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * torch.inf
+
+    class Shown(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, *_):
+            assert outputs["loss"] == torch.inf
+            assert not module.net.head.weight.grad.isfinite().any()
+
+    trainer(tmp_path, lcs(), Shown(), max_steps=1).fit(Overflowing(Net()), train)
+
+
+@no_curve
 def test_the_diversity_term_is_in_the_update(tmp_path, train):
     def trained(weight):
         torch.manual_seed(1)
