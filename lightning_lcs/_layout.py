@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_lcs._arena import is_channels_last
 from lightning_lcs._parts import Part
 from lightning_lcs._runtime import Runtime
+from lightning_lcs.channels.example import Arguments, with_noise
 from lightning_lcs.modes import Structured
 
 LAYOUTS = ("auto", "contiguous", "channels_last")
@@ -88,14 +89,9 @@ def _weights(part: Part) -> list[Tensor]:
     return list({id(weight): weight for weight in found if weight.shape[2:].numel() > 1}.values())
 
 
-def _inputs(part: Part) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _inputs(part: Part) -> Arguments:
     device = next(part.network.module.parameters()).device
-    args, kwargs = part.network.in_mode(False).example_inputs(1, device)
-    generator = torch.Generator(device).manual_seed(0)
-    for leaf in pytree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor):
-            leaf.normal_(generator=generator) if leaf.is_floating_point() else leaf.zero_()
-    return args, kwargs
+    return with_noise(part.network.in_mode(False).example_inputs(1, device))
 
 
 def _timed(

@@ -103,3 +103,17 @@ class Lambda(nn.Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> object:
         return self.function(self, *args, **kwargs)
+
+
+class Nested(nn.Module):
+    """Takes a mapping, a list and a setting, as networks for several modalities do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.table = nn.Conv2d(3, 8, 3), nn.Linear(5, 8)
+        self.joined, self.head = nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, batch: dict[str, Tensor], extra: list[Tensor], squash: bool = False) -> dict[str, Tensor]:
+        seen = self.image(batch["image"]).relu().mean((2, 3))
+        joined = self.joined(torch.cat([seen, self.table(batch["table"]).relu()], 1)) + extra[0]
+        return {"logits": self.head(joined.tanh() if squash else joined.relu())}

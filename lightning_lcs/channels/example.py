@@ -29,6 +29,19 @@ def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> A
     return args, kwargs
 
 
+def with_noise(arguments: Arguments) -> Arguments:
+    """The arguments with noise, always the same, in the place of floating-point tensors."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return torch.randn(leaf.shape, generator=generator).to(leaf)
+
+    args, kwargs = pytree.tree_map(noise, arguments)
+    return args, kwargs
+
+
 def resized(arguments: Arguments, sizes: Mapping[int, Sequence[int | None]]) -> Arguments:
     """Arguments whose tensors are cut, or filled up with copies of themselves.
 

@@ -80,9 +80,9 @@ class Program:
         return pytree.tree_unflatten(list(results), self.trace.out_spec)
 
     def example_inputs(self, batch: int, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Empty arguments of the traced shape with ``batch`` samples."""
+        """Zeros of the traced shape with ``batch`` samples; other values than tensors as they were."""
         leaves = [
-            torch.empty([batch if size is None else size for size in spec.shape], dtype=spec.dtype, device=device)
+            torch.zeros([batch if size is None else size for size in spec.shape], dtype=spec.dtype, device=device)
             if isinstance(spec, InputSpec)
             else spec
             for spec in self.trace.specs

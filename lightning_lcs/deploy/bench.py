@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lightning_lcs.channels.example import with_noise
 from lightning_lcs.level_table import Level
 from lightning_lcs.model import SubspaceModel
 
@@ -55,9 +56,7 @@ def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list
     if model.runtime is None or not model.levels:
         raise ValueError("timing needs a structured model with a level table, from SubspaceModel.load")
     program = model.parts[0].network.in_mode(False)
-    args, kwargs = program.example_inputs(batch, torch.device("cpu"))
-    for tensor in (value for value in (*args, *kwargs.values()) if value.is_floating_point()):
-        tensor.normal_()
+    args, kwargs = with_noise(program.example_inputs(batch, torch.device("cpu")))
     copies = {level.name: torch.zeros(2, max(1, level.size_bytes), dtype=torch.uint8) for level in model.levels}
     narrow = {level.name: model.materialize(level.alpha) for level in model.levels}
     times: dict[tuple[str, str], list[float]] = {}

@@ -11,7 +11,7 @@ from lightning_lcs.batchnorm import recalibrate
 from lightning_lcs.deploy.bench import machine, time_levels
 from lightning_lcs.deploy.files import save_level, summary
 from lightning_lcs.efficiency import CurvePoint
-from tests.helpers import Chain, Mlp, relative, scramble
+from tests.helpers import Chain, Mlp, Nested, relative, scramble
 
 TOLERANCE = 1e-5  # relative to the largest output: batch norms are folded in both
 
@@ -113,3 +113,16 @@ def test_timings_leave_the_level_and_cover_the_table(file):
             time_levels(model, **wrong)
     with pytest.raises(ValueError, match="level table"):
         time_levels(SubspaceModel(Mlp(), torch.randn(2, 6), subspace="point"))
+
+
+def test_networks_with_mappings_and_flags_are_timed_and_summed_up(tmp_path):
+    batch, extra = {"image": torch.randn(2, 3, 8, 8), "table": torch.randn(2, 5)}, [torch.randn(2, 1)]
+    model = SubspaceModel(Nested(), subspace="point").eval()
+    model(batch, extra, squash=True)
+    model.save(tmp_path / "m.lcs")
+    assert [shape for shape, _ in summary(tmp_path / "m.lcs").inputs] == [
+        ("batch", "3", "8", "8"),
+        ("batch", "5"),
+        ("batch", "1"),
+    ]
+    assert all(timing.latency_ms > 0.0 for timing in time_levels(SubspaceModel.load(tmp_path / "m.lcs"), repeats=1))
