@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from lightning_lcs import _artifact
+from lightning_lcs.channels.example import sample
+from lightning_lcs.channels.network import training_flags
 from lightning_lcs.efficiency import CurvePoint
 from lightning_lcs.level_table import Level, level_for_budget, make_table, named_level
+from lightning_lcs.modes import Structured
 
 if TYPE_CHECKING:
     from lightning_lcs.model import SubspaceModel
@@ -80,6 +83,27 @@ class Deployable:
         )
         self.set_alpha(level.alpha)
         return level
+
+    def set_example_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """Choose the call that ``save``, ``materialize`` and the exports are for; else it is the first one there was.
+
+        A network that computes its loss itself, when it is given labels, is trained with them and deployed without.
+
+        Args:
+            args: of the call; their values don't matter, but those of numbers and flags.
+            kwargs: the same by name.
+
+        Raises:
+            RuntimeError: the subspace has several networks.
+            TraceError: in structured mode, the network can't be traced for this call.
+            ValueError: the model came out of a file, which is for other calls.
+        """
+        model = cast("SubspaceModel", self)
+        network = model._only_part("set_example_inputs").network
+        if isinstance(model.mode, Structured):
+            with training_flags(network.module, False):
+                network.program(*sample(args, kwargs))
+        network.example = sample(args, kwargs)
 
     def save(
         self,

@@ -11,7 +11,6 @@ import keyword
 import math
 import operator
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -228,7 +227,13 @@ def _target_name(node: fx.Node) -> str:
         if node.target is function:
             return f"python.{name}"
     name = str(node.target)
-    _target(name)
+    try:
+        _target(name)
+    except ValueError as error:
+        if "loss" not in name:
+            raise
+        hint = "a network that computes its loss when it is given labels: set_example_inputs(...) without them first"
+        raise ValueError(f"{error} ({hint})") from error
     return name
 
 
@@ -273,7 +278,7 @@ def _encode(value: Any, index: Mapping[fx.Node, int]) -> Any:
         return {"tuple": [_encode(item, index) for item in value]}
     if isinstance(value, list):
         return [_encode(item, index) for item in value]
-    if type(value) in (dict, OrderedDict):  # what comes back is a dict in either case
+    if isinstance(value, dict):  # one of another class, such as an OrderedDict, comes back as a dict
         if not all(isinstance(key, str) and _RESULT.fullmatch(key) for key in value):
             raise ValueError(
                 "a network whose result is a mapping with other keys than words can't be written to a file"

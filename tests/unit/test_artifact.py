@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.utils._pytree import register_pytree_node
 
 from lightning_lcs import Structured, SubspaceModel
 from lightning_lcs.batchnorm import recalibrate
@@ -289,3 +290,59 @@ def test_a_mapping_of_results_comes_back_as_a_dictionary(tmp_path):
     found, expected = SubspaceModel.load(tmp_path / "model.lcs")(x), net(x)
     assert list(found) == ["out", "aux"]
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+class Result(OrderedDict):
+    """What networks of Hugging Face's kind return: a mapping with attributes."""
+
+    __getattr__ = OrderedDict.__getitem__
+
+
+register_pytree_node(
+    Result, lambda r: (list(r.values()), list(r)), lambda values, keys: Result(zip(keys, values, strict=True))
+)
+
+
+class LossInside(nn.Module):
+    """Computes its loss when it is given labels; a mask of two others is among its ops."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3)), nn.Linear(16, 4)
+
+    def forward(self, pixels, labels=None):
+        seen = self.body(pixels).masked_fill((pixels[:, :1, 2:-2, 2:-2] > 2) & (pixels[:, 1:2, 2:-2, 2:-2] > 2), 0.0)
+        logits = self.head(seen.mean((2, 3)))
+        loss = {} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
+        return Result(**loss, logits=logits)
+
+
+def test_a_network_with_its_loss_inside_is_saved_for_calls_without_labels(tmp_path):
+    x, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    model = SubspaceModel(LossInside(), subspace="point").train()
+    with model.at_alpha(0.3):
+        model(pixels=x, labels=labels).loss.backward()
+    model.eval().set_alpha(0.3)
+    with pytest.raises(ValueError, match=r"cross_entropy_loss.*set_example_inputs"):
+        model.save(tmp_path / "m.lcs")
+    model.set_example_inputs(pixels=x[:1])
+    model.save(tmp_path / "m.lcs")
+    loaded = SubspaceModel.load(tmp_path / "m.lcs")
+    loaded.set_alpha(0.3)
+    with torch.no_grad():
+        expected = model(pixels=x).logits
+        assert relative(loaded(pixels=x)["logits"], expected) < TOLERANCE
+        assert relative(model.materialize(0.3)(pixels=x)["logits"], expected) == 0.0
+    with pytest.raises(ValueError, match=r"saved for calls as \(pixels='tensor'\)"):
+        loaded.set_example_inputs(pixels=x, labels=labels)
+    assert list(loaded(pixels=x)) == ["logits"]
+
+
+def test_example_inputs_of_modes_that_trace_nothing():
+    x = torch.randn(3, 3, 8, 8)
+    model = SubspaceModel(LossInside(), mode="unstructured", subspace="point").eval()
+    model(pixels=x, labels=torch.tensor([0, 1, 2]))
+    with_loss = model.efficiency(1.0)
+    model.set_example_inputs(pixels=x)
+    assert model.efficiency(1.0) == with_loss
+    assert [(args, list(kwargs)) for args, kwargs in [model.parts[0].network.example_inputs()]] == [((), ["pixels"])]
