@@ -27,7 +27,8 @@ from lightning_lcs.channels.trace import InputSpec, Trace
 
 # Ops without a rule for channels that may stand in a file all the same.
 _ALSO = frozenset(
-    {"sym_size", "matmul", "bmm", "scaled_dot_product_attention", "index", "arange", "embedding", "slice"}
+    "sym_size arange linspace meshgrid chunk split tensor_split tril triu floor_divide argsort any all isfinite "
+    "logsumexp".split()
 )
 _PYTHON: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,

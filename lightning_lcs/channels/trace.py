@@ -262,7 +262,7 @@ def _normalise(graph: fx.Graph) -> None:
         name = getattr(node.target, "__name__", "")
         if not node.users and any(note in name for note in _NOTES):
             graph.erase_node(node)
-        elif name in ("chunk.default", "split.Tensor"):
+        elif name in _CUTS:
             dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
             sizes = [part.shape[dim] for part in node.meta["val"]]
             if all(isinstance(size, int) for size in sizes):
@@ -289,5 +289,7 @@ def _is_pure(node: fx.Node) -> bool:
     return not schema.is_mutable if schema is not None else node.target in _PURE
 
 
+# Ways of cutting a dimension into parts, which take the tensor, how to cut, and the dimension.
+_CUTS = ("chunk.default", "split.Tensor", "tensor_split.indices", "tensor_split.sections")
 # Python functions of sizes; others, such as those that enter autocast, are kept whether their result is used or not.
 _PURE = (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, torch.sym_max, torch.sym_min)

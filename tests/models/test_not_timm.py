@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.video.mvit import MSBlockConfig, MViT
 
 from lightning_lcs.model import SubspaceModel
 from tests.helpers import BATCH_NORM_WARNING, Lambda, relative, scramble
@@ -96,6 +98,16 @@ def encoder() -> nn.Module:
     )
 
 
+def video_transformer() -> nn.Module:
+    """MViTv2 of torchvision with two blocks: a class token cut off and joined again, relative positions in place."""
+    block = partial(MSBlockConfig, kernel_q=[3, 3, 3], kernel_kv=[3, 3, 3], stride_kv=[1, 2, 2])
+    blocks = [
+        block(num_heads=1, input_channels=16, output_channels=32, stride_q=[1, 1, 1]),
+        block(num_heads=2, input_channels=32, output_channels=32, stride_q=[1, 2, 2]),
+    ]
+    return MViT((16, 16), 4, blocks, True, False, True, True, num_classes=5)
+
+
 def two_calls() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         x = m.first(x).relu()
@@ -117,6 +129,7 @@ HAND_WRITTEN = [
     pytest.param(autoencoder, rand(3, 3, 32, 32), 0.55, id="autoencoder"),
     pytest.param(audio, rand(3, 2, 128), 0.5, id="audio"),
     pytest.param(video, rand(3, 3, 4, 8, 8), 0.45, id="video"),
+    pytest.param(video_transformer, rand(2, 3, 4, 16, 16), 0.4, id="mvit"),
     pytest.param(two_calls, rand(3, 3, 8, 8), 0.55, id="called-twice"),
     pytest.param(tied, rand(3, 12), 0.55, id="tied"),
 ]

@@ -28,7 +28,7 @@ NAMES = (
     "eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not __and__ __or__ "
     "isnan isinf nan_to_num masked_fill "
     # the same values elsewhere
-    "clone contiguous detach detach alias to _to_copy dropout feature_dropout alpha_dropout lift_fresh_copy "
+    "clone copy contiguous detach alias to _to_copy dropout feature_dropout alpha_dropout lift_fresh_copy "
     "zeros_like ones_like rand_like randn_like full_like bernoulli fill zero"
 ).split()
 

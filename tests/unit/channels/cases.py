@@ -136,6 +136,21 @@ CASES = {
         {"a.weight": (8, 3, 3, 3), "head.weight": (5, 8)},
         {("a.bias", 0): [0, 1, 4, 5, 6, 7, 12, 13], ("head.weight", 1): [0, 1, 4, 5, 8, 9, 10, 11]},
     ),
+    "cut at places": Case(
+        lambda: Lambda(
+            lambda m, x: (lambda u, v: pooled(m, torch.cat([v, u], 1)))(*m.a(x).tensor_split([4], 1)),
+            a=conv(12), head=nn.Linear(12, 5),
+        ),
+        {"a.weight": (6, 3, 3, 3), "head.weight": (5, 6)},
+        {("a.bias", 0): [0, 1, 4, 5, 6, 7], ("head.weight", 1): [0, 1, 2, 3, 8, 9]},
+    ),
+    "written into a slice": Case(
+        lambda: Lambda(
+            lambda m, x: (y := m.a(x), y[:, :, 1:].copy_(m.b(x)[:, :, 1:]), pooled(m, y))[2],
+            a=conv(8), b=conv(8), head=nn.Linear(8, 5),
+        ),
+        {"a.weight": (4, 3, 3, 3), "b.weight": (4, 3, 3, 3), "head.weight": (5, 4)},
+    ),
     "permute and layer norm": Case(
         lambda: Lambda(
             lambda m, x: m.head(m.fc(m.norm(m.a(x).permute(0, 2, 3, 1))).mean((1, 2))),
