@@ -102,8 +102,9 @@ def _buffers_kept(module: LightningModule, model: SubspaceModel) -> Iterator[Non
     inside = {id(child) for part in model.parts for child in part.network.module.modules()}
     if id(module) in inside:  # target="self": buffers of the network are not written below alpha = 1
         inside.remove(id(module))
+    # Batch norm writes its statistics without a change of their version.
     kept = [
-        (child._buffers, name, buffer, buffer.detach().clone(), buffer._version)
+        (child._buffers, name, buffer, buffer.detach().clone(), None if _is_norm(child) else buffer._version)
         for child in module.modules()
         if id(child) not in inside and not isinstance(child, Metric)
         for name, buffer in child._buffers.items()
@@ -117,6 +118,10 @@ def _buffers_kept(module: LightningModule, model: SubspaceModel) -> Iterator[Non
                 owner[name] = buffer
                 if buffer._version != version:
                     buffer.copy_(before)
+
+
+def _is_norm(child: torch.nn.Module) -> bool:
+    return isinstance(child, torch.nn.modules.batchnorm._NormBase)
 
 
 @contextlib.contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
 
 from lightning_lcs.callbacks._loaders import training_batches
 from lightning_lcs.callbacks._quiet import quiet
@@ -23,6 +26,34 @@ def bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:
     step = step.__wrapped__ if isinstance(step, StandIn) else step
     takes_index = len(inspect.signature(step).parameters) > 1
     return lambda batch, index: step(batch, index) if takes_index else step(batch)
+
+
+class TrainingFlags:
+    """Which modules train, as they were seen before a validation put all of them into evaluation.
+
+    Some networks give their losses while training only, torchvision's detectors among them.
+    """
+
+    def __init__(self) -> None:
+        self._training: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+    def see(self, module: LightningModule) -> None:
+        """Take the flags of now; a module that is wholly in evaluation tells nothing about training."""
+        if module.training:
+            self._training = WeakKeyDictionary({child: child.training for child in module.modules()})
+
+    @contextlib.contextmanager
+    def around(self, module: LightningModule, model: SubspaceModel) -> Iterator[None]:
+        """Put all that is outside of the networks into training, but what was not training when it was seen."""
+        inside = {child for part in model.parts for child in part.network.module.modules()} - {module}
+        before = {child: child.training for child in module.modules() if child not in inside}
+        try:
+            for child in before:
+                child.training = self._training.get(child, True)
+            yield
+        finally:
+            for child, training in before.items():
+                child.training = training
 
 
 @torch.no_grad()

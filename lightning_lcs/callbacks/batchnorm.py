@@ -15,7 +15,7 @@ from lightning_lcs.callbacks._loaders import batch_size, taken_from_training, tr
 from lightning_lcs.callbacks._progress import counted, progress
 from lightning_lcs.callbacks._quiet import quiet
 from lightning_lcs.callbacks._refused import warn_of_old_namespace
-from lightning_lcs.callbacks._steps import bare_training_step
+from lightning_lcs.callbacks._steps import TrainingFlags, bare_training_step
 from lightning_lcs.callbacks._subspace import find_subspace_model
 from lightning_lcs.model import SubspaceModel
 
@@ -29,7 +29,8 @@ class BatchNormRecalibration(pl.Callback):
     runs at the start of ``validate``, ``test`` and ``predict``.
 
     Weights, optimizer, random state, metrics and the training loader's position stay as they are; validation and test
-    data are never read. The user's ``training_step`` is called on each batch without gradients, its logging muted.
+    data are never read. The user's ``training_step`` is called on each batch without gradients, its logging muted. What
+    is outside of the network is in training meanwhile, as in a training step.
 
     Args:
         alphas: levels to keep: their number (evenly spaced), or the levels.
@@ -47,6 +48,7 @@ class BatchNormRecalibration(pl.Callback):
         self.alphas = level_grid(alphas)
         self.images = images
         self.seed = seed
+        self.flags = TrainingFlags()
 
     def run(self, trainer: Trainer, module: LightningModule, model: SubspaceModel, also: Sequence[float] = ()) -> None:
         """Recalibrate now.
@@ -94,12 +96,17 @@ class BatchNormRecalibration(pl.Callback):
         with (
             isolate_rng(),
             quiet(module, model),
+            self.flags.around(module, model),
             trainer.precision_plugin.forward_context(),
             progress(trainer, RECALIBRATION, self.images) as advance,
         ):
             batches = training_batches(trainer, module, self.images, self.seed)
             sizes = counted(batches, advance, RECALIBRATION, lambda item: trainer.world_size * batch_size(item[0]))
             collect(sizes, lambda item: step(*item))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look which modules train, before an evaluation begins."""
+        self.flags.see(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Alone, before ``validate``."""

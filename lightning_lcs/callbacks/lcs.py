@@ -185,6 +185,7 @@ class LCSCallback(pl.Callback):
             only_callback(trainer, TradeoffMonitor),
             {"alphas": "alphas", "every_n_epochs": "every_n_epochs"},
         )
+        self._recalibration.flags.see(pl_module)
         self._failed = False
         self._patches.undo()
         loading = functools.partial(self._load_first, trainer, pl_module)
@@ -194,13 +195,8 @@ class LCSCallback(pl.Callback):
         if stage == "fit":
             adopting = functools.partial(self._adopt_first, pl_module)
             self._patches.set(pl_module, "configure_optimizers", StandIn(pl_module.configure_optimizers, adopting))
-            self._sweep = Sweep(
-                self.subspace_model,  # type: ignore[arg-type]
-                trainer,
-                pl_module,
-                options=self.options,
-                seed=self.seed,
-            )
+            model: Any = self.subspace_model  # None where the network is built later
+            self._sweep = Sweep(model, trainer, pl_module, options=self.options, seed=self.seed)
             self._patches.set(pl_module, "training_step", StandIn(pl_module.training_step, self._sweep.step))
             self._patches.set(pl_module, "backward", StandIn(pl_module.backward, self._sweep.backward))
 
@@ -280,8 +276,9 @@ class LCSCallback(pl.Callback):
         model = self.adopted(pl_module)
         model.statistics.clear()
         if batch_idx == 0:
-            # Finetuning callbacks have added their groups by now.
+            # Finetuning callbacks have added their groups, and frozen what they freeze, by now.
             train_endpoints_alike(model, trainer.optimizers)
+            self._recalibration.flags.see(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

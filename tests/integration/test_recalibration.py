@@ -72,6 +72,51 @@ def test_statistics_are_the_cumulative_average_over_training_batches(tmp_path, t
         assert (stored["norm.running_var"] - variance).abs().max() <= STATISTICS_TOLERANCE
 
 
+class Detector(nn.Module):
+    """Gives its losses in training and its findings in evaluation, as torchvision's detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.neck = Small(), nn.BatchNorm1d(10)
+        self.seen = set()
+
+    def forward(self, images, labels):
+        found = self.neck(self.backbone(images))
+        return {"loss": nn.functional.cross_entropy(found, labels)} if self.training else list(found.argmax(1))
+
+
+class Detection(Module):
+    def __init__(self):
+        super().__init__(Detector())
+        self.teacher = nn.Dropout().eval()
+
+    def training_step(self, batch, batch_idx):
+        self.net.seen.add((self.net.backbone.conv.training, self.net.neck.training, self.teacher.training))
+        return self.net(*batch)
+
+    def validation_step(self, batch, batch_idx):
+        assert not any(child.training for child in self.modules())
+        self.log("val_found", float(len(self.net(*batch))))
+
+
+class Neck(Callback):
+    """What training leaves in the batch norm outside of the network."""
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.mean = pl_module.net.neck.running_mean.clone()
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")  # the teacher, on purpose
+def test_what_is_outside_of_the_network_trains_meanwhile(tmp_path, train, val):
+    callback, module = lcs(target="net.backbone", recalibration_levels=[0.0, 0.4]), Detection()
+    neck = Neck()
+    trainer(tmp_path, neck, callback, max_epochs=1).fit(module, train, val)
+    assert callback.subspace_model.statistics[0.4]
+    assert module.net.seen == {(True, True, False), (False, True, False)}, "in a step, and in recalibration"
+    assert [module.training, module.teacher.training] == [True, False]
+    assert torch.equal(module.net.neck.running_mean, neck.mean), "recalibration has moved a batch norm outside"
+
+
 def test_the_number_of_images_is_kept_to(tmp_path, train, val):
     seen = []
 

@@ -101,15 +101,19 @@ def test_batch_norm_beside_the_network_is_written_once_per_step(tmp_path, train,
     class Siblings(Module):
         def __init__(self):
             super().__init__(lr=0.0)
-            self.scale_inputs = nn.BatchNorm2d(1, affine=False)
+            self.inputs, self.outputs = nn.BatchNorm2d(1, affine=False), nn.BatchNorm1d(10, affine=False)
 
         def training_step(self, batch, batch_idx):
             images, labels = batch
-            return self.loss(self.net(self.scale_inputs(images)), labels)
+            return self.loss(self.outputs(self.net(self.inputs(images))), labels)
 
     module = Siblings()
-    trainer(tmp_path, lcs()).fit(module, train, val)
-    assert module.scale_inputs.num_batches_tracked == 3
+    plain = copy.deepcopy(module)
+    trainer(tmp_path, lcs(target="net")).fit(module, train, val)
+    trainer(tmp_path).fit(plain, train, val)
+    for ours, theirs in ((module.inputs, plain.inputs), (module.outputs, plain.outputs)):
+        assert ours.num_batches_tracked == theirs.num_batches_tracked == 3
+        torch.testing.assert_close([ours.running_mean, ours.running_var], [theirs.running_mean, theirs.running_var])
 
 
 class Fails(Module):
