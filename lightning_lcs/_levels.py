@@ -153,6 +153,11 @@ class _Hand:
                 self._gradients.add(parameter, self._selection, gradient, share)
 
 
+def _is_made_of_layers(module: nn.Module) -> bool:
+    own = not type(module).__module__.startswith("torch.nn.")
+    return own and next(module.children(), None) is not None
+
+
 class Collector:
     """Cumulative averages of batch-norm statistics, for any number of levels.
 
@@ -173,13 +178,15 @@ class Collector:
 
     @contextlib.contextmanager
     def flags(self) -> Iterator[None]:
-        """Evaluation, with the batch norms in training."""
+        """Layers in evaluation, but for batch norms; code that is made of layers as in training.
+
+        It may give other results then, which the training step expects: losses, or those of auxiliary heads.
+        """
         with contextlib.ExitStack() as stack:
             for part in self._parts:
                 stack.enter_context(training_flags(part.network.module, False))
                 for child in part.network.module.modules():
-                    if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                        child.training = True
+                    child.training = isinstance(child, nn.modules.batchnorm._BatchNorm) or _is_made_of_layers(child)
             yield
 
     @torch.no_grad()

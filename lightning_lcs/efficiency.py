@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
 
+from lightning_lcs.channels.example import samples_in
 from lightning_lcs.channels.plan import PlanAtWidth
 from lightning_lcs.channels.program import Program
 
@@ -134,7 +134,7 @@ def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mappin
 
     Args:
         module: the network.
-        args: arguments; the first tensor's first dimension is the batch.
+        args: arguments, of which :func:`samples_in` gives the number of samples.
         kwargs: keyword arguments.
         density: share of entries that are not zero, by qualified name of a weight.
     """
@@ -155,8 +155,7 @@ def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mappin
             continue  # of torch's attention, whose count holds other products than this weight's: counted whole
         path = ".".join([root, *path_of])
         macs -= (1.0 - share) * sum(counts.get(path, {}).values()) / 2
-    batch = next(leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
-    return round(macs / batch)
+    return round(macs / (samples_in(args, kwargs) or 1))
 
 
 def _counter() -> Any:

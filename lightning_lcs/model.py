@@ -259,7 +259,8 @@ class SubspaceModel(Deployable, nn.Module):
     def collecting(self) -> Iterator[Collector]:
         """Collect batch-norm statistics from the batches that run inside the block, at the collector's ``alpha``.
 
-        The network runs as in evaluation, except that batch norms normalise with each batch's own statistics.
+        Layers run as in evaluation, except that batch norms normalise with each batch's own statistics; modules made
+        of layers are in training, and give what a training step expects.
         """
         collector = Collector(self.parts, self.mode)
         with collector.flags():

@@ -12,10 +12,32 @@ from torch import Tensor
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+def samples_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """How many samples the arguments hold: the length of the first tensor, or of a list of images."""
+    if _are_images(args):
+        return len(args[0])
+    leaves = pytree.tree_leaves((args, kwargs))
+    return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
+
+
+def _are_images(args: tuple[Any, ...]) -> bool:
+    """Whether the first argument is a list of images of any sizes, as torchvision's detectors take them."""
+    images = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+    return bool(images) and all(isinstance(image, Tensor) and image.ndim == 3 for image in images)
+
+
 def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> Arguments:
     """The arguments with so many samples, some of them twice: two serve to trace other forms of the network with."""
+    batch = samples_in(args, kwargs)
+    if _are_images(args):
+        count, batch = len(args[0]), None
+
+        def few(value: Any) -> Any:
+            listed = isinstance(value, (list, tuple)) and len(value) == count
+            return [value[row % count] for row in range(samples)] if listed else value
+
+        args, kwargs = tuple(map(few, args)), {name: few(value) for name, value in kwargs.items()}
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    batch = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
     # With a single one batch norms refuse to train on maps of one place.
     rows = torch.arange(samples) % (batch or 1)
     with torch.inference_mode(False):

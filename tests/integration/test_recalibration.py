@@ -1,5 +1,6 @@
 """Batch-norm statistics per level: right, from training data only, and without a trace in the training run."""
 
+import copy
 import random
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from lightning_lcs import SubspaceModel
+from lightning_lcs import SubspaceModel, Unstructured
+from lightning_lcs.batchnorm import recalibrate
 from tests.integration.support import Data, Module, Net, digits, group_norm, lcs, loader, trainer
 
 # Means and variances of a convolution's outputs in float32, summed in another order.
@@ -81,7 +83,7 @@ class Detector(nn.Module):
         self.seen = set()
 
     def forward(self, images, labels):
-        found = self.neck(self.backbone(images))
+        found = self.neck(self.backbone(torch.stack(images)))
         return {"loss": nn.functional.cross_entropy(found, labels)} if self.training else list(found.argmax(1))
 
 
@@ -92,11 +94,11 @@ class Detection(Module):
 
     def training_step(self, batch, batch_idx):
         self.net.seen.add((self.net.backbone.conv.training, self.net.neck.training, self.teacher.training))
-        return self.net(*batch)
+        return self.net(list(batch[0]), batch[1])["loss"]
 
     def validation_step(self, batch, batch_idx):
         assert not any(child.training for child in self.modules())
-        self.log("val_found", float(len(self.net(*batch))))
+        self.log("val_found", float(len(self.net(list(batch[0]), batch[1]))))
 
 
 class Neck(Callback):
@@ -115,6 +117,51 @@ def test_what_is_outside_of_the_network_trains_meanwhile(tmp_path, train, val):
     assert module.net.seen == {(True, True, False), (False, True, False)}, "in a step, and in recalibration"
     assert [module.training, module.teacher.training] == [True, False]
     assert torch.equal(module.net.neck.running_mean, neck.mean), "recalibration has moved a batch norm outside"
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")
+def test_a_detector_is_compressed_whole_by_its_own_code(tmp_path, train, val):
+    callback, module = lcs(mode=Unstructured(dense=()), subspace="point", target="net", alphas=2), Detection()
+    trainer(tmp_path, callback, max_epochs=1).fit(module, train, val)
+    assert callback.subspace_model.statistics[0.0].keys() == {
+        f"{norm}.running_{what}" for norm in ("backbone.norm", "neck") for what in ("mean", "var")
+    }
+    assert callback.curve[-1].macs == 8 * 6 * 6 * 9 + 8 * 10, "of one of the listed images"
+
+
+class Auxiliary(Small):
+    """A second head and dropout, in training; the head has a batch norm of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.auxiliary = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 10))
+        self.dropout = nn.Dropout(0.9)
+
+    def forward(self, x):
+        features = self.dropout(self.norm(self.conv(x)).relu()).mean((2, 3))
+        logits = self.head(features)
+        return (logits, self.auxiliary(features)) if self.training else logits
+
+
+class TwoLosses(Module):
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        logits, auxiliary = self.net(images)
+        return self.loss(logits, labels) + self.loss(auxiliary, labels)
+
+
+@pytest.mark.parametrize("mode", ["structured", "quantized"])
+def test_what_a_network_gives_in_training_alone_is_there_without_its_dropout(tmp_path, train, val, mode):
+    callback, module = lcs(mode=mode, subspace="point", recalibration_levels=[0.5]), TwoLosses(Auxiliary())
+    trainer(tmp_path, callback, max_epochs=1).fit(module, train, val)
+    assert "auxiliary.0.running_mean" in callback.subspace_model.statistics[0.5]
+    found = []
+    for dropout in (0.9, 0.0):
+        module.net.dropout.p = dropout
+        model = SubspaceModel(copy.deepcopy(module.net), mode=mode, subspace="point")
+        recalibrate(model, [train.dataset.tensors[0]], [0.5])
+        found.append(model.statistics)
+    torch.testing.assert_close(*found, rtol=0.0, atol=0.0)
 
 
 def test_the_number_of_images_is_kept_to(tmp_path, train, val):
