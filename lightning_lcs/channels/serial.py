@@ -159,7 +159,7 @@ def _network(data: Any, constants: Sequence[Tensor], device: torch.device) -> tu
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"the network in the file is malformed at node {number}: {reason}") from error
-    if len(set(state.values())) != len(state) or len(inputs) != len(specs) or not inputs:
+    if len(set(state.values())) != len(state) or len(inputs) != len(specs) or not _any_tensor(specs):
         raise ValueError("the network in the file is malformed: its inputs or tensors are not those that it names")
     results = reader.value(listed(data["output"], "output"))
     graph.output(tuple(results))
@@ -167,15 +167,8 @@ def _network(data: Any, constants: Sequence[Tensor], device: torch.device) -> tu
     leaves, out_spec = pytree.tree_flatten(counted)
     if leaves != list(range(len(results))):
         raise ValueError("the network in the file is malformed: its results do not fit their structure")
-    trace = Trace(
-        graph,
-        state,
-        lifted,
-        tuple(inputs),
-        _in_spec(reader.value(data["arguments"], plain=True), len(inputs)),
-        out_spec,
-        specs,
-    )
+    in_spec = _in_spec(reader.value(data["arguments"], plain=True), len(inputs))
+    trace = Trace(graph, state, lifted, tuple(inputs), in_spec, out_spec, specs)
     sizes = [_size_argument(entry, reader.made, dims) for entry in listed(data["sizes"], "sizes")]
     return Program(trace, sizes), plan
 
@@ -352,6 +345,10 @@ def _spec(entry: Any, reader: _Reader) -> Any:
     if entry["dtype"] not in _DTYPES or math.prod(size or 1 for size in shape) >= MOST_SIZE or len(shape) > 16:
         raise ValueError(f"the network in the file has an input of type {entry['dtype']!r} and shape {shape}")
     return InputSpec(tuple(shape), _DTYPES[entry["dtype"]])
+
+
+def _any_tensor(specs: Sequence[Any]) -> bool:
+    return any(isinstance(spec, InputSpec) for spec in specs)
 
 
 def _in_spec(arguments: Any, count: int) -> pytree.TreeSpec:

@@ -185,6 +185,14 @@ def call(header):
     return next(node for node in header["network"]["nodes"] if node["op"] == "call")
 
 
+def add(header, target, *args):
+    header["network"]["nodes"].append({"op": "call", "target": target, "args": list(args)})
+
+
+def arguments(args, kwargs):
+    return {"tuple": [{"tuple": args}, {"dict": kwargs}]}
+
+
 @pytest.mark.parametrize("target", ["aten.load.default", "os.system", "aten.__class__.mro", "python.eval", "aten.relu",
                                     "aten.relu.__class__", "aten.add.out", "aten.relu.default.x", 3, None])  # fmt: skip
 def test_an_op_outside_the_list_is_refused(whole, folder, target):
@@ -213,6 +221,13 @@ def test_an_op_outside_the_list_is_refused(whole, folder, target):
         (lambda h: h["network"]["inputs"][0].update(shape=[None, 3, -1, 8]), "not in 0"),
         (lambda h: h["network"]["inputs"][0].update(shape=[None, 3, 2**20, 2**20]), "input of type"),
         (lambda h: h["network"]["inputs"][0].update(shape=[None, 3, 2**16, 2**16]), "tensor of shape"),
+        (lambda h: h["network"]["inputs"].__setitem__(0, {"value": 3}), "inputs or tensors"),
+        (lambda h: h["network"].update(arguments={"tuple": [0, 0]}), "malformed"),
+        (lambda h: h["network"].update(arguments=0), "malformed"),
+        (lambda h: h["network"].update(arguments=arguments([1], {})), "do not fit its arguments"),
+        (lambda h: h["network"].update(arguments=arguments([], {"self": 0})), "not all names of arguments"),
+        (lambda h: h["network"].update(arguments=arguments([], {"x): import os #": 0})), "not allowed"),
+        (lambda h: add(h, "aten.linspace.default", 0, 1, 2**45), "too large|tensor of shape|can't run"),
         (lambda h: h["network"]["sizes"].append([0, [0], 0]), "malformed"),
         (lambda h: h["network"]["plan"]["atoms"][0].__setitem__(0, 2**39), "has shape|too large"),
         (lambda h: h["aliases"].update({"parameter.more.weight": "parameter.nowhere"}), "stands for"),
