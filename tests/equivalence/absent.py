@@ -161,11 +161,15 @@ def summed(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
 
 
 def largest(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if not x.is_floating_point():  # whole numbers are all there
+        return function(x, *args, **kwargs)
     result = function(x.masked_fill(x.isnan(), -torch.inf), *args, **kwargs)
     return result.masked_fill(result == -torch.inf, torch.nan)
 
 
 def extreme(function: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if not x.is_floating_point():
+        return function(x, *args, **kwargs)
     values, places = function(x.masked_fill(x.isnan(), -torch.inf), *args, **kwargs)
     return values.masked_fill(values == -torch.inf, torch.nan), places
 
