@@ -6,12 +6,10 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
 
 from lightning_lcs.callbacks._loaders import training_batches
 from lightning_lcs.callbacks._quiet import quiet
@@ -35,24 +33,25 @@ class TrainingFlags:
     """
 
     def __init__(self) -> None:
-        self._training: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self._training: dict[str, bool] = {}
 
     def see(self, module: LightningModule) -> None:
         """Take the flags of now; a module that is wholly in evaluation tells nothing about training."""
         if module.training:
-            self._training = WeakKeyDictionary({child: child.training for child in module.modules()})
+            self._training = {name: child.training for name, child in module.named_modules()}
 
     @contextlib.contextmanager
     def around(self, module: LightningModule, model: SubspaceModel) -> Iterator[None]:
         """Put all that is outside of the networks into training, but what was not training when it was seen."""
         inside = {child for part in model.parts for child in part.network.module.modules()} - {module}
-        before = {child: child.training for child in module.modules() if child not in inside}
+        outside = [(name, child) for name, child in module.named_modules() if child not in inside]
+        before = [child.training for _, child in outside]
         try:
-            for child in before:
-                child.training = self._training.get(child, True)
+            for name, child in outside:
+                child.training = self._training.get(name, True)
             yield
         finally:
-            for child, training in before.items():
+            for (_, child), training in zip(outside, before, strict=True):
                 child.training = training
 
 
