@@ -21,9 +21,12 @@ def samples_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
 
 
 def _are_images(args: tuple[Any, ...]) -> bool:
-    """Whether the first argument is a list of images of any sizes, as torchvision's detectors take them."""
+    """Whether the first argument is a list of images of any sizes, as torchvision's detectors take them.
+
+    Told by their one or three channels: a list of batches (of tokens, of sounds) has three dimensions, too.
+    """
     images = args[0] if args and isinstance(args[0], (list, tuple)) else ()
-    return bool(images) and all(isinstance(image, Tensor) and image.ndim == 3 for image in images)
+    return bool(images) and all(isinstance(i, Tensor) and i.ndim == 3 and i.shape[0] in (1, 3) for i in images)
 
 
 def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> Arguments:

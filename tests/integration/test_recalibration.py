@@ -83,6 +83,7 @@ class Detector(nn.Module):
         self.seen = set()
 
     def forward(self, images, labels):
+        assert {image.shape for image in images} == {(1, 8, 8)}
         found = self.neck(self.backbone(torch.stack(images)))
         return {"loss": nn.functional.cross_entropy(found, labels)} if self.training else list(found.argmax(1))
 
