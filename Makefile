@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test browser bolts oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long results-page env clean
+.PHONY: demo test cuda cuda-bench browser bolts oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long results-page env clean
 
 env: $(READY)
 
@@ -17,7 +17,13 @@ demo: $(READY)  ## train on real images in about two minutes, and show the curve
 	$(BIN)/lightning-lcs demo
 
 test: $(READY)  ## on two cores, one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not browser and not bolts' -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not browser and not bolts and not cuda' -n 2
+
+cuda: $(READY)  ## on a CUDA device: the same as on the processor
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'cuda and not benchmark' tests/cuda
+
+cuda-bench: $(READY)  ## what a training step costs there
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'cuda and benchmark' tests/cuda -s
 
 browser: $(READY)  ## the HTML report in headless Chromium (apt-get install chromium)
 	@command -v chromium || { echo "make browser needs Chromium: apt-get install chromium" >&2; exit 1; }
@@ -46,7 +52,7 @@ notebook-refresh: $(READY)  ## run it, and keep what its cells print
 	$(NOTEBOOK) --inplace
 
 bench: $(READY)  ## cost of a training step, of its memory, and of a compressed forward
-	$(BIN)/python -m pytest -m benchmark tests/benchmarks -s
+	$(BIN)/python -m pytest -m 'benchmark and not cuda' tests/benchmarks -s
 
 coverage: $(READY)  ## every family of timm and much of torchvision, each checked and sliced: hours; goes on where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.models.sweep
@@ -72,7 +78,7 @@ OLDEST := 'torch==2.9.1' 'torchvision==0.24.1' 'lightning==2.5.0' 'timm==1.0.13'
 	touch .venv-oldest/.ready
 
 oldest: .venv-oldest/.ready  ## the oldest versions that pyproject.toml allows, in an environment of their own
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m 'not benchmark and not browser and not bolts' -n 2 \
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m 'not benchmark and not browser and not bolts and not cuda' -n 2 \
 		tests/unit tests/integration
 
 fashion: $(READY)  ## the Fashion-MNIST table: an hour on two cores

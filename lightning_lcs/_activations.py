@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.functional.quantization import fake_quantize, grid_of, range_of, round_to_grid
+from lightning_lcs.functional.quantization import Grid, fake_quantize, grid_of, range_of, round_to_grid
 
 # Of the moving ranges (arXiv 2110.04252).
 MOMENTUM = 0.1
@@ -93,16 +93,16 @@ class Reading:
     ranges: Mapping[str, Tensor]
     prefix: str
     bits: LayerBits
-    _grids: dict[str, tuple[Tensor, Tensor, Tensor]] = dataclasses.field(default_factory=dict)
+    _grids: dict[str, Grid] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
         grid = self._grids.get(path)
-        if grid is None or grid[0].device != x.device:
+        if grid is None or grid.scale.device != x.device:
             grid = self._grids[path] = self._grid(path, x.device)
-        return round_to_grid(x, *grid)
+        return round_to_grid(x, grid)
 
-    def _grid(self, path: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _grid(self, path: str, device: torch.device) -> Grid:
         held = self.ranges.get(range_key(self.prefix, path))
         if held is None:
             raise RuntimeError(

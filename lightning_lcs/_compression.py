@@ -61,7 +61,8 @@ class Compression:
         part: the network with its endpoints.
         setting: the level.
         drawn_bits: bits of single layers in place of the setting's, by qualified path.
-        thresholds: those of this level and these weights, as far as they are known; more are added.
+        thresholds: those of this level and these weights, as far as they are known; more are added. ``None`` to keep
+            none, and to read none back from an accelerator.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Compression:
         self.setting = setting
         self.layer_bits = None if setting.bits is None else part.layer_bits(setting.bits, drawn_bits)
         self._thresholds = {} if thresholds is None else thresholds
+        self._reads_back = thresholds is not None
         self._masks: dict[str, Tensor] = {}
 
     def on_line(self, name: str, selection: Selection = ()) -> Tensor:
@@ -114,7 +116,8 @@ class Compression:
 
     def _threshold(self, name: str, value: Tensor) -> float | None:
         """The magnitude up to which entries of a weight become zero; ``None`` where that is decided otherwise."""
-        if self.setting.scope == "layer" and name not in self._thresholds:
+        read = self._reads_back or value.device.type == "cpu"
+        if self.setting.scope == "layer" and name not in self._thresholds and read:
             zeros = zeros_at(value.numel(), self.setting.sparsity)
             self._thresholds[name] = threshold_of(value, zeros) if zeros else None
         return self._thresholds.get(name)

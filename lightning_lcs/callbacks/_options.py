@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from lightning_lcs.functional.sampling import PER_LAYER, SAMPLERS, VISIT_FULL, step_generator
+from lightning_lcs.batchnorm import DEFAULT_LEVELS
+from lightning_lcs.functional.sampling import PER_LAYER, SAMPLERS, VISIT_FULL, round_to_levels, step_generator
 from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured, check_alpha
@@ -26,6 +27,7 @@ class SweepOptions:
         mode: whose levels are drawn.
         sampler: a key of :data:`SAMPLERS`, or the levels of every step in ascending order.
         alphas_per_step: levels per step.
+        training_levels: evenly spaced levels to which draws are rounded; 0 to leave them as they are.
         warmup: share of all steps during which the compression grows, in [0, 1].
         warmup_schedule: a key of :data:`SCHEDULES`.
         loss_reduction: a key of :data:`LOSS_REDUCTIONS`.
@@ -38,11 +40,17 @@ class SweepOptions:
     alphas_per_step: int
     warmup: float
     warmup_schedule: str
+    training_levels: int = DEFAULT_LEVELS
     loss_reduction: str = "mean"
     diversity_weight: float = 0.0
     scale_penalty: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.training_levels != 0 and self.training_levels < 3:
+            raise ValueError(
+                f"training_levels={self.training_levels} is neither 0 (any alpha is drawn) nor at least 3; use, for "
+                f"example, {DEFAULT_LEVELS}"
+            )
         if self.loss_reduction not in LOSS_REDUCTIONS:
             raise ValueError(
                 f"loss_reduction={self.loss_reduction!r} is not known; choose one of "
@@ -63,6 +71,8 @@ class SweepOptions:
         drawn: Sequence[float] = self.sampler if isinstance(self.sampler, tuple) else ()
         if isinstance(self.sampler, str):
             drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
+            if self.training_levels:
+                drawn = [round_to_levels(alpha, self.training_levels, self.sampler) for alpha in drawn]
         return [self.mode.snap(alpha) for alpha in drawn]
 
     def weight(self, visited: Sequence[float]) -> float:

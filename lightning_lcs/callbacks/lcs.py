@@ -53,6 +53,8 @@ class LCSCallback(pl.Callback):
             "uniform_draws_per_layer" (each layer draws its own bits); or levels, all of which every step visits. By
             default "sandwich" in structured mode, "biased_endpoints" on an unstructured line, else "uniform_draws".
         alphas_per_step: levels that each training step draws; by default 4 with the first two samplers, else 1.
+        training_levels: evenly spaced levels to which drawn alphas are rounded, at least 3; 0 to train at any alpha, as
+            in the paper, where a GPU looks for new kernels at almost every step of structured mode; see docs (Results).
         loss_reduction: "mean" of the losses of a step's levels, so that a project keeps its learning rate; or their
             "sum", as in the paper, with gradients ``alphas_per_step`` times as large.
         warmup: share of all steps in which sparsity grows to its level, or in which inputs of layers are not quantized
@@ -91,6 +93,7 @@ class LCSCallback(pl.Callback):
         *,
         sampler: str | Sequence[float] | None = None,
         alphas_per_step: int | None = None,
+        training_levels: int = DEFAULT_LEVELS,
         loss_reduction: str = "mean",
         warmup: float | None = None,
         warmup_schedule: str | None = None,
@@ -109,9 +112,8 @@ class LCSCallback(pl.Callback):
         self.subspace = check_subspace(subspace)
         self.target = target
         options = sweep_options(self.mode, subspace, sampler, alphas_per_step, warmup, warmup_schedule)
-        self.options = replace(
-            options, loss_reduction=loss_reduction, diversity_weight=diversity_weight, scale_penalty=scale_penalty
-        )
+        drawn: dict[str, Any] = {"training_levels": training_levels, "loss_reduction": loss_reduction}
+        self.options = replace(options, **drawn, diversity_weight=diversity_weight, scale_penalty=scale_penalty)
         if recalibration_images < (0 if self.options.visits_full else 1):
             reason = "use, for example, 2048, or 0 for none with a sampler that visits alpha = 1 at every step"
             raise ValueError(f"recalibration_images={recalibration_images} is too small: {reason}")

@@ -19,6 +19,7 @@ METHODS = (
     "plain",
     "us, ns (or paper-us, paper-ns)",
     "lec",
+    "width-W (W in [0.25, 1])",
     "sparsity-S (S in [0, 0.975])",
     "bits-B (B in 3..8)",
 )
@@ -38,9 +39,10 @@ def method_settings(name: str) -> dict[str, Any]:
               statistics of the full one;
             * "ns": a slimmable network, trained at the widths .25, .5, .75 and 1 in every step, with batch-norm
               statistics of each (scale and shift are shared; in the paper each width has its own);
-            * "paper-us", "paper-ns": the same, on the sum of the losses of the widths, as published;
+            * "paper-us", "paper-ns": the same on the sum of the losses, and US at any width, as published;
             * "lec": network slimming: plain training with an L1 penalty on the norms' scales, cut afterwards to the
               channels of largest scale in the whole network, without fine-tuning;
+            * "width-0.5": a network for this width, trained with these channels alone;
             * "sparsity-0.95": a network for this sparsity, which grows over 80 % of the training;
             * "bits-4": a network for this bit width.
 
@@ -50,20 +52,23 @@ def method_settings(name: str) -> dict[str, Any]:
     fixed: dict[str, Any] = {"subspace": "point", "norm": "keep"}
     levels = list(SLIMMABLE_ALPHAS)
     kind, _, rest = name.partition("-")
-    summed = {"loss_reduction": "sum"} if kind == "paper" else {}
+    published = {"loss_reduction": "sum", "training_levels": 0} if kind == "paper" else {}
     subspace_settings = _subspace_settings(name.removeprefix("paper-").split("-"), paper=kind == "paper")
     if subspace_settings is not None:
         return subspace_settings
     if name == "plain":
         return {**fixed, "mode": "structured", "sampler": [1.0]}
     if name in ("us", "paper-us"):
-        return {**fixed, **summed, "mode": "structured", "sampler": "sandwich", "recalibration_images": 0}
+        return {**fixed, **published, "mode": "structured", "sampler": "sandwich", "recalibration_images": 0}
     if name in ("ns", "paper-ns"):
         every = {"sampler": levels, "alphas": levels, "recalibration_levels": levels}
-        return {**fixed, **summed, **every, "mode": "structured"}
+        return {**fixed, **published, **every, "mode": "structured"}
     if name == "lec":
         return {**fixed, "mode": Structured(select="scale"), "sampler": [1.0], "scale_penalty": 1e-5}
     number = _number(rest)
+    if kind == "width" and Structured().min_width <= number <= 1.0:
+        alpha = (number - Structured().min_width) / (1.0 - Structured().min_width)
+        return {**fixed, "mode": "structured", "sampler": [alpha], "alphas": [alpha]}
     if kind == "sparsity" and 0.0 <= number <= Unstructured().max_sparsity:
         alpha = 1.0 - number / Unstructured().max_sparsity
         grid = [step / 6 for step in range(7)]
@@ -91,6 +96,7 @@ def paper_settings(mode: str, subspace: str) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "mode": modes.get(mode, mode),
         "subspace": subspace,
+        "training_levels": 0,
         "loss_reduction": "sum",
         "norm": "instance" if structured else "group",
         "line_parameters": "norm" if structured else "backbone",

@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def compare(args: Sequence[str]) -> None:
         args: the command's name, and what follows it; what is not known here is LightningCLI's.
 
     Raises:
-        ValueError: a method that is not known.
+        ValueError: a method that is not known, or a level outside [0, 1].
     """
     parser = argparse.ArgumentParser(
         prog="lightning-lcs compare",
@@ -44,10 +44,12 @@ def compare(args: Sequence[str]) -> None:
     parser.add_argument("--methods", nargs="+", default=["structured-line", "structured-point", "plain", "us"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/compare"), help="where results are kept")
+    parser.add_argument("--alphas", nargs="+", type=float, help="levels of all curves; else those of each method")
     parser.add_argument("--metric", default="val_acc", help="what the table and the plot show")
     own, recipe = parser.parse_known_args(args[1:])
+    levels = {} if own.alphas is None else {"alphas": own.alphas}
     for method in own.methods:
-        method_settings(method)  # before the first run, not after hours; the same for what draws the plot
+        LCSCallback.method(method, **levels)  # before the first run, not after hours; the same for what draws the plot
     require_matplotlib()
     # What devices there are, it would say before every run.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -59,7 +61,7 @@ def compare(args: Sequence[str]) -> None:
             if path.exists():
                 print(f"{path}: kept from an earlier call", flush=True)
             else:
-                write_csv({"": _train(method, seed, own.folder, recipe)}, path)
+                write_csv({"": _train(method, seed, own.folder, recipe, levels)}, path)
                 print(f"{method}, seed {seed}: {(time.monotonic() - begin) / 3600:.2f} hours so far", flush=True)
             runs[method].append(read_csv(path))
     print_comparisons(runs, own.metric)
@@ -67,13 +69,13 @@ def compare(args: Sequence[str]) -> None:
         print(path)
 
 
-def _train(method: str, seed: int, folder: Path, recipe: Sequence[str]) -> Any:
+def _train(method: str, seed: int, folder: Path, recipe: Sequence[str], levels: Mapping[str, Any]) -> Any:
     settings = method_settings(method)
     of_model = {name: settings[name] for name in _OF_MODEL if name in settings}
     given = [f"--model.{name}={_as_argument(value)}" for name, value in of_model.items()]
     here = [f"--seed_everything={seed}", "--trainer.logger=false", f"--trainer.default_root_dir={folder / 'last'}"]
     cli = read_recipe([*recipe, *given, *here], run=False, save_config_callback=None)
-    lcs = LCSCallback.method(method, seed=seed)
+    lcs = LCSCallback.method(method, seed=seed, **levels)
     # Every method writes to the same places: checkpoints of one would stand in the way of the next.
     others = [c for c in cli.trainer.callbacks if not isinstance(c, (LCSCallback, ModelCheckpoint))]  # type: ignore[attr-defined]
     cli.trainer.callbacks = [lcs, *others]  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ Nothing here reads a value back to Python: ranges, scales and zero points stay t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,13 +38,18 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Ten
     Returns:
         Scale, and the zero point as int32; for a range that is 0 alone the scale is 1.
     """
+    scale, zero_point = _parameters(low, high, bits)
+    return scale, zero_point.to(torch.int32)
+
+
+def _parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """:func:`affine_parameters`, the zero point as a float: each operation counts, where tensors are that small."""
     qmin, qmax = integer_range(bits)
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
     scale = (high - low) / (qmax - qmin)
     # A range below float32's smallest normal number has no reciprocal: its values are 0 at any precision.
-    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
-    zero_point = (qmin - low / scale).round().clamp(qmin, qmax).to(torch.int32)
-    return scale, zero_point
+    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
+    return scale, (qmin - low / scale).round().clamp(qmin, qmax)
 
 
 def fake_quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
@@ -56,26 +61,35 @@ def fake_quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
         high: upper end.
         bits: 2 to 8.
     """
-    return round_to_grid(x, *grid_of(low, high, bits))
+    return round_to_grid(x, grid_of(low, high, bits))
 
 
-def grid_of(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, and the smallest and largest multiple of it that a range of so many bits holds."""
+class Grid(NamedTuple):
+    """Scale, the smallest and the largest multiple of it that a range of so many bits holds, and these bits."""
+
+    scale: Tensor
+    first: Tensor
+    last: Tensor
+    bits: int
+
+
+def grid_of(low: Tensor, high: Tensor, bits: int) -> Grid:
+    """The grid of a range; arguments as in :func:`affine_parameters`."""
     qmin, qmax = integer_range(bits)
-    scale, zero_point = affine_parameters(low, high, bits)
-    return scale, (qmin - zero_point).float(), (qmax - zero_point).float()
+    scale, zero_point = _parameters(low, high, bits)
+    return Grid(scale, qmin - zero_point, qmax - zero_point, bits)
 
 
-def round_to_grid(x: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
+def round_to_grid(x: Tensor, grid: Grid) -> Tensor:
     """:func:`fake_quantize` with a grid that :func:`grid_of` gave."""
-    result: Tensor = _RoundToGrid.apply(x, scale, first, last) if x.requires_grad else _round(x, scale, first, last)
+    result: Tensor = _RoundToGrid.apply(x, *grid) if x.requires_grad else _round(x, grid)
     return result
 
 
-def _round(x: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
+def _round(x: Tensor, grid: Grid) -> Tensor:
     # Passes in place: a fraction of the time of torch's fake_quantize, which computes a mask, too. Two bounds one after
     # the other: with tensors as its bounds clamp is not vectorized, and takes three times as long as all of this.
-    scale, first, last = (_along_first(t, x) for t in (scale, first, last))
+    scale, first, last = (_along_first(t, x) for t in grid[:3])
     values = torch.div(x.float(), scale).round_()
     torch.minimum(values, last, out=values)
     torch.maximum(values, first, out=values)
@@ -84,12 +98,18 @@ def _round(x: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
 
 class _RoundToGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
-        return _round(x, scale, first, last)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, first: Tensor, last: Tensor, bits: int) -> Tensor:
+        if x.is_cuda and scale.ndim == 0:
+            # One pass instead of seven: 1.2 ms less for 51 million entries in bfloat16 (H200). It multiplies by the
+            # scale's reciprocal, so that a tie may round to the other side; and has no NaN but that of the scale, which
+            # a range that follows its values has.
+            qmin, qmax = integer_range(bits)
+            return torch.fake_quantize_per_tensor_affine(x, scale, (qmin - first).to(torch.int32), qmin, qmax)
+        return _round(x, Grid(scale, first, last, bits))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return gradients[0], None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return gradients[0], None, None, None, None
 
 
 @torch.no_grad()

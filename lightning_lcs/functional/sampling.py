@@ -73,6 +73,23 @@ def uniform_draws(generator: torch.Generator, count: int) -> list[float]:
     return torch.rand(count, generator=generator, dtype=torch.float64).sort().values.tolist()
 
 
+def round_to_levels(alpha: float, levels: int, sampler: str) -> float:
+    """The nearest of ``levels`` evenly spaced levels to a draw.
+
+    An end that the sampler visits at every step is left to it: draws of "sandwich" and "uniform" stay below 1, and
+    those of "sandwich" above 0.
+
+    Args:
+        alpha: in [0, 1]; 0 and 1 stay as they are.
+        levels: at least 3.
+        sampler: a key of :data:`SAMPLERS`.
+    """
+    if alpha in (0.0, 1.0):
+        return alpha
+    lowest, highest = int(sampler == "sandwich"), levels - 1 - (sampler in VISIT_FULL)
+    return min(max(round(alpha * (levels - 1)), lowest), highest) / (levels - 1)
+
+
 # As uniform_draws, and each layer draws its own level of compression besides.
 PER_LAYER = "uniform_draws_per_layer"
 SAMPLERS = {

@@ -1,4 +1,8 @@
-"""Unstructured sparsity: which entries of a weight are kept."""
+"""Unstructured sparsity: which entries of a weight are kept.
+
+Masks on an accelerator are made there, and nothing is read back: a step of training never waits for it. NaN is not
+looked for then, and goes on into the loss.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ def threshold_of(weight: Tensor, zeros: int) -> float | None:
         ValueError: the weight holds NaN.
     """
     magnitude = weight.detach().abs().flatten()
-    if magnitude.device.type != "cpu":
+    if not _is_here(magnitude):
         threshold = magnitude.kthvalue(zeros).values
         exact = int((magnitude > threshold).sum()) == magnitude.numel() - zeros
         found = float(threshold)
@@ -81,6 +85,11 @@ def _smallest(values: npt.NDArray[Any], count: int) -> float:
     return float(np.partition(values, count - 1)[count - 1])
 
 
+def _is_here(values: Tensor) -> bool:
+    """Whether Python can look at them without waiting for an accelerator."""
+    return values.device.type == "cpu"
+
+
 def _refuse_nan(values: Tensor) -> None:
     if bool(values.isnan().any()):
         raise ValueError("the weight holds NaN, which has no magnitude to compare: training has diverged")
@@ -99,21 +108,20 @@ def largest_mask(weight: Tensor, sparsity: float) -> Tensor:
         Among equal magnitudes the first ones are kept.
 
     Raises:
-        ValueError: ``sparsity`` is outside [0, 1), or the weight holds NaN.
+        ValueError: ``sparsity`` is outside [0, 1), or the weight holds NaN (on the processor).
     """
     zeros = zeros_at(weight.numel(), sparsity)
     if zeros == 0:
         return torch.ones_like(weight)
-    threshold = threshold_of(weight, zeros)
+    threshold = threshold_of(weight, zeros) if _is_here(weight) else None
     if threshold is not None:
         return (weight.detach().abs() > threshold).to(weight.dtype)
     return _first_of_equals(weight.detach().abs().flatten(), zeros).view_as(weight).to(weight.dtype)
 
 
 def _first_of_equals(magnitude: Tensor, zeros: int) -> Tensor:
-    kept = torch.ones_like(magnitude, dtype=torch.bool)
-    kept[magnitude.argsort(descending=True, stable=True)[magnitude.numel() - zeros :]] = False
-    return kept
+    order = magnitude.argsort(descending=True, stable=True)
+    return torch.ones_like(magnitude, dtype=torch.bool).scatter_(0, order[magnitude.numel() - zeros :], False)
 
 
 @torch.no_grad()
@@ -131,17 +139,18 @@ def largest_masks(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, T
         each weight where that is fewer.
 
     Raises:
-        ValueError: ``sparsity`` is outside [0, 1), or a weight holds NaN.
+        ValueError: ``sparsity`` is outside [0, 1), or a weight holds NaN (on the processor).
     """
     magnitudes = [weight.detach().abs().flatten().float() for weight in weights.values()]
     for magnitude in magnitudes:
-        _refuse_nan(magnitude)
-        magnitude[magnitude.argmax()] = torch.inf
+        if _is_here(magnitude):
+            _refuse_nan(magnitude)
+        magnitude.scatter_(0, magnitude.argmax(0, keepdim=True), torch.inf)
     together = torch.cat(magnitudes)
     zeros = min(zeros_at(together.numel(), sparsity), together.numel() - len(magnitudes))
     if zeros == 0:
         return {name: torch.ones_like(weight) for name, weight in weights.items()}
-    threshold = threshold_of(together, zeros)
+    threshold = threshold_of(together, zeros) if _is_here(together) else None
     kept = together > threshold if threshold is not None else _first_of_equals(together, zeros)
     pieces = torch.split(kept, [magnitude.numel() for magnitude in magnitudes])
     return {
@@ -162,13 +171,15 @@ def block_mask(weight: Tensor, kept: int) -> Tensor:
         A mask as :func:`largest_mask` gives it.
 
     Raises:
-        ValueError: the number of inputs is no multiple of 4, ``kept`` is out of range, or the weight holds NaN.
+        ValueError: the number of inputs is no multiple of 4, ``kept`` is out of range, or the weight holds NaN (on
+            the processor).
     """
     if weight.shape[1] % BLOCK:
         raise ValueError(f"the weight has {weight.shape[1]} inputs, which is no multiple of {BLOCK}")
     if not 1 <= kept <= BLOCK:
         raise ValueError(f"kept={kept!r} is not in 1..{BLOCK}")
-    _refuse_nan(weight)
+    if _is_here(weight):
+        _refuse_nan(weight)
     blocks = torch.unflatten(weight.detach().abs(), 1, (-1, BLOCK))
     order = blocks.argsort(dim=2, descending=True, stable=True)
     mask = torch.zeros_like(blocks).scatter_(2, order.narrow(2, 0, kept), 1.0)

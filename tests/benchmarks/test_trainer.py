@@ -95,7 +95,7 @@ def test_a_step_under_the_trainer_costs_what_it_costs_by_hand():
     module = Classifier()
     loader = data(26)
     clock = Clock(*(_hand_written(copy.deepcopy(module.net), loader) for _ in range(2)))
-    trainer(LCSCallback(subspace="point"), clock, limit_val_batches=0).fit(module, loader)
+    trainer(LCSCallback(subspace="point", training_levels=0), clock, limit_val_batches=0).fit(module, loader)
     times = clock.times[4:]  # the first ones trace
     ratio = statistics.median(swept / by_hand for swept, by_hand in times)
     print(f"\na step under the trainer / by hand: {ratio:.3f}")

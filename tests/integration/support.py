@@ -119,8 +119,8 @@ class Data(L.LightningDataModule):
 
 
 def lcs(**options: Any) -> LCSCallback:
-    """An LCSCallback with few levels, so that curves are quick."""
-    return LCSCallback(**{"alphas": 3, "recalibration_levels": 3, **options})
+    """An LCSCallback with few levels, so that curves are quick, and draws as the samplers give them."""
+    return LCSCallback(**{"alphas": 3, "recalibration_levels": 3, "training_levels": 0, **options})
 
 
 def trainer(folder: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:

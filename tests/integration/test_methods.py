@@ -82,8 +82,28 @@ def test_ns_trains_its_four_widths_in_every_step(tmp_path, train, val):
 def test_baselines_as_published_sum_the_losses(name):
     ours, published = LCSCallback.method(name).options, LCSCallback.method(f"paper-{name}").options
     assert (ours.loss_reduction, published.loss_reduction) == ("mean", "sum")
-    assert (ours.sampler, ours.alphas(0, 3)) == (published.sampler, published.alphas(0, 3))
+    assert ours.sampler == published.sampler
+    # Theirs are drawn from all of [0, 1], ours from 25 levels.
+    assert ours.alphas(0, 3) == pytest.approx(published.alphas(0, 3), abs=1 / 24)
+    assert published.training_levels == 0
     assert LCSCallback.paper("structured").options.loss_reduction == "sum"
+
+
+def test_a_network_for_one_width(tmp_path, train, val):
+    """The same as the network that is natively so narrow; the other channels are never touched."""
+    net = Net()
+    callback, module = fit(tmp_path, "width-0.5", net, train, val)
+    assert next(point.width for point in callback.curve) == 0.5
+    narrow = Net(first=4, second=4)
+    starts = net.state_dict()
+    narrow.load_state_dict({n: starts[n][tuple(map(slice, v.shape))] for n, v in narrow.state_dict().items()})
+    expected = by_hand(narrow, train, 2, lambda n, x, y: nn.functional.cross_entropy(n(x), y))
+    for name, value in expected.named_parameters():
+        kept = tuple(map(slice, value.shape))
+        ours, before = module.net.get_parameter(name).detach().clone(), net.get_parameter(name).detach().clone()
+        torch.testing.assert_close(ours[kept], value, rtol=0, atol=ORDER, msg=name)
+        ours[kept] = before[kept] = 0.0
+        assert torch.equal(ours, before), name
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])

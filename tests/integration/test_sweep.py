@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
-from lightning_lcs import SubspaceModel
+from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.functional.sampling import SAMPLERS, step_generator
 from tests.integration.support import Module, Net, group_norm, lcs, trainer
 
@@ -139,6 +139,20 @@ def recorded_alphas(monkeypatch):
 
     monkeypatch.setattr(SubspaceModel, "training_level", spy)
     return seen
+
+
+@no_curve
+def test_training_visits_few_levels(tmp_path, train, monkeypatch):
+    """On a GPU each new width costs a choice of kernels: by default the levels are those of the statistics."""
+    default = LCSCallback()
+    drawn = {alpha for step in range(200) for alpha in default.options.alphas(0, step)}
+    assert drawn == {number / 24 for number in range(25)} == set(default._recalibration.alphas)
+    seen = recorded_alphas(monkeypatch)
+    trainer(tmp_path, lcs(training_levels=4)).fit(Module(), train)
+    assert len(seen) == 12
+    assert set(seen) <= {0.0, 1 / 3, 2 / 3, 1.0}
+    with pytest.raises(ValueError, match=r"training_levels=2 is neither 0 \(any alpha is drawn\) nor at least 3; use"):
+        LCSCallback(training_levels=2)
 
 
 @no_curve

@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightning_lcs.functional.sampling import SAMPLERS, sandwich, step_generator, uniform
+from lightning_lcs.functional.sampling import SAMPLERS, round_to_levels, sandwich, step_generator, uniform
 
 seeds = st.integers(0, 2**31 - 1)
 steps = st.integers(0, 10**7)
@@ -72,3 +72,28 @@ def test_draws_are_spread_evenly(sampler: Callable[..., list[float]], inner: sli
 def test_too_few_alphas_is_an_error_that_names_the_argument(sampler: str, least: int, short_of: int) -> None:
     with pytest.raises(ValueError, match=f"alphas_per_step={least - short_of} is below {least}"):
         SAMPLERS[sampler](step_generator(0, 0), least - short_of)
+
+
+@given(
+    seed=seeds, step=steps, levels=st.integers(3, 60), sampler=st.sampled_from(list(SAMPLERS)), count=st.integers(2, 9)
+)
+def test_draws_rounded_to_levels(seed: int, step: int, levels: int, sampler: str, count: int) -> None:
+    drawn = SAMPLERS[sampler](step_generator(seed, step), count)
+    rounded = [round_to_levels(alpha, levels, sampler) for alpha in drawn]
+    grid = [number / (levels - 1) for number in range(levels)]
+    assert set(rounded) <= set(grid)
+    # To the nearest level; further only from an end that is visited anyway.
+    nearest = [min(grid, key=lambda level: abs(level - alpha)) for alpha in drawn]
+    for alpha, level, near in zip(drawn, rounded, nearest, strict=True):
+        assert abs(level - alpha) <= abs(near - alpha) + 1e-12 or near in (0.0, 1.0)
+    if sampler == "sandwich":
+        assert (rounded.count(0.0), rounded.count(1.0)) == (1, 1)
+    if sampler == "uniform":
+        assert rounded.count(1.0) == 1
+
+
+def test_every_level_is_drawn() -> None:
+    for sampler, least, most in (("sandwich", 0, 4), ("uniform", 0, 4), ("uniform_draws", 0, 4)):
+        draws = [SAMPLERS[sampler](step_generator(0, step), 3) for step in range(60)]
+        found = {4 * round_to_levels(alpha, 5, sampler) for drawn in draws for alpha in drawn}
+        assert found == set(range(least, most + 1)), sampler
