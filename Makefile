@@ -93,18 +93,21 @@ levels: fashion  ## batch-norm statistics between the stored levels
 
 COMPARE = $(BIN)/python examples/train_cli.py compare --config examples/paper/fashion_mnist_preresnet11.yaml \
 	--trainer.enable_progress_bar=false --trainer.enable_model_summary=false
-STRUCTURED := paper-structured-point paper-structured-line paper-structured-point-keep \
+STRUCTURED := width-0.25 width-0.5 paper-structured-point paper-structured-line paper-structured-point-keep \
 	paper-structured-line-keep paper-us paper-ns plain lec \
 	structured-point structured-line structured-point-instance structured-point-group us ns
-UNSTRUCTURED := paper-unstructured-point paper-unstructured-line paper-unstructured-point-keep \
+UNSTRUCTURED := unstructured-line unstructured-point paper-unstructured-point paper-unstructured-line paper-unstructured-point-keep \
 	paper-unstructured-line-keep paper-unstructured-point-instance paper-unstructured-line-instance sparsity-0.95
-QUANTIZED := paper-quantized-point paper-quantized-line paper-quantized-point-keep paper-quantized-line-keep \
+QUANTIZED := quantized-line quantized-point paper-quantized-point paper-quantized-line paper-quantized-point-keep paper-quantized-line-keep \
 	paper-quantized-point-instance paper-quantized-line-instance bits-3 bits-8
 SEEDS ?= 0
+# Shares kept of .025, .05, .1, .25, .5, .9 and 1.
+SHARES := --alphas 0 0.02564102564102564 0.07692307692307693 0.23076923076923078 0.48717948717948717 0.8974358974358975 1
 
 results: $(READY)  ## the table of methods after 4 epochs: hours; goes on where it was stopped
 	mkdir -p runs/results/4 && cp -n docs/results/4/*.csv runs/results/4/
-	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(STRUCTURED) $(UNSTRUCTURED)
+	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(STRUCTURED)
+	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(UNSTRUCTURED) $(SHARES)
 	$(COMPARE) --folder runs/results/4 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
 
 results-page: $(READY)  ## what these runs have left, into docs/results.md
@@ -113,7 +116,8 @@ results-page: $(READY)  ## what these runs have left, into docs/results.md
 
 LONG := --trainer.max_epochs=20 --trainer.check_val_every_n_epoch=20
 results-long: $(READY)  ## the same after 20 epochs
-	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(STRUCTURED) $(UNSTRUCTURED)
+	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(STRUCTURED)
+	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(UNSTRUCTURED) $(SHARES)
 	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
 
 clean:

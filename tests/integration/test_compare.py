@@ -86,6 +86,20 @@ def test_a_call_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
         assert all(x == y for column, (x, y) in pairs if column != latency)
 
 
+def test_all_methods_at_the_same_levels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    at = [*STRUCTURED, "--alphas", "0.5", "0"]
+    compare(tmp_path, "plain", "bits-4", arguments=at)
+    for method in ("plain", "bits-4"):
+        # Half of the way from 3 to 8 bits is a level of its own.
+        assert [point.alpha for point in read_csv(tmp_path / f"{method}-0.csv")] == pytest.approx(
+            [0.0, 0.5] if method == "plain" else [1 / 6, 0.5]
+        )
+    with pytest.raises(ValueError, match=r"alpha=1.5 is not in \[0, 1\]"):
+        compare(tmp_path, "us", arguments=[*STRUCTURED, "--alphas", "1.5"])
+    assert not (tmp_path / "us-0.csv").exists()
+
+
 def test_an_unknown_method_is_refused_before_any_run(tmp_path):
     with pytest.raises(ValueError, match="method 'best' is not known"):
         compare(tmp_path, "plain", "best")

@@ -1,6 +1,7 @@
 """LCSCallback.paper: the settings of arXiv 2110.04252, and its CIFAR network in the examples."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -87,7 +88,8 @@ def test_the_tables_of_the_results_page_are_those_of_its_runs(tmp_path):
     docs = EXAMPLES.parent / "docs"
     text = (docs / "results.md").read_text()
     page = tmp_path / "results.md"
-    for changed in (text, text.replace("| 1 | 73.4 |", "| 1 | 93.4 |")):
+    first = re.compile(r"(\(`structured-point`\) \| \d+ \| )\d")
+    for changed in (text, first.sub(r"\g<1>11", text, count=1)):
         page.write_text(changed)
         example("paper/tables.py").rewrite(page, docs / "results")
         assert page.read_text() == text
