@@ -12,6 +12,8 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
 
+from lightning_lcs.channels.example import are_images
+
 
 def training_batches(trainer: Trainer, module: LightningModule, images: int, seed: int) -> Iterator[tuple[Any, int]]:
     """Batches of randomly chosen training samples, on the module's device, with their index.
@@ -94,7 +96,11 @@ def _own_loader(loader: Any, images: int, seed: int, rank: int, ranks: int) -> A
 
 
 def batch_size(batch: Any) -> int:
-    """Number of samples: rows of the first tensor, as Lightning guesses it; 1 where there is none."""
+    """Number of samples: images of a list, else rows of the first tensor, as Lightning guesses it; 1 without any."""
+    listed = batch if isinstance(batch, (list, tuple)) else ()
+    images = next((value for value in (batch, *listed) if are_images(value)), None)
+    if images is not None:
+        return len(images)
     # Not Lightning's own function: it warns of tensors of several sizes, and to silence it for a moment would make
     # Python show again, batch after batch, all warnings that it shows once.
     first = next(_tensors(batch), None)

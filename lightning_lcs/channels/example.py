@@ -14,25 +14,25 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 def samples_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """How many samples the arguments hold: the length of the first tensor, or of a list of images."""
-    if _are_images(args):
+    if args and are_images(args[0]):
         return len(args[0])
     leaves = pytree.tree_leaves((args, kwargs))
     return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
 
 
-def _are_images(args: tuple[Any, ...]) -> bool:
-    """Whether the first argument is a list of images of any sizes, as torchvision's detectors take them.
+def are_images(value: Any) -> bool:
+    """Whether this is a list of images of any sizes, as torchvision's detectors take them.
 
     Told by their one or three channels: a list of batches (of tokens, of sounds) has three dimensions, too.
     """
-    images = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+    images = value if isinstance(value, (list, tuple)) else ()
     return bool(images) and all(isinstance(i, Tensor) and i.ndim == 3 and i.shape[0] in (1, 3) for i in images)
 
 
 def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> Arguments:
     """The arguments with so many samples, some of them twice: two serve to trace other forms of the network with."""
     batch = samples_in(args, kwargs)
-    if _are_images(args):
+    if args and are_images(args[0]):
         count, batch = len(args[0]), None
 
         def few(value: Any) -> Any:

@@ -82,7 +82,9 @@ def grid_of(low: Tensor, high: Tensor, bits: int) -> Grid:
 
 def round_to_grid(x: Tensor, grid: Grid) -> Tensor:
     """:func:`fake_quantize` with a grid that :func:`grid_of` gave."""
-    result: Tensor = _RoundToGrid.apply(x, *grid) if x.requires_grad else _round(x, grid)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _round(x, grid)
+    result: Tensor = _RoundToGrid.apply(x, *grid)
     return result
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import (
 
 from lightning_lcs import SubspaceModel, Unstructured
 from lightning_lcs.batchnorm import recalibrate
+from lightning_lcs.callbacks._loaders import batch_size
 from tests.integration.support import Data, Module, Net, digits, group_norm, lcs, loader, trainer
 
 # Means and variances of a convolution's outputs in float32, summed in another order.
@@ -372,3 +373,12 @@ def test_loaders_of_other_kinds(tmp_path, val, kind):
     callback = lcs()
     trainer(tmp_path, callback).fit(Any(), LOADERS[kind](), val)
     assert set(callback.subspace_model.statistics) == {0.0, 0.5}
+
+
+def test_samples_of_a_batch_are_counted():
+    images, targets = [torch.randn(3, 6, 7), torch.randn(3, 8, 5)], [{"boxes": torch.randn(4, 4)}] * 2
+    assert batch_size((images, targets)) == 2  # not the three channels of the first
+    assert batch_size({"pixels": torch.randn(5, 3, 4, 4), "label": torch.zeros(5)}) == 5
+    assert batch_size([torch.randn(7, 3, 4, 4), torch.zeros(7)]) == 7
+    assert batch_size((torch.randn(4, 6, 2), torch.zeros(4, 6))) == 4  # sequences
+    assert batch_size((3, "name")) == 1
