@@ -93,13 +93,14 @@ levels: fashion  ## batch-norm statistics between the stored levels
 
 COMPARE = $(BIN)/python examples/train_cli.py compare --config examples/paper/fashion_mnist_preresnet11.yaml \
 	--trainer.enable_progress_bar=false --trainer.enable_model_summary=false
-STRUCTURED := width-0.25 width-0.5 paper-structured-point paper-structured-line paper-structured-point-keep \
-	paper-structured-line-keep paper-us paper-ns plain lec \
-	structured-point structured-line structured-point-instance structured-point-group us ns
-UNSTRUCTURED := unstructured-line unstructured-point paper-unstructured-point paper-unstructured-line paper-unstructured-point-keep \
-	paper-unstructured-line-keep paper-unstructured-point-instance paper-unstructured-line-instance sparsity-0.95
-QUANTIZED := quantized-line quantized-point paper-quantized-point paper-quantized-line paper-quantized-point-keep paper-quantized-line-keep \
-	paper-quantized-point-instance paper-quantized-line-instance bits-3 bits-8
+STRUCTURED := structured-point structured-line width-0.5 width-0.25 structured-point-instance structured-point-group \
+	plain us ns lec paper-structured-point paper-structured-line paper-structured-point-keep \
+	paper-structured-line-keep paper-us paper-ns
+UNSTRUCTURED := unstructured-line unstructured-line-instance unstructured-line-group unstructured-point \
+	paper-unstructured-point paper-unstructured-line paper-unstructured-point-keep paper-unstructured-line-keep \
+	sparsity-0.95
+QUANTIZED := quantized-line quantized-line-instance quantized-line-group quantized-point paper-quantized-point \
+	paper-quantized-line paper-quantized-point-keep paper-quantized-line-keep bits-3 bits-8
 SEEDS ?= 0
 # Shares kept of .025, .05, .1, .25, .5, .9 and 1.
 SHARES := --alphas 0 0.02564102564102564 0.07692307692307693 0.23076923076923078 0.48717948717948717 0.8974358974358975 1

@@ -101,7 +101,8 @@ class TrainingLevel:
             selection = execution.cut(name)
             if self._gradients is None:
                 value = level.tensor(name, selection)
-                self._tensors[key] = value.detach().clone() if name in execution.updated else value
+                # A slice with gaps is read wrongly by convolutions of some devices (pytorch/pytorch#192212).
+                self._tensors[key] = value.detach().clone() if name in execution.updated else value.contiguous()
             else:
                 self._tensors[key] = self._leaf(level, name, selection, name in execution.updated, self._gradients)
         return self._tensors[key]

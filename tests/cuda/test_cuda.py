@@ -9,10 +9,10 @@ import timm
 import torch
 from torch import nn
 
-from lightning_lcs import SubspaceModel
+from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.functional.sparsity import largest_mask, largest_masks, zeros_at
 from tests.helpers import BATCH_NORM_WARNING, relative, scramble
-from tests.integration.support import Module, digits, lcs, loader, trainer
+from tests.integration.support import Module, Net, digits, lcs, loader, trainer
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings(BATCH_NORM_WARNING)]
 
@@ -74,15 +74,20 @@ def ranges_of(model, x):
             model(x)
 
 
+@pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize(("mode", "subspace"), KINDS)
-def test_gradients_are_those_of_the_processor(mode, subspace):
+def test_gradients_are_those_of_the_processor(mode, subspace, direct):
     here, there = pair("resnet10t", mode, subspace)
     x, y = images(8), torch.arange(8)
     for model, device in ((here.double(), "cpu"), (there.double(), "cuda")):
         model.train()
         for alpha in (0.0, 0.4, 1.0):
-            with model.training_level(alpha):
-                nn.functional.cross_entropy(model(x.to(device).double()), y.to(device)).backward()
+            with model.training_level(alpha, direct=direct):
+                loss = nn.functional.cross_entropy(model(x.to(device).double()), y.to(device))
+                if not direct:
+                    loss.backward()
+            if direct:
+                loss.backward()
     for (name, ours), (_, theirs) in zip(there.named_parameters(), here.named_parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None), name
         if ours.grad is not None:
@@ -172,6 +177,21 @@ def test_two_trainings_give_the_same_weights(tmp_path, sampler):
     ours, theirs = trained("gpu"), trained("cpu")
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name].cpu(), value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_network_for_one_width(tmp_path):
+    """Trained there, it validates as well as trained here: the network of the steps is that of the statistics."""
+
+    def accuracy(accelerator):
+        torch.manual_seed(0)
+        callback = LCSCallback.method("width-0.5", seed=0)
+        module = Module(Net(first=16, second=32))
+        run = trainer(tmp_path, callback, accelerator=accelerator, devices=1, max_epochs=12)
+        run.fit(module, loader(digits(0, 1024), 32, drop_last=True), loader(digits(1024, 512)))
+        return callback.curve[0].metrics["val_acc"]
+
+    # Of 512 images.
+    assert accuracy("gpu") == pytest.approx(accuracy("cpu"), abs=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
