@@ -10,6 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 _FILES = {"train": "train", "test": "t10k"}
+# Of the training pixels, in [0, 1]; and what a black pixel becomes.
+_MEAN, _DEVIATION = 0.2860, 0.3530
+_BLACK = -_MEAN / _DEVIATION
 
 
 class _Augmented(Dataset[tuple[torch.Tensor, ...]]):
@@ -19,7 +22,7 @@ class _Augmented(Dataset[tuple[torch.Tensor, ...]]):
         from torchvision.transforms import v2
 
         self.dataset = dataset
-        self.transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()])
+        self.transform = v2.Compose([v2.RandomCrop(32, padding=4, fill=_BLACK), v2.RandomHorizontalFlip()])
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         image, *rest = self.dataset[index]
@@ -41,7 +44,8 @@ class FashionMNISTDataModule(pl.LightningDataModule):
         channels: 1, or 3 (the image repeated).
         train_images: use only the first so many training images.
         eval_batch_size: of validation and test.
-        augment: crop training images at random after padding with 4, and flip half of them (needs torchvision).
+        augment: crop training images at random after padding with 4 black pixels, and flip half of them (needs
+            torchvision).
 
     Raises:
         FileNotFoundError: a file is missing (from ``setup``).
@@ -73,8 +77,7 @@ class FashionMNISTDataModule(pl.LightningDataModule):
             if part not in self._sets:
                 images = self._read(f"{prefix}-images-idx3-ubyte.gz", 16).view(-1, 1, 28, 28)
                 labels = self._read(f"{prefix}-labels-idx1-ubyte.gz", 8).long()
-                # Mean and deviation of the training pixels.
-                images = (torch.nn.functional.pad(images, (2, 2, 2, 2)).float() / 255.0 - 0.2860) / 0.3530
+                images = (torch.nn.functional.pad(images, (2, 2, 2, 2)).float() / 255.0 - _MEAN) / _DEVIATION
                 count = self.train_images if part == "train" else None
                 images = images.expand(-1, self.channels, -1, -1)[:count]
                 self._sets[part] = TensorDataset(images, labels[:count])
