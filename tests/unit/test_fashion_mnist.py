@@ -27,12 +27,11 @@ def test_borders_are_black_like_the_background(tmp_path):
     assert black.unique().numel() == 1
     cropped = training_images(tmp_path, augment=True)
     assert cropped.shape == (30, 1, 32, 32)
-    assert torch.equal(cropped.unique(), black.unique())
+    torch.testing.assert_close(cropped, black)
     # Cropping moves what is there: borders of white images are wider than the two pixels on some side.
     white = training_images(files(tmp_path, 255), augment=True, channels=3)
     assert white.shape[1] == 3
-    assert white.min() == black.min()
-    dark = (white[:, 0] == black.min()).float().mean((1, 2))
+    dark = (white[:, 0] - black.min() < 1e-6).float().mean((1, 2))
     assert dark.max() > 1 - (28 / 32) ** 2
 
 
