@@ -3,8 +3,8 @@
     python examples/paper/tables.py [--page docs/results.md] [--results docs/results]
 
 A table stands between ``<!-- structured 4 -->`` and ``<!-- end -->``: a mode, and the folder of its runs. Each row is a
-method over all of its seeds: their mean, and the least and the largest where there are several. What the authors' code
-reached on the same work is in authors.csv, what the methods are in methods.csv.
+method over all of its seeds: their mean, and the least and the largest where there are several; what was not run is
+named below. What the authors' code reached in four epochs is in authors.csv, what the methods are in methods.csv.
 """
 
 import argparse
@@ -59,19 +59,22 @@ def row(name: str, seeds: list[list[float | None]]) -> str:
 
 
 def table(results: Path, mode: str, runs: str) -> list[str]:
-    """All methods of a mode that were run, each followed by the authors' row."""
+    """All methods of a mode that were run, each followed by the authors' row; and the names of the others."""
     heading, levels, _ = LEVELS[mode]
+    missing = []
     lines = [
         f"| {mode}, {heading} | seeds | {' | '.join(f'{level:g}' for level in levels)} |",
         "|---|---:|" + "---:|" * len(levels),
     ]
     for method, what in [(r["method"], r["what"]) for r in rows_of(results / "methods.csv") if r["mode"] == mode]:
         ours = accuracies(results / runs, mode, method)
-        name = f"{what} (`{method}`)"
-        lines.append(row(name, ours) if ours else f"| {name} | not run |{' |' * len(levels)}")
-        published = theirs(results, mode, method) if runs == "4" else []
+        if not ours:
+            missing.append(f"`{method}`")
+            continue
+        lines.append(row(f"{what} (`{method}`)", ours))
+        published = theirs(results, mode, method) if runs.endswith("4") else []
         lines += [row("*authors' code*", published)] if published else []
-    return lines
+    return [*lines, "", f"Not run: {', '.join(missing)}."] if missing else lines
 
 
 def rewrite(page: Path, results: Path) -> None:
@@ -81,7 +84,7 @@ def rewrite(page: Path, results: Path) -> None:
         return "\n".join([match.group(1), *table(results, match.group(2), match.group(3)), "<!-- end -->"])
 
     text = page.read_text(encoding="utf-8")
-    page.write_text(re.sub(r"(<!-- (\w+) (\w+) -->)\n.*?<!-- end -->", filled, text, flags=re.S), encoding="utf-8")
+    page.write_text(re.sub(r"(<!-- (\w+) ([\w-]+) -->)\n.*?<!-- end -->", filled, text, flags=re.S), encoding="utf-8")
 
 
 if __name__ == "__main__":
