@@ -102,7 +102,7 @@ class _RoundToGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, first: Tensor, last: Tensor, bits: int) -> Tensor:
         if x.is_cuda and scale.ndim == 0:
-            # One pass instead of seven: 1.2 ms less for 51 million entries in bfloat16 (H200). It multiplies by the
+            # One pass instead of seven: 0.16 ms for 1.2 (51 million entries in bfloat16, H200). It multiplies by the
             # scale's reciprocal, so that a tie may round to the other side; and has no NaN but that of the scale, which
             # a range that follows its values has.
             qmin, qmax = integer_range(bits)
