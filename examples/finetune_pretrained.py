@@ -70,7 +70,7 @@ def finetune(net: nn.Module, order: str, data: L.LightningDataModule, epochs: in
     net.reset_classifier(data.num_classes)
     mode = Structured(order=order)
     module = CompressibleSubspaceWrapper(
-        Gray(net.train()), data.num_classes, mode, learning_rate=0.02, warmup_epochs=0.2
+        Gray(net.train()), data.num_classes, mode, learning_rate=0.08, warmup_epochs=0.2
     )
     lcs = LCSCallback(mode, alphas=[0.0, 1 / 3, 1.0])
     options = {"default_root_dir": f"runs/pretrained/{order}_{seed}", "logger": False, **QUIET}
