@@ -71,7 +71,8 @@ class SweepOptions:
         drawn: Sequence[float] = self.sampler if isinstance(self.sampler, tuple) else ()
         if isinstance(self.sampler, str):
             drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
-            if self.training_levels:
+            # Bit widths are levels already, and drawn evenly.
+            if self.training_levels and not isinstance(self.mode, Quantized):
                 drawn = [round_to_levels(alpha, self.training_levels, self.sampler) for alpha in drawn]
         return [self.mode.snap(alpha) for alpha in drawn]
 

@@ -53,8 +53,8 @@ class LCSCallback(pl.Callback):
             "uniform_draws_per_layer" (each layer draws its own bits); or levels, all of which every step visits. By
             default "sandwich" in structured mode, "biased_endpoints" on an unstructured line, else "uniform_draws".
         alphas_per_step: levels that each training step draws; by default 4 with the first two samplers, else 1.
-        training_levels: evenly spaced levels to which drawn alphas are rounded, at least 3; 0 to train at any alpha, as
-            in the paper, where a GPU looks for new kernels at almost every step of structured mode; see docs (Results).
+        training_levels: evenly spaced levels to which drawn widths and sparsities are rounded, at least 3; 0 for any,
+            as in the paper, where a GPU looks for new kernels at almost every structured step; see docs (Results).
         loss_reduction: "mean" of the losses of a step's levels, so that a project keeps its learning rate; or their
             "sum", as in the paper, with gradients ``alphas_per_step`` times as large.
         warmup: share of all steps in which sparsity grows to its level, or in which inputs of layers are not quantized

@@ -151,6 +151,10 @@ def test_training_visits_few_levels(tmp_path, train, monkeypatch):
     trainer(tmp_path, lcs(training_levels=4)).fit(Module(), train)
     assert len(seen) == 12
     assert set(seen) <= {0.0, 1 / 3, 2 / 3, 1.0}
+    bits = LCSCallback("quantized", "point").options
+    assert [bits.alphas(0, step) for step in range(50)] == [
+        [bits.mode.snap(alpha) for alpha in SAMPLERS["uniform_draws"](step_generator(0, step), 1)] for step in range(50)
+    ]
     with pytest.raises(ValueError, match=r"training_levels=2 is neither 0 \(any alpha is drawn\) nor at least 3; use"):
         LCSCallback(training_levels=2)
 
