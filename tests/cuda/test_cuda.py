@@ -92,10 +92,12 @@ def test_gradients_are_those_of_the_processor(mode, subspace, direct):
         assert (ours.grad is None) == (theirs.grad is None), name
         if ours.grad is not None:
             assert ours.grad.device.type == "cuda"
-            # Quantized values are floats, whatever the inputs are.
-            largest = theirs.grad.abs().max().clamp_min(1e-6)
-            difference = (ours.grad.cpu() - theirs.grad).abs().max() / largest
-            assert difference < (0.5 if mode == "quantized" else 1e-6), name
+            found, expected = ours.grad.cpu().flatten(), theirs.grad.flatten()
+            if mode == "quantized":
+                # A tie rounded to the other side changes what comes after it: the direction stays.
+                assert nn.functional.cosine_similarity(found, expected, dim=0) > 0.95, name
+            else:
+                assert (found - expected).abs().max() < 1e-6 * expected.abs().max().clamp_min(1e-6), name
 
 
 @pytest.fixture
@@ -258,7 +260,8 @@ def test_exports_of_a_model_on_the_device(tmp_path):
         model(images(1).cuda())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export_onnx(model, tmp_path / "model.onnx", [0.0, 1.0])
+        export_onnx(model, tmp_path, [0.0, 1.0])  # compares each file with the level
+    assert (tmp_path / "levels.onnx").exists()
     assert {p.device.type for p in model.parameters()} == {"cuda"}
 
 
