@@ -175,6 +175,8 @@ class Collector:
         self._mode = mode
         self._sums: dict[float, dict[str, Tensor]] = {}
         self._counts: dict[float, dict[str, int]] = {}
+        # Weights stay what they are meanwhile: a threshold is searched for once per level, not once per batch.
+        self._thresholds: dict[tuple[str, float], dict[str, float | None]] = {}
         self._ran = False
 
     @contextlib.contextmanager
@@ -199,7 +201,8 @@ class Collector:
             name: torch.zeros(tuple(execution.shape(name))).to(part.network.tensor(name))
             for name in {*execution.statistics, *variances, *execution.batch_statistics}
         }
-        level = Compression(part, setting_of(self._mode, self.alpha))
+        thresholds = self._thresholds.setdefault((part.prefix, self.alpha), {})
+        level = Compression(part, setting_of(self._mode, self.alpha), thresholds=thresholds)
         tensors = level_tensors(level, execution, {})
         tensors = [scratch.get(name, value) for name, value in zip(execution.names, tensors, strict=True)]
         inputs = None
