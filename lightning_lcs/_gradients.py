@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.channels.plan import Selection, add_selected
+from lightning_lcs.channels.plan import Indices, Selection, add_selected
 
 
 class GradientSum:
@@ -82,7 +82,7 @@ class GradientSum:
 def _is_corner(small: Tensor, large: Tensor, selection: Selection) -> bool:
     """Whether a smaller gradient has its place at the same indices in a larger one, which ``selection`` cut."""
     for kept, ours, theirs in zip(selection, small.shape, large.shape, strict=False):
-        if isinstance(kept, list) or ours > theirs:
+        if isinstance(kept, Indices) or ours > theirs:
             return False
     return True
 

@@ -198,7 +198,7 @@ class Collector:
         execution = part.execution(self._mode, self.alpha, args, kwargs)
         variances = (variance for variance, _ in execution.statistics.values())
         scratch = {
-            name: torch.zeros(tuple(execution.shape(name))).to(part.network.tensor(name))
+            name: part.network.tensor(name).new_zeros(tuple(execution.shape(name)))
             for name in {*execution.statistics, *variances, *execution.batch_statistics}
         }
         thresholds = self._thresholds.setdefault((part.prefix, self.alpha), {})

@@ -24,6 +24,8 @@ from lightning_lcs.modes import Mode, Quantized, Structured, Unstructured
 # What to do where something takes one network, and a subspace model has several.
 TOGETHER = "where the module's own forward calls them all, target='self' makes them one"
 
+MOST_WIDTHS = 64  # of which it is kept what they cut: training may draw any
+
 
 @dataclasses.dataclass
 class Part:
@@ -53,6 +55,7 @@ class Part:
     scales: tuple[str, ...] | None = None
     told: bool = False
     _replaced: Replaced | None = None
+    _selections: dict[float, PlanAtWidth] = dataclasses.field(default_factory=dict)
 
     def execution(self, mode: Mode, alpha: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
         """How the network runs at a level, for this call and the current training flags."""
@@ -90,9 +93,21 @@ class Part:
         """What a level keeps of the network as it is now."""
         width = mode.width(alpha)
         if mode.select == "first" or width == 1.0:
-            return self.network.plan.selection(width)
+            return self._first_channels(width)
         known = {name: self.network.tensor(name) for name in self.scale_names()}
         return self.network.plan.selection(width, largest_scales(self.network.plan, known, width))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is kept of the widths holds tensors of a device, which whoever opens this may not have.
+        return {**self.__dict__, "_selections": {}}
+
+    def _first_channels(self, width: float) -> PlanAtWidth:
+        held = self._selections.get(width)
+        if held is None or held.plan is not self.network.plan:
+            if len(self._selections) >= MOST_WIDTHS:
+                del self._selections[next(iter(self._selections))]
+            held = self._selections[width] = self.network.plan.selection(width)
+        return held
 
     def scale_names(self) -> tuple[str, ...]:
         """Qualified names of the scales of the network's norms."""

@@ -90,7 +90,8 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
             norm=norm,
         )
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        self.train_acc = MulticlassAccuracy(num_classes, average="micro")
+        # The loss has refused wrong labels already; to look for them here would wait for the accelerator at every step.
+        self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
         self._optimizer: dict[str, Any] = {

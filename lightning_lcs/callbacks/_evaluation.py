@@ -43,7 +43,8 @@ class Recorder:
             return
         reduction = kwargs.get("reduce_fx", "mean")
         self._reductions[name] = reduction if isinstance(reduction, str) else getattr(reduction, "__name__", "mean")
-        tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+        # It stays where it is until the pass ends: reading it back would wait for the accelerator after every batch.
+        tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
         self._values.setdefault(name, []).append((tensor, kwargs.get("batch_size") or self.batch_size))
 
     def results(self, strategy: Strategy) -> dict[str, float]:
@@ -55,7 +56,7 @@ class Recorder:
 
         found = {}
         for name, logged in self._values.items():
-            values = torch.stack([value for value, _ in logged])
+            values = torch.stack([value.to("cpu", torch.float64) for value, _ in logged])
             weights = torch.tensor([weight for _, weight in logged], dtype=torch.float64)
             reduction = self._reductions[name]
             if reduction in ("sum", "min", "max"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from math import prod
 
 import torch
@@ -12,8 +12,27 @@ from torch import Tensor
 from lightning_lcs.channels.dims import NONE_CHOSEN, Chosen, Dim, Structure
 from lightning_lcs.channels.rules import Dims
 
+
+class Indices(list[int]):
+    """Entries of a dimension that are kept, chosen one by one; a device gets them once."""
+
+    def __init__(self, entries: Iterable[int]) -> None:
+        super().__init__(entries)
+        self._on: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        """As a tensor there."""
+        found = self._on.get(device)
+        if found is None:
+            with torch.inference_mode(False):  # a step of training may take it next
+                found = torch.tensor(list(self), device=device)
+            if type(found) is Tensor:  # not one of a tracer
+                self._on[device] = found
+        return found
+
+
 # What is kept of one dimension: nothing is cut, a prefix of this length, or these indices.
-Kept = None | int | list[int]
+Kept = None | int | Indices
 Selection = tuple[Kept, ...]
 
 
@@ -85,7 +104,7 @@ _EXPECTED = {"input of the network", "output of the network", "spatial", "groups
 
 
 class PlanAtWidth:
-    """What one width keeps; worked out once per dimension, as training draws new widths at every step."""
+    """What one width keeps; worked out once per dimension."""
 
     def __init__(self, plan: ChannelPlan, width: float, chosen: Chosen = NONE_CHOSEN) -> None:
         self.plan = plan
@@ -93,6 +112,7 @@ class PlanAtWidth:
         self._chosen = chosen
         self._kept: dict[Dim, Kept] = {}
         self._sizes: dict[Dim, int] = {}
+        self._indices: dict[tuple[int, ...], Indices] = {}  # many dimensions have the same
 
     def of(self, name: str) -> Selection:
         """What is kept of each dimension of a parameter or buffer; a tensor unknown to the plan is kept whole."""
@@ -112,7 +132,9 @@ class PlanAtWidth:
         if len(resolved) == len(resolved[0]) == 1 and resolved[0][0] not in self._chosen:
             return self.size(dim)
         indices = structure.kept_indices(dim, self.width, self._chosen)
-        return len(indices) if indices[-1] == len(indices) - 1 else indices
+        if indices[-1] == len(indices) - 1:
+            return len(indices)
+        return self._indices.setdefault(tuple(indices), Indices(indices))
 
     def size(self, dim: Dim) -> int:
         """Size of a dimension at this width."""
@@ -151,13 +173,13 @@ def select(tensor: Tensor, selection: Selection) -> Tensor:
         if isinstance(kept, int):
             tensor = tensor.narrow(axis, 0, kept)
         elif kept is not None:
-            tensor = tensor.index_select(axis, torch.tensor(kept, device=tensor.device))
+            tensor = tensor.index_select(axis, kept.on(tensor.device))
     return tensor
 
 
 def add_selected(full: Tensor, selection: Selection, part: Tensor, scale: float = 1.0) -> None:
     """``full[selection] += scale * part``, in place: the transpose of :func:`select`."""
-    indexed: list[tuple[int, Sequence[int]]] = []
+    indexed: list[tuple[int, Indices]] = []
     for axis, kept in enumerate(selection):
         if isinstance(kept, int):
             full = full.narrow(axis, 0, kept)
@@ -166,9 +188,9 @@ def add_selected(full: Tensor, selection: Selection, part: Tensor, scale: float 
     for axis, indices in indexed[1:]:
         shape = list(part.shape)
         shape[axis] = full.shape[axis]
-        part = part.new_zeros(shape).index_copy_(axis, torch.tensor(indices, device=part.device), part)
+        part = part.new_zeros(shape).index_copy_(axis, indices.on(part.device), part)
     if indexed:
         axis, indices = indexed[0]
-        full.index_add_(axis, torch.tensor(indices, device=full.device), part, alpha=scale)
+        full.index_add_(axis, indices.on(full.device), part, alpha=scale)
     else:
         full.add_(part, alpha=scale)

@@ -49,6 +49,7 @@ class Program:
         self.batch_statistics = frozenset(trace.state[n] for n in state if is_batch_statistic(placeholders[n]))
         self.updated = frozenset(trace.state[n] for n in state if _is_updated(placeholders[n])) - self.batch_statistics
         self._constants = [name for name in placeholders if name in trace.constants]
+        self._constants_on: dict[torch.device, list[Tensor]] = {}
         self._forward = self._compile(state)
 
     def _compile(self, state: list[str]) -> Callable[..., Any]:
@@ -71,13 +72,21 @@ class Program:
         leaves = args if len(args) == 1 and isinstance(args[0], Tensor) and not kwargs else None
         # Mappings may come in another order.
         leaves = self.trace.in_spec.flatten_up_to((args, kwargs)) if leaves is None else leaves
-        # Constants of the code live where the input lives.
         device = next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
-        constants = [self.trace.constants[name].to(device) for name in self._constants]
-        results = self._forward(*tensors, *constants, *sizes, *leaves)
+        results = self._forward(*tensors, *self._constants_at(device), *sizes, *leaves)
         if self.trace.out_spec.is_leaf():
             return results[0]
         return pytree.tree_unflatten(list(results), self.trace.out_spec)
+
+    def _constants_at(self, device: torch.device) -> list[Tensor]:
+        """Constants of the code, which live where the input lives."""
+        found = self._constants_on.get(device)
+        if found is None:
+            with torch.inference_mode(False):  # a step of training may take them next
+                found = [self.trace.constants[name].to(device) for name in self._constants]
+            if all(type(value) is Tensor for value in found):  # none of a tracer
+                self._constants_on[device] = found
+        return found
 
     def example_inputs(self, batch: int, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Zeros of the traced shape with ``batch`` samples; other values than tensors as they were."""

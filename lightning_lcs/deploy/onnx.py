@@ -13,7 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from lightning_lcs.channels.plan import Selection
+from lightning_lcs.channels.plan import Indices, Kept, Selection
 from lightning_lcs.deploy._programs import (
     Exported,
     check_difference,
@@ -193,10 +193,10 @@ def _selection(model: SubspaceModel, alpha: float, largest: float) -> Mapping[st
     return found
 
 
-def _within(kept: int | list[int] | None, of: int | list[int] | None) -> int | list[int] | None:
+def _within(kept: Kept, of: Kept) -> Kept:
     """The places of what is kept among what the largest level keeps."""
-    if kept is None or not isinstance(of, list):
+    if kept is None or not isinstance(of, Indices):
         return kept
     place = {index: number for number, index in enumerate(of)}
     indices = range(kept) if isinstance(kept, int) else kept
-    return [place[index] for index in indices if index in place]
+    return Indices(place[index] for index in indices if index in place)

@@ -7,11 +7,17 @@ import torch
 
 from tests.integration.conftest import ADVICE
 
+# Runs on the processor stand beside those on the device; torch.compile imports what torch itself deprecates.
+HERE = (
+    "ignore:GPU available but not used:UserWarning",
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "cuda" in item.keywords:
-            for advice in ADVICE:
+            for advice in (*ADVICE, *HERE):
                 item.add_marker(pytest.mark.filterwarnings(advice))
 
 

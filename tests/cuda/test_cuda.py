@@ -88,16 +88,19 @@ def test_gradients_are_those_of_the_processor(mode, subspace, direct):
                     loss.backward()
             if direct:
                 loss.backward()
+    found, expected = [], []
     for (name, ours), (_, theirs) in zip(there.named_parameters(), here.named_parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None), name
         if ours.grad is not None:
             assert ours.grad.device.type == "cuda"
-            found, expected = ours.grad.cpu().flatten(), theirs.grad.flatten()
-            if mode == "quantized":
-                # A tie rounded to the other side changes what comes after it: the direction stays.
-                assert nn.functional.cosine_similarity(found, expected, dim=0) > 0.95, name
-            else:
-                assert (found - expected).abs().max() < 1e-6 * expected.abs().max().clamp_min(1e-6), name
+            found.append(ours.grad.cpu().flatten())
+            expected.append(theirs.grad.flatten())
+            if mode != "quantized":
+                assert (found[-1] - expected[-1]).abs().max() < 1e-6 * expected[-1].abs().max().clamp_min(1e-6), name
+    # A tie rounded to the other side changes all that comes after it: with the formula of either device on the
+    # processor, of all gradients together by 0.02 of their length, and once by 0.18. A level left out changes 0.34.
+    difference = torch.cat(found) - torch.cat(expected)
+    assert difference.norm() < 0.3 * torch.cat(expected).norm()
 
 
 @pytest.fixture
@@ -110,9 +113,10 @@ def no_waiting():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_step_never_waits_for_the_device(mode, no_waiting):
+@pytest.mark.parametrize("name", ["resnet10t", "vit"])
+def test_a_step_never_waits_for_the_device(name, mode, no_waiting):
     """Nothing is read back to Python: torch refuses it here."""
-    model = subspace_of("resnet10t", mode, "line").cuda().train()
+    model = subspace_of(name, mode, "line").cuda().train()
     x, y = images(8).cuda(), torch.arange(8).cuda()
 
     def step():
@@ -127,6 +131,25 @@ def test_a_step_never_waits_for_the_device(mode, no_waiting):
     torch.cuda.synchronize()
     no_waiting()
     step()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_recalibration_and_evaluation_wait_for_the_first_batch_alone(mode, no_waiting):
+    model, x = subspace_of("resnet10t", mode, "line").cuda(), images(8).cuda()
+    with torch.no_grad(), model.collecting() as collector:
+        for batch in range(2):
+            for alpha in (0.0, 0.3, 0.6):
+                collector.alpha = alpha
+                model(x)
+            if batch == 0:
+                no_waiting()
+        model.statistics = {model.mode.snap(alpha): tensors for alpha, tensors in collector.averages().items()}
+    torch.cuda.set_sync_debug_mode("default")
+    model.eval().set_alpha(0.3)
+    with torch.no_grad():
+        model(x)
+        no_waiting()
+        model(x)
 
 
 def test_the_refusal_of_waiting_works(no_waiting):

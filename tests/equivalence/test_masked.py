@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.channels.plan import PlanAtWidth
+from lightning_lcs.channels.plan import Indices, PlanAtWidth
 from lightning_lcs.model import SubspaceModel
 from tests.equivalence.masking import (
     MaskMismatchError,
@@ -179,7 +179,7 @@ def cut_at_the_end(monkeypatch: pytest.MonkeyPatch, name: str, axis: int, size: 
         if asked == name:
             kept = selection[axis]
             assert isinstance(kept, int)
-            selection[axis] = list(range(size - kept, size))
+            selection[axis] = Indices(range(size - kept, size))
         return tuple(selection)
 
     monkeypatch.setattr(PlanAtWidth, "of", wrong)

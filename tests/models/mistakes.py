@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_lcs.channels.dims import Dim, Structure
 from lightning_lcs.channels.faithful import check_faithful
-from lightning_lcs.channels.plan import ChannelPlan, PlanAtWidth
+from lightning_lcs.channels.plan import ChannelPlan, Indices, PlanAtWidth
 from lightning_lcs.channels.program import Program
 from lightning_lcs.channels.propagate import propagate
 from lightning_lcs.channels.rules import RULES, Call
@@ -57,7 +57,7 @@ def wrong_slices(
         def wrong(self: PlanAtWidth, asked: str, name: str = name, axis: int = axis, size: int = size) -> Any:
             selection = list(right(self, asked))
             if asked == name:
-                selection[axis] = list(range(size - selection[axis], size))
+                selection[axis] = Indices(range(size - selection[axis], size))
             return tuple(selection)
 
         with mock.patch.object(PlanAtWidth, "of", wrong), torch.no_grad():

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from lightning_lcs.channels.dims import Structure, concatenated
-from lightning_lcs.channels.plan import ChannelPlan, Selection, add_selected, select
+from lightning_lcs.channels.plan import ChannelPlan, Indices, Kept, Selection, add_selected, select
 from lightning_lcs.model import SubspaceModel
 from tests.equivalence.masking import Survivors, masked_forward
 from tests.helpers import BATCH_NORM_WARNING, WHOLE_WARNING, Chain, Joined, Lambda, at_width, relative, scramble
@@ -21,9 +22,9 @@ SUM_ORDER = 1e-12
 @st.composite
 def tensors_and_selections(draw: st.DrawFn) -> tuple[Tensor, Selection]:
     shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
-    selection: list[int | list[int] | None] = []
+    selection: list[Kept] = []
     for size in shape:
-        indices = st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True).map(sorted)
+        indices = st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True).map(sorted).map(Indices)
         selection.append(draw(st.one_of(st.none(), st.integers(1, size), indices)))
     return torch.randn(shape, dtype=torch.float64), tuple(selection)
 
@@ -70,7 +71,7 @@ def test_prefixes_give_a_view_and_indices_a_copy() -> None:
     view = select(tensor, (3, 2, None))
     assert view.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
     assert select(tensor, (None, None, None)) is tensor
-    copy = select(tensor, (3, [0, 2], None))
+    copy = select(tensor, (3, Indices([0, 2]), None))
     assert copy.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
 
 
@@ -176,3 +177,18 @@ def test_channels_kept_whole_by_an_op_over_them_as_a_line_are_reported() -> None
     model = at_width(net, torch.randn(2, 3, 8, 8), 0.5)
     assert model.materialize(0.0).state_dict()["a.weight"].shape[0] == 8
     assert "kept whole: a.weight, dimension 0 (conv1d" in model.plan.report()
+
+
+def test_indices_reach_a_device_once() -> None:
+    indices, device = Indices([0, 2]), torch.device("cpu")
+    with torch.inference_mode():
+        found = indices.on(device)
+    assert indices.on(device) is found
+    assert not found.is_inference()
+
+
+def test_a_tracer_s_indices_are_not_kept() -> None:
+    indices, device = Indices([0, 2]), torch.device("cpu")
+    with FakeTensorMode():
+        assert type(indices.on(device)) is FakeTensor
+    assert type(indices.on(device)) is Tensor
