@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_lcs._activations import LayerBits
 from lightning_lcs._execution import Execution
 from lightning_lcs._parts import Part, layer_of
 from lightning_lcs.channels.plan import Selection, select
-from lightning_lcs.functional.quantization import fake_quantize, range_of
+from lightning_lcs.functional.quantization import Grid, fake_quantize, grids_of, range_of, round_to_grid
 from lightning_lcs.functional.sparsity import (
     BLOCK,
     block_mask,
@@ -78,6 +79,9 @@ class Compression:
         self._thresholds = {} if thresholds is None else thresholds
         self._reads_back = thresholds is not None
         self._masks: dict[str, Tensor] = {}
+        self._grids: dict[str, Grid] = {}
+        # Weights on the line, from the search for the grids of all of them until each is rounded.
+        self._values: dict[str, Tensor] = {}
 
     def on_line(self, name: str, selection: Selection = ()) -> Tensor:
         """A tensor at the level's place on the line, cut and not compressed yet."""
@@ -88,17 +92,29 @@ class Compression:
 
     def tensor(self, name: str, selection: Selection = ()) -> Tensor:
         """A tensor at the level, differentiable where gradients are recorded."""
+        if self.layer_bits is not None and name in self.part.compressed:
+            return self._quantized(name, self.layer_bits)
         value = self.on_line(name, selection)
         if name not in self.part.compressed:
             return value
-        if self.layer_bits is not None:
-            return fake_quantize(value, *range_of(value, self.setting.per_channel), self.layer_bits(layer_of(name)))
         if self.setting.sparsity == 0.0:
             return value
         threshold = self._threshold(name, value)
         if threshold is not None:
             return nn.functional.hardshrink(value, threshold)  # one pass, a mask takes four
         return value * self._mask(name, value)
+
+    def _quantized(self, name: str, bits: LayerBits) -> Tensor:
+        value = self._values.pop(name) if name in self._values else self.on_line(name)
+        if value.device.type == "cpu":
+            # One by one: the weight is in the cache when it is rounded.
+            return fake_quantize(value, *range_of(value, self.setting.per_channel), bits(layer_of(name)))
+        if not self._grids:
+            self._values = {other: self.on_line(other) for other in self.part.compressed if other != name}
+            weights = {name: value, **self._values}
+            ranges = {weight: range_of(values, self.setting.per_channel) for weight, values in weights.items()}
+            self._grids = grids_of(ranges, {weight: bits(layer_of(weight)) for weight in weights})
+        return round_to_grid(value, self._grids[name])
 
     def kept(self, name: str, compressed: Tensor) -> Tensor | None:
         """1 where an entry of a tensor that :meth:`tensor` gave is kept; ``None`` where all are."""

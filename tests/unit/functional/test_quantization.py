@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from lightning_lcs.functional.quantization import (
     affine_parameters,
     fake_quantize,
+    grid_of,
+    grids_of,
     integer_range,
     integers_of,
     narrowed,
@@ -172,3 +174,24 @@ def test_eight_bits_of_a_master_are_the_master():
 def test_a_master_has_two_to_eight_bits(bits):
     with pytest.raises(ValueError, match=r"2\.\.8"):
         narrowed(torch.zeros(1, dtype=torch.int8), bits)
+
+
+@given(
+    channels=st.lists(st.one_of(st.none(), st.integers(1, 4)), min_size=1, max_size=6),
+    bits=st.lists(st.integers(2, 8), min_size=6, max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_grids_of_many_ranges_are_those_of_each(channels, bits, seed):
+    generator = torch.Generator().manual_seed(seed)
+    ends = {
+        f"{number}": tuple(torch.randn(() if count is None else count, generator=generator) for _ in range(2))
+        for number, count in enumerate(channels)
+    }
+    ranges = {name: (torch.minimum(*pair), torch.maximum(*pair)) for name, pair in ends.items()}
+    found = grids_of(ranges, {name: bits[int(name)] for name in ranges})
+    assert found.keys() == ranges.keys()
+    for name, (low, high) in ranges.items():
+        ours, expected = found[name], grid_of(low, high, bits[int(name)])
+        assert torch.equal(ours.scale, expected.scale)
+        assert torch.equal(ours.zero_point, expected.zero_point)
+        assert ours.bits == expected.bits
