@@ -117,6 +117,7 @@ results-page: $(READY)  ## what these runs have left, into docs/results.md
 
 LONG := --trainer.max_epochs=20 --trainer.check_val_every_n_epoch=20
 results-long: $(READY)  ## the same after 20 epochs
+	mkdir -p runs/results/20 && cp -n docs/results/20/*.csv runs/results/20/
 	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(STRUCTURED)
 	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(UNSTRUCTURED) $(SHARES)
 	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025

@@ -33,14 +33,15 @@ def images(count=4, pixels=32):
     return torch.randn(count, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
 
 
-def subspace_of(name, mode, subspace):
+def subspace_of(name, mode, subspace, norm="keep"):
     torch.manual_seed(0)
-    return SubspaceModel(scramble(NETWORKS[name]()), images(2), mode=mode, subspace=subspace, norm="keep")
+    pixels = 32 if norm == "keep" else 64  # an instance needs more than one value
+    return SubspaceModel(scramble(NETWORKS[name]()), images(2, pixels), mode=mode, subspace=subspace, norm=norm)
 
 
-def pair(name, mode, subspace):
+def pair(name, mode, subspace, norm="keep"):
     """The same subspace on both devices, with an endpoint 0 of its own."""
-    here, there = subspace_of(name, mode, subspace), subspace_of(name, mode, subspace).cuda()
+    here, there = subspace_of(name, mode, subspace, norm), subspace_of(name, mode, subspace, norm).cuda()
     for model in (here, there):
         with torch.no_grad():
             for first, second in model.endpoint_pairs():
@@ -101,6 +102,26 @@ def test_gradients_are_those_of_the_processor(mode, subspace, direct):
     # processor, of all gradients together by 0.02 of their length, and once by 0.18. A level left out changes 0.34.
     difference = torch.cat(found) - torch.cat(expected)
     assert difference.norm() < 0.3 * torch.cat(expected).norm()
+
+
+@pytest.mark.parametrize("mode", ["structured", "unstructured"])
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_norms_without_statistics(norm, mode):
+    here, there = (model.double().train() for model in pair("resnet10t", mode, "line", norm))
+    x, y = images(8, 64).double(), torch.arange(8)
+    for alpha in (0.0, 0.4, 1.0):
+        losses = []
+        for model in (here, there):
+            device = next(model.parameters()).device
+            with model.training_level(alpha):
+                loss = nn.functional.cross_entropy(model(x.to(device)), y.to(device))
+                loss.backward()
+            losses.append(loss.item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for (name, ours), (_, theirs) in zip(there.named_parameters(), here.named_parameters(), strict=True):
+        if theirs.grad is not None:
+            difference = (ours.grad.cpu() - theirs.grad).abs().max()
+            assert difference < 1e-6 * theirs.grad.abs().max().clamp_min(1e-6), name
 
 
 @pytest.fixture
