@@ -25,7 +25,6 @@ FEW = {
     "sequencer2d_s@32": "LSTMs",
     "test_nfnet@32": "scaled standardised weights",
     "test_vit@160": "fused attention, position table of another size",
-    "tf_efficientnetv2_b0@32": "fused and inverted bottlenecks",
 }
 # float64, sums in another order.
 MASKED = 1e-9
@@ -46,7 +45,7 @@ def test_every_family_is_listed() -> None:
     assert set(FAMILIES) >= set(timm.list_modules())
 
 
-@pytest.mark.parametrize("name", ["edgenext_xx_small@32", "test_vit@160", "hgnetv2_b0@32"])
+@pytest.mark.parametrize("name", ["test_vit@160", "hgnetv2_b0@32"])
 def test_planted_mistakes_are_noticed(name: str) -> None:
     net, x = build(f"timm:{name}")
     model = SubspaceModel(net, x[:2], subspace="point").eval()

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_lcs._gradients import GradientSum
+from lightning_lcs.channels.plan import Indices
 
 SHAPE = (6, 5)
 # Nested per axis, as the selections of one tensor at several widths are: prefixes, and prefixes of two halves.
-ROWS = [1, [0, 3], [0, 1, 3, 4], None]
+ROWS = [1, Indices([0, 3]), Indices([0, 1, 3, 4]), None]
 COLUMNS = [1, 2, 4, None]
 
 
