@@ -56,7 +56,7 @@ class Recorder:
 
         found = {}
         for name, logged in self._values.items():
-            values = torch.stack([value.to("cpu", torch.float64) for value, _ in logged])
+            values = torch.stack([value.cpu().double() for value, _ in logged])
             weights = torch.tensor([weight for _, weight in logged], dtype=torch.float64)
             reduction = self._reductions[name]
             if reduction in ("sum", "min", "max"):
