@@ -16,11 +16,11 @@ import torch
 from classifier import Classifier
 
 from lightning_lcs import LCSCallback, RuntimeController, SubspaceModel
+from lightning_lcs.control.controller import measure_profile
+from lightning_lcs.control.latency_target import LatencyTarget
+from lightning_lcs.control.policies import BatterySaver, CpuPressure
+from lightning_lcs.control.recording import replay
 from lightning_lcs.data import DigitsDataModule
-from lightning_lcs.deploy.controller import measure_profile
-from lightning_lcs.deploy.latency_target import LatencyTarget
-from lightning_lcs.deploy.policies import BatterySaver, CpuPressure
-from lightning_lcs.deploy.trace import replay
 
 
 def train_and_save(path: Path, model: str, epochs: int, batches: float) -> None:

@@ -16,7 +16,7 @@ from classifier import Classifier
 
 from lightning_lcs import LCSCallback
 from lightning_lcs.data import DigitsDataModule
-from lightning_lcs.deploy.int8 import export_int8
+from lightning_lcs.export.int8_onnx import export_int8
 
 
 def fewest_bits(curve, loss: float):

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lightning_lcs import LCSCallback, Unstructured
 from lightning_lcs.data import DigitsDataModule
-from lightning_lcs.deploy.sparse import load_sparse, save_sparse
+from lightning_lcs.export.sparse import load_sparse, save_sparse
 
 ALPHAS = (0.0, 0.1, 0.25, 0.5)  # 90, 81, 67.5 and 45 % zeros
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_lcs import SubspaceModel
-from lightning_lcs.batchnorm import level_grid, recalibrate, statistics_size_bytes
 from lightning_lcs.data import FashionMNISTDataModule
+from lightning_lcs.subspace.calibration import level_grid, recalibrate, statistics_size_bytes
 
 GRIDS = (7, 13, 25, 49)
 Statistics = dict[str, torch.Tensor]

@@ -5,7 +5,7 @@ python examples/train_cli.py validate --config examples/configs/structured.yaml 
 python examples/train_cli.py compare --config examples/configs/structured.yaml --methods structured-line plain us
 """
 
-from lightning_lcs.cli import main
+from lightning_lcs.cli.main import main
 
 if __name__ == "__main__":
     main()

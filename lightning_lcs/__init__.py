@@ -10,26 +10,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration as BatchNormRecalibration
     from lightning_lcs.callbacks.lcs import LCSCallback as LCSCallback
+    from lightning_lcs.callbacks.recalibration import BatchNormRecalibration as BatchNormRecalibration
     from lightning_lcs.callbacks.tradeoff import TradeoffMonitor as TradeoffMonitor
-    from lightning_lcs.deploy.controller import RuntimeController as RuntimeController
+    from lightning_lcs.control.controller import RuntimeController as RuntimeController
     from lightning_lcs.model import SubspaceModel as SubspaceModel
-    from lightning_lcs.modes import Quantized as Quantized
-    from lightning_lcs.modes import Structured as Structured
-    from lightning_lcs.modes import Unstructured as Unstructured
+    from lightning_lcs.subspace.modes.registry import Quantized as Quantized
+    from lightning_lcs.subspace.modes.registry import Structured as Structured
+    from lightning_lcs.subspace.modes.registry import Unstructured as Unstructured
     from lightning_lcs.wrapper import CompressibleSubspaceWrapper as CompressibleSubspaceWrapper
 
 _HOMES = {
     "LCSCallback": "lightning_lcs.callbacks.lcs",
     "CompressibleSubspaceWrapper": "lightning_lcs.wrapper",
     "SubspaceModel": "lightning_lcs.model",
-    "Structured": "lightning_lcs.modes",
-    "Unstructured": "lightning_lcs.modes",
-    "Quantized": "lightning_lcs.modes",
-    "BatchNormRecalibration": "lightning_lcs.callbacks.batchnorm",
+    "Structured": "lightning_lcs.subspace.modes.registry",
+    "Unstructured": "lightning_lcs.subspace.modes.registry",
+    "Quantized": "lightning_lcs.subspace.modes.registry",
+    "BatchNormRecalibration": "lightning_lcs.callbacks.recalibration",
     "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
-    "RuntimeController": "lightning_lcs.deploy.controller",
+    "RuntimeController": "lightning_lcs.control.controller",
 }
 
 __all__ = list(_HOMES)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from lightning_lcs import _artifact
-from lightning_lcs.channels.example import sample
-from lightning_lcs.channels.network import training_flags
-from lightning_lcs.efficiency import CurvePoint
-from lightning_lcs.level_table import Level, level_for_budget, make_table, named_level
-from lightning_lcs.modes import Structured
+from lightning_lcs.graph.cost import CurvePoint
+from lightning_lcs.graph.network import training_flags
+from lightning_lcs.graph.tracing.example_inputs import sample
+from lightning_lcs.io import lcs_file
+from lightning_lcs.subspace.level_table import Level, level_for_budget, make_table, named_level
+from lightning_lcs.subspace.modes.registry import Structured
 
 if TYPE_CHECKING:
     from lightning_lcs.model import SubspaceModel
@@ -122,7 +122,7 @@ class Deployable:
             levels: of the table: a measured curve (``LCSCallback.curve``), which brings its metrics and latencies, or
                 alphas; or either of them by name. By default the model's own table, else the alphas 0, 0.25, 0.5, 0.75
                 and 1 (every bit width in quantized mode). Names by default:
-                :func:`lightning_lcs.level_table.default_names`.
+                :func:`lightning_lcs.subspace.level_table.default_names`.
             class_names: names of the classes, by their number; by default the model's own.
 
         Raises:
@@ -133,7 +133,7 @@ class Deployable:
         model = cast("SubspaceModel", self)
         given = (self.levels or None) if levels is None else levels
         table = make_table(given, model.mode, model.efficiency)
-        _artifact.save(model, path, table, self.class_names if class_names is None else class_names)
+        lcs_file.save(model, path, table, self.class_names if class_names is None else class_names)
 
     @classmethod
     def load(
@@ -153,4 +153,4 @@ class Deployable:
             ValueError: not such a file, a damaged one, one of another version or architecture, one with an op that is
                 not allowed, ``module`` is missing, or ``layout`` is not known.
         """
-        return _artifact.load(cast("type[SubspaceModel]", cls), path, module, layout)
+        return lcs_file.load(cast("type[SubspaceModel]", cls), path, module, layout)

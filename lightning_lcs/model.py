@@ -10,22 +10,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_lcs import _checkpoint, _endpoints
-from lightning_lcs._activations import Inputs
-from lightning_lcs._copies import efficiency_of, own_part
-from lightning_lcs._coverage import norm_lines, report
 from lightning_lcs._deployable import Deployable
-from lightning_lcs._execution import Execution
-from lightning_lcs._gradients import GradientSum
-from lightning_lcs._levels import Collector, TrainingLevel
-from lightning_lcs._parts import TOGETHER, Part, parts_of, sort_channels
-from lightning_lcs._prepared import Prepared
-from lightning_lcs._runtime import Runtime
-from lightning_lcs.channels.plan import ChannelPlan
-from lightning_lcs.efficiency import Efficiency
 from lightning_lcs.functional.subspace import endpoint_cosine
-from lightning_lcs.modes import Mode, Structured, check_alpha, check_subspace, parse_mode
-from lightning_lcs.norms import convert_norms
+from lightning_lcs.graph.channels.plan import ChannelPlan
+from lightning_lcs.graph.cost import Efficiency
+from lightning_lcs.io import checkpoint as checkpoints
+from lightning_lcs.runtime.runtime import Runtime
+from lightning_lcs.subspace import endpoints
+from lightning_lcs.subspace.coverage import norm_lines, report
+from lightning_lcs.subspace.evaluation import Prepared
+from lightning_lcs.subspace.forward import Execution
+from lightning_lcs.subspace.gradients import GradientSum
+from lightning_lcs.subspace.materialize import efficiency_of, own_part
+from lightning_lcs.subspace.modes.observers import Inputs
+from lightning_lcs.subspace.modes.registry import Mode, Structured, check_alpha, check_subspace, parse_mode
+from lightning_lcs.subspace.network import TOGETHER, Part, parts_of, sort_channels
+from lightning_lcs.subspace.norms import convert_norms
+from lightning_lcs.subspace.training_level import Collector, TrainingLevel
 
 NO_STATISTICS = (
     "running at alpha={alpha:g} on the batch-norm statistics of alpha=1: accuracy will be poor; recalibrate() collects "
@@ -86,7 +87,7 @@ class SubspaceModel(Deployable, nn.Module):
         self.seed = seed
         self.parts = parts_of(modules, self.mode)
         if subspace == "line":
-            lines = _endpoints.attach(list(modules.values()), line_parameters, endpoint_start, seed)
+            lines = endpoints.attach(list(modules.values()), line_parameters, endpoint_start, seed)
             for part, line in zip(self.parts, lines, strict=True):
                 part.endpoints = line
         self.statistics: dict[float, dict[str, Tensor]] = {}
@@ -306,9 +307,9 @@ class SubspaceModel(Deployable, nn.Module):
     def settle_endpoints(self) -> None:
         """Before training: endpoint 0 starts from the weights as they are now, unless it was trained or loaded."""
         for part in self.parts:
-            if not _endpoints.is_settled(part.network.module):
-                _endpoints.restart(part.network.module, part.endpoints, self.endpoint_start, self.seed)
-                _endpoints.settle(part.network.module)
+            if not endpoints.is_settled(part.network.module):
+                endpoints.restart(part.network.module, part.endpoints, self.endpoint_start, self.seed)
+                endpoints.settle(part.network.module)
         self.settled = True
 
     def sort_channels(self) -> None:
@@ -363,7 +364,7 @@ class SubspaceModel(Deployable, nn.Module):
 
     def subspace_state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the network's own ``state_dict``: plain data and tensors."""
-        return _checkpoint.state_of(self)
+        return checkpoints.state_of(self)
 
     def load_subspace_state(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`subspace_state` gave.
@@ -371,7 +372,7 @@ class SubspaceModel(Deployable, nn.Module):
         Raises:
             ValueError: another mode, subspace, architecture or version; nothing has been changed then.
         """
-        _checkpoint.load_state(self, state)
+        checkpoints.load_state(self, state)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | os.PathLike[str], module: nn.Module) -> SubspaceModel:
@@ -384,7 +385,7 @@ class SubspaceModel(Deployable, nn.Module):
         Raises:
             ValueError: the file holds no subspace, or one of another architecture or version.
         """
-        return _checkpoint.open_checkpoint(cls, checkpoint, module)
+        return checkpoints.open_checkpoint(cls, checkpoint, module)
 
     # -- small print ------------------------------------------------------------------------------------------------
 

@@ -12,25 +12,25 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_lcs import _endpoints
-from lightning_lcs._checkpoint import CHECKPOINT_KEY
-from lightning_lcs.batchnorm import DEFAULT_LEVELS, reduce_ranges
-from lightning_lcs.callbacks._evaluation import evaluate_level
-from lightning_lcs.callbacks._options import agreed, check_model, only_callback, sweep_options
-from lightning_lcs.callbacks._quiet import Patches
-from lightning_lcs.callbacks._refused import check_optimizers, check_setup
-from lightning_lcs.callbacks._saving import Saving
-from lightning_lcs.callbacks._stand_in import StandIn
-from lightning_lcs.callbacks._steps import sort_untrained
-from lightning_lcs.callbacks._sweep import Sweep, train_endpoints_alike
-from lightning_lcs.callbacks._target import Redirect, Target, find_targets
-from lightning_lcs.callbacks.batchnorm import BatchNormRecalibration
-from lightning_lcs.callbacks.presets import method_settings, paper_settings
+from lightning_lcs.callbacks.recalibration import BatchNormRecalibration
 from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
+from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.modes import Mode, check_subspace, parse_mode
-from lightning_lcs.norms import check_norm
 from lightning_lcs.reporting.curve import CurvePoint
+from lightning_lcs.subspace import endpoints
+from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, reduce_ranges
+from lightning_lcs.subspace.modes.registry import Mode, check_subspace, parse_mode
+from lightning_lcs.subspace.norms import check_norm
+from lightning_lcs.training.checks import check_optimizers, check_setup
+from lightning_lcs.training.evaluation import evaluate_level
+from lightning_lcs.training.isolation import Patches
+from lightning_lcs.training.methods import method_settings, paper_settings
+from lightning_lcs.training.options import agreed, check_model, only_callback, sweep_options
+from lightning_lcs.training.saving import Saving
+from lightning_lcs.training.stand_in import StandIn
+from lightning_lcs.training.steps import sort_untrained
+from lightning_lcs.training.sweep import Sweep, train_endpoints_alike
+from lightning_lcs.training.target import Redirect, Target, find_targets
 
 
 class LCSCallback(pl.Callback):
@@ -107,7 +107,7 @@ class LCSCallback(pl.Callback):
         recalibration_levels: int | Sequence[float] = DEFAULT_LEVELS,
         seed: int = 0,
     ) -> None:
-        _endpoints.check_options(line_parameters, endpoint_start)
+        endpoints.check_options(line_parameters, endpoint_start)
         self.mode = parse_mode(mode)
         self.subspace = check_subspace(subspace)
         self.target = target

@@ -14,15 +14,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_lcs.batchnorm import level_grid
-from lightning_lcs.callbacks._evaluation import evaluate_level, evaluation_batches, evaluation_loaders
-from lightning_lcs.callbacks._progress import progress
-from lightning_lcs.callbacks._publish import publish
-from lightning_lcs.callbacks._subspace import find_subspace_model
-from lightning_lcs.latency import median_latencies_ms
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.reporting.curve import CurvePoint, read_csv
 from lightning_lcs.reporting.history import Evaluation
+from lightning_lcs.subspace.calibration import level_grid
+from lightning_lcs.training.evaluation import evaluate_level, evaluation_batches, evaluation_loaders
+from lightning_lcs.training.progress import progress
+from lightning_lcs.training.publish import publish
+from lightning_lcs.training.subspace import find_subspace_model
+from lightning_lcs.utils.timing import median_latencies_ms
 
 
 class TradeoffMonitor(pl.Callback):

@@ -13,9 +13,9 @@ from string import Template
 from typing import Any
 
 from lightning_lcs.reporting.curve import COSTS, Curve, CurvePoint, level_axis, metric_names, write_text
+from lightning_lcs.reporting.html_tables import Quantity, compressed, facts, level_table, overview, settings
 from lightning_lcs.reporting.pareto import lower_is_better, pareto_front
 from lightning_lcs.reporting.runs import Run
-from lightning_lcs.reporting.tables import Quantity, compressed, facts, level_table, overview, settings
 
 # What a chart may have below: name, and how it is written.
 AXES = {

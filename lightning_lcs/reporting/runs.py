@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_lcs.reporting.curve import CURVE, TEST_CURVE, Curve, read_curves
 from lightning_lcs.reporting.history import Evaluation, read_history
-from lightning_lcs.reporting.summary import read_summary
+from lightning_lcs.reporting.run_summary import read_summary
 
 _CURVES = (CURVE, TEST_CURVE)
 Series = Mapping[str, Sequence[tuple[int, float]]]
@@ -28,7 +28,7 @@ class Run:
         curves: the last curve; or several by name, where the file holds several, or that of the test data beside it.
         evaluations: all its curves; empty where only the last one is known.
         losses: losses of training steps.
-        summary: see :func:`lightning_lcs.reporting.summary.summary_of`; empty where it is not known.
+        summary: see :func:`lightning_lcs.reporting.run_summary.summary_of`; empty where it is not known.
     """
 
     name: str

@@ -12,12 +12,12 @@ import timm
 import torch
 
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
-from lightning_lcs.batchnorm import recalibrate
-from lightning_lcs.deploy.int8 import export_int8
-from lightning_lcs.deploy.int8_torch import int8_network
-from lightning_lcs.deploy.onnx import export_onnx, onnx_of, session
-from lightning_lcs.deploy.sparse import save_sparse
-from lightning_lcs.deploy.sparse_layers import use_sparse_layers
+from lightning_lcs.export.int8_onnx import export_int8
+from lightning_lcs.export.int8_torch import int8_network
+from lightning_lcs.export.onnx import export_onnx, onnx_of, session
+from lightning_lcs.export.sparse import save_sparse
+from lightning_lcs.export.sparse_layers import use_sparse_layers
+from lightning_lcs.subspace.calibration import recalibrate
 from tests.benchmarks.timing import images, medians
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]

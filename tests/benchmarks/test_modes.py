@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import LCSCallback, SubspaceModel
-from lightning_lcs._compression import Compression, setting_of
+from lightning_lcs.subspace.weights import Compression, setting_of
 from tests.benchmarks.timing import images, medians
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]

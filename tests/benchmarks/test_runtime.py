@@ -12,8 +12,8 @@ import timm
 import torch
 
 from lightning_lcs import SubspaceModel
-from lightning_lcs._layout import layout_of
-from lightning_lcs.batchnorm import recalibrate
+from lightning_lcs.runtime.memory_format import layout_of
+from lightning_lcs.subspace.calibration import recalibrate
 from tests.benchmarks.timing import medians
 
 pytestmark = pytest.mark.benchmark

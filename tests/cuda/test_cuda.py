@@ -297,7 +297,7 @@ def test_files_of_a_model_on_the_device(tmp_path, mode):
 
 def test_exports_of_a_model_on_the_device(tmp_path):
     pytest.importorskip("onnxruntime")
-    from lightning_lcs.deploy.onnx import export_onnx
+    from lightning_lcs.export.onnx import export_onnx
 
     model = subspace_of("resnet10t", "structured", "line").cuda().eval()
     with torch.no_grad():

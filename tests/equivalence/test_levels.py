@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.modes import Structured
+from lightning_lcs.subspace.modes.registry import Structured
 from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Mlp, at_width, relative, scramble
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_lcs.channels.dims import kept_channels
+from lightning_lcs.graph.channels.dims import kept_channels
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.modes import Structured
+from lightning_lcs.subspace.modes.registry import Structured
 from tests.equivalence.masking import prefix_masks
 from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Mlp, at_width, relative, scramble
 

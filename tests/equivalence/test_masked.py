@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.channels.plan import Indices, PlanAtWidth
+from lightning_lcs.graph.channels.plan import Indices, PlanAtWidth
 from lightning_lcs.model import SubspaceModel
 from tests.equivalence.masking import (
     MaskMismatchError,

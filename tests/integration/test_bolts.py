@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import CompressibleSubspaceWrapper, LCSCallback
-from lightning_lcs.cli import run
+from lightning_lcs.cli.main import run
 from lightning_lcs.data import AdaptedDataModule
 
 # What bolts, its Lightning and its numpy say about themselves fills screens.

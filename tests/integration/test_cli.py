@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_lcs import cli
-from lightning_lcs.cli import run as main
+from lightning_lcs.cli import main as command_line
+from lightning_lcs.cli.main import run as main
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "configs" / "structured.yaml"
 # What LightningCLI and jsonargparse say about themselves.
@@ -148,7 +148,7 @@ def test_a_mode_for_both_wrapper_and_callback(tmp_path, monkeypatch):
 def test_a_wrong_value_is_named(tmp_path, monkeypatch, capsys, argument, match):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as error:
-        cli.main(["fit", "--config", config(tmp_path), argument])
+        command_line.main(["fit", "--config", config(tmp_path), argument])
     said = capsys.readouterr().err.splitlines()[-1]
     assert match in said
     # An option that there is not is a wrong call, a wrong value is not.
@@ -185,17 +185,17 @@ def test_an_error_is_one_sentence_and_debug_shows_where(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     wrong = ["compare", "--methods", "pruned"]
     with pytest.raises(SystemExit) as error:
-        cli.main(wrong)
+        command_line.main(wrong)
     assert error.value.code == 1
     said = capsys.readouterr().err
     assert "pruned" in said
     assert "Traceback" not in said
     assert len(said.splitlines()) == 1
     with pytest.raises(ValueError, match="pruned"):
-        cli.main([*wrong, "--debug"])
+        command_line.main([*wrong, "--debug"])
     # Lightning's own kind of error, too.
     with pytest.raises(SystemExit) as error:
-        cli.main(["fit", "--config", config(tmp_path), "--trainer.devices=-2"])
+        command_line.main(["fit", "--config", config(tmp_path), "--trainer.devices=-2"])
     assert error.value.code == 1
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("lightning-lcs: `devices`")
@@ -203,21 +203,21 @@ def test_an_error_is_one_sentence_and_debug_shows_where(tmp_path, monkeypatch, c
 
 
 def test_what_there_is(capsys):
-    cli.main([])
+    command_line.main([])
     shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown for name in cli.COMMANDS)
+    assert all(f"  {name} " in shown for name in command_line.COMMANDS)
     assert len(shown.splitlines()) < 40
     with pytest.raises(SystemExit) as error:
-        cli.main(["fitt"])
+        command_line.main(["fitt"])
     assert error.value.code == 2
     assert "'fitt'" in capsys.readouterr().err
 
 
 def test_the_help_of_own_commands_fits_a_screen(capsys):
-    for name, command in cli.COMMANDS.items():
+    for name, command in command_line.COMMANDS.items():
         if command.home.startswith("training."):
             continue  # LightningCLI's own help is as long as the trainer has options
         with pytest.raises(SystemExit) as error:
-            cli.main([name, "--help"])
+            command_line.main([name, "--help"])
         assert error.value.code == 0
         assert len(capsys.readouterr().out.splitlines()) <= 40, name

@@ -11,7 +11,7 @@ import torch
 from torchvision import datasets, transforms
 
 from lightning_lcs import LCSCallback
-from lightning_lcs.cli import run as main
+from lightning_lcs.cli.main import run as main
 from lightning_lcs.reporting.comparison import by_axis, mean_curve
 from lightning_lcs.reporting.curve import read_csv
 

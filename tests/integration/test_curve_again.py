@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_lcs import BatchNormRecalibration, LCSCallback, SubspaceModel, TradeoffMonitor
-from lightning_lcs.batchnorm import recalibrate
+from lightning_lcs.subspace.calibration import recalibrate
 from tests.integration.support import Data, Module, Net, digits, lcs, loader, trainer
 
 # alpha = 1 is averaged by Lightning in float32 at the end of fit.

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_lcs import LCSCallback, SubspaceModel, cli
-from lightning_lcs.commands import _digits, demo
+from lightning_lcs import LCSCallback, SubspaceModel
+from lightning_lcs.cli import demo, digits, main
+from lightning_lcs.control.recording import read_trace, replay
 from lightning_lcs.data import DigitsDataModule
-from lightning_lcs.deploy.trace import read_trace, replay
 
 
 def small(channels):
@@ -26,7 +26,7 @@ def test_a_file_is_served(tmp_path, capsys, channels):
     )
     output = tmp_path / "out"
     command = ["serve-demo", str(tmp_path / "model.lcs"), "--seconds=1", f"--output={output}", "--batch_size=8"]
-    cli.run([*command, "--target-ms=5"])
+    main.run([*command, "--target-ms=5"])
     said = " ".join(capsys.readouterr().out.split())  # lines break where a path is long
     assert "agreement" in said
     assert "Target: 5.0 ms" in said
@@ -41,7 +41,7 @@ def test_a_file_is_served(tmp_path, capsys, channels):
 
 @pytest.fixture
 def small_digits(monkeypatch):
-    monkeypatch.setattr(_digits, "DigitsDataModule", functools.partial(DigitsDataModule, image_size=8, batch_size=256))
+    monkeypatch.setattr(digits, "DigitsDataModule", functools.partial(DigitsDataModule, image_size=8, batch_size=256))
 
 
 class FewStatistics(LCSCallback):
@@ -54,7 +54,7 @@ class FewStatistics(LCSCallback):
 
 def test_the_demo_writes_its_table_picture_and_file(tmp_path, capsys, monkeypatch, small_digits):
     monkeypatch.setattr(demo, "LCSCallback", FewStatistics)
-    cli.run(["demo", "--epochs=1", f"--output={tmp_path}"])
+    main.run(["demo", "--epochs=1", f"--output={tmp_path}"])
     rows = list(csv.DictReader((tmp_path / "curve.csv").read_text().splitlines()))
     assert [row["curve"] for row in rows] == ["subspace"] * 7 + ["plain, cut"] * 7
     assert all(0.0 <= float(row["val_acc"]) <= 1.0 and float(row["latency_ms"]) > 0.0 for row in rows)
@@ -69,7 +69,7 @@ def test_the_demo_writes_its_table_picture_and_file(tmp_path, capsys, monkeypatc
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_without_a_file_a_subspace_is_trained_first(tmp_path, capsys, small_digits):
-    cli.run(["serve-demo", "--seconds=1", f"--output={tmp_path}", "--epochs=1"])
+    main.run(["serve-demo", "--seconds=1", f"--output={tmp_path}", "--epochs=1"])
     assert "accuracy" in capsys.readouterr().out
     written = {"curve.csv", "model.lcs", "serving.csv", "serving.png", "trace.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} >= written
@@ -83,6 +83,6 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, capsys):
         (["demo", "--epochs=0"], "epochs=0"),
     ):
         with pytest.raises(SystemExit):
-            cli.main([*arguments, f"--output={tmp_path / 'out'}"])
+            main.main([*arguments, f"--output={tmp_path / 'out'}"])
         assert match in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

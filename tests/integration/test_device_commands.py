@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_lcs import SubspaceModel
-from lightning_lcs.cli import main
+from lightning_lcs.cli.main import main
 from tests.helpers import Mlp
 
 
@@ -73,7 +73,7 @@ def test_errors_are_one_sentence(file, tmp_path, monkeypatch, capsys, args, mess
 
 def test_the_commands_import_neither_lightning_nor_timm(file):
     code = (
-        "import sys; from lightning_lcs.cli import main\n"
+        "import sys; from lightning_lcs.cli.main import main\n"
         f"main(['inspect', {str(file)!r}]); main(['levels', {str(file)!r}])\n"
         "heavy = {'lightning', 'pytorch_lightning', 'timm', 'wandb', 'torchmetrics'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

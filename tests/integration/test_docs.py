@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
 import lightning_lcs
-from lightning_lcs.cli import COMMANDS
+from lightning_lcs.cli.main import COMMANDS
 from lightning_lcs.reporting.curve import write_csv
 from tests.integration.shortened import QuickCallback, QuickMonitor, ShortTrainer
 from tests.integration.support import Data, Module, digits, loader

@@ -9,7 +9,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from lightning_lcs.callbacks._refused import check_setup
+from lightning_lcs.training.checks import check_setup
 from tests.integration.support import Module, lcs, older_lightning, trainer
 
 

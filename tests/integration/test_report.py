@@ -7,7 +7,7 @@ import re
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_lcs.cli import main
+from lightning_lcs.cli.main import main
 from lightning_lcs.reporting.curve import write_csv
 from lightning_lcs.reporting.history import read_history
 from lightning_lcs.reporting.html import page

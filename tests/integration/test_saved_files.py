@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lcs import SubspaceModel
-from lightning_lcs.batchnorm import recalibrate
+from lightning_lcs.subspace.calibration import recalibrate
 from tests.integration.support import digits
 from tests.integration.test_resume import Mine, Run, assert_same
 

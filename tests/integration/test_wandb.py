@@ -9,8 +9,8 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_lcs import SubspaceModel, TradeoffMonitor
+from lightning_lcs.loggers.wandb import series_of
 from lightning_lcs.reporting.curve import write_csv
-from lightning_lcs.reporting.wandb import series_of
 from tests.integration.support import Data, Module, lcs, trainer
 from tests.unit.reporting.test_curve import CURVE
 

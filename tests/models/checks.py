@@ -12,9 +12,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.channels import network
-from lightning_lcs.commands.coverage import Coverage, measured, prepared
-from lightning_lcs.commands.coverage import build as build_network
+from lightning_lcs.cli.coverage import Coverage, measured, prepared
+from lightning_lcs.cli.coverage import build as build_network
+from lightning_lcs.graph import network
 from lightning_lcs.model import SubspaceModel
 from tests.equivalence.masking import MaskMismatchError, masked_forward, survivors
 from tests.helpers import relative, scramble

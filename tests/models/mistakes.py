@@ -11,13 +11,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from lightning_lcs.channels.dims import Dim, Structure
-from lightning_lcs.channels.faithful import check_faithful
-from lightning_lcs.channels.plan import ChannelPlan, Indices, PlanAtWidth
-from lightning_lcs.channels.program import Program
-from lightning_lcs.channels.propagate import propagate
-from lightning_lcs.channels.rules import RULES, Call
-from lightning_lcs.channels.rules.call import Rule, op_name
+from lightning_lcs.graph.channels.dims import Dim, Structure
+from lightning_lcs.graph.channels.plan import ChannelPlan, Indices, PlanAtWidth
+from lightning_lcs.graph.channels.propagate import propagate
+from lightning_lcs.graph.channels.rules import RULES, Call
+from lightning_lcs.graph.channels.rules.call import Rule, op_name
+from lightning_lcs.graph.program import Program
+from lightning_lcs.graph.verify import check_faithful
 from lightning_lcs.model import SubspaceModel
 from tests.equivalence.masking import MaskMismatchError, masked_forward, survivors
 from tests.helpers import relative

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.channels.refused import TraceError
+from lightning_lcs.graph.tracing.errors import TraceError
 from lightning_lcs.model import SubspaceModel
 from tests.helpers import BATCH_NORM_WARNING, Chain, Lambda, Mlp, at_width, relative, scramble
 

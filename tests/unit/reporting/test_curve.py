@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lightning_lcs.reporting.curve import CurvePoint, alpha_key, log_key, log_values, metric_names, write_csv
 from lightning_lcs.reporting.plots import curve_figure, plot_curves
-from lightning_lcs.reporting.table import print_curves, scaled
+from lightning_lcs.reporting.terminal import print_curves, scaled
 
 
 def point(alpha: float, latency: float = 1.5, **metrics: float) -> CurvePoint:

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from lightning_lcs.cli import main
+from lightning_lcs.cli.main import main
 
 pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is not installed: no dashboard")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lightning_lcs.reporting.serving import Phase, ServedBatch, plot_served, running_accuracy, summary, write_served
+from lightning_lcs.cli.serving_report import Phase, ServedBatch, plot_served, running_accuracy, summary, write_served
 
 PHASES = [Phase(begin_s=0.0, end_s=5.0, processes=0), Phase(begin_s=5.0, end_s=10.0, processes=2)]
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lightning_lcs import Structured, SubspaceModel
-from lightning_lcs.batchnorm import recalibrate
 from lightning_lcs.functional.statistics import statistics_drift
-from lightning_lcs.reporting.summary import drifts_of, read_summary, summary_of, write_summary
+from lightning_lcs.reporting.run_summary import drifts_of, read_summary, summary_of, write_summary
+from lightning_lcs.subspace.calibration import recalibrate
 from tests.integration.support import Net
 
 

@@ -1,0 +1,202 @@
+"""``lightning-lcs coverage``: what structured compression makes of networks of timm and torchvision."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.modes.registry import Structured
+
+SHOWN = 2  # reasons for which dimensions stay whole; --whole names the dimensions
+TORCHVISION = "torchvision:"
+
+
+@dataclasses.dataclass
+class Coverage:
+    """What structured compression makes of a network.
+
+    Attributes:
+        params: share of the parameters left.
+        macs: share of the multiply-accumulates left.
+        seconds: to trace, plan and check both forms, for training and for evaluation.
+        identity: relative difference of the traced graph at width 1 from the network; 0 is bitwise.
+        whole: number of dimensions kept whole though they are neither input nor output, by what froze them.
+    """
+
+    params: float
+    macs: float
+    seconds: float
+    identity: float
+    whole: dict[str, int]
+
+
+def coverage(args: Sequence[str]) -> None:
+    """Print a table, a network a row, and leave the process with 1 where one of them fails.
+
+    Args:
+        args: the command's name, and what follows it.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightning-lcs coverage",
+        description="Does structured compression work for a network, and how much of it shrinks? Each one is built "
+        "with random weights, traced for training and evaluation, and run at full width and at the one asked for. "
+        "Columns: shares of parameters and multiply-accumulates left, seconds to trace and plan, difference of the "
+        "trace at width 1 from the network, dimensions kept whole by the operation that kept them.",
+    )
+    parser.add_argument("networks", nargs="+", help="names in timm, or torchvision:NAME")
+    parser.add_argument("--width", type=float, default=0.5, help="share of channels kept, in (0, 1); 0.5")
+    parser.add_argument("--image-size", type=int, help="pixels; by default what the network is made for, or 224")
+    parser.add_argument("--whole", action="store_true", help="list every dimension that stays whole")
+    own = parser.parse_args(args[1:])
+    if not 0.0 < own.width < 1.0:
+        raise ValueError(f"--width is {own.width:g}, and has to be between 0 and 1")
+    if own.image_size is not None and own.image_size < 1:
+        raise ValueError(f"--image-size is {own.image_size}, and has to be at least 1")
+    table = Table(
+        title=f"at width {own.width:g}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for heading in ("network", "pixels", "params", "MACs", "seconds", "width 1", "kept whole"):
+        named = heading in ("network", "kept whole")
+        table.add_column(heading, justify="left" if named else "right", no_wrap=heading == "network")
+    below, failed = [], []
+    for name in own.networks:
+        try:
+            net, x = build(name, own.image_size)
+            model, seconds = prepared(net, x, Structured(min_width=own.width))
+            found = measured(model, x, 0.0, seconds)
+        except Exception as error:  # whatever a network raises
+            failed.append(f"{name} failed: {error} ({type(error).__name__})")
+            continue
+        below.append(f"{name}: {model.report(0.0)}")
+        same = "bitwise" if found.identity == 0 else f"{found.identity:.0e}"
+        shares = f"{found.params:.3f}", f"{found.macs:.3f}"
+        table.add_row(name, str(x.shape[-1]), *shares, f"{seconds:.1f}", same, _shortened(found.whole))
+    console = Console(highlight=False, soft_wrap=True)
+    if table.row_count:
+        console.print(table)
+    for line in (below if own.whole else []) + failed:
+        console.print(line, markup=False)
+    if failed:
+        raise SystemExit(1)
+
+
+def build(name: str, size: int | None = None, **options: Any) -> tuple[nn.Module, Tensor]:
+    """A network with random weights, and three random images for it.
+
+    Args:
+        name: of timm, or "torchvision:NAME".
+        size: pixels of the images; by default what the network is made for.
+        options: of its constructor.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    torch.manual_seed(0)
+    channels, made_for = 3, 224
+    if name.startswith(TORCHVISION):
+        import torchvision
+
+        plain = name.removeprefix(TORCHVISION)
+        if plain not in torchvision.models.list_models():
+            raise ValueError(f"torchvision has no network {plain!r}")
+        net: nn.Module = torchvision.models.get_model(plain, weights=None, **_offline(plain), **options)
+    else:
+        import timm
+
+        if not timm.is_model(name.partition(".")[0]):
+            raise ValueError(
+                f"timm has no network {name!r}; timm.list_models() names them, torchvision:NAME is torchvision's"
+            )
+        net = timm.create_model(name, **options)
+        settings: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+        channels, made_for, _ = settings["input_size"]
+    side = size or made_for
+    return net.eval(), torch.randn(3, channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _offline(name: str) -> dict[str, Any]:
+    """What keeps a network of torchvision from downloading weights, and from minutes of drawing them."""
+    import torchvision
+
+    taken = inspect.signature(torchvision.models.get_model_builder(name)).parameters
+    options = {"weights_backbone": None} if "weights_backbone" in taken else {}
+    return {**options, **({"init_weights": False} if name in ("googlenet", "inception_v3") else {})}
+
+
+def prepared(net: nn.Module, x: Tensor, mode: Structured | None = None) -> tuple[SubspaceModel, float]:
+    """A point subspace in evaluation, traced, and the seconds that this took.
+
+    Args:
+        net: the network.
+        x: its input; two samples or more.
+        mode: with options.
+
+    Raises:
+        TraceError: the network can't be traced.
+    """
+    started = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*stay whole at every level")  # the table says so
+        model = SubspaceModel(net, x[:2], mode=mode or Structured(), subspace="point").eval()
+    model.warns = False
+    return model, time.monotonic() - started
+
+
+def measured(model: SubspaceModel, x: Tensor, alpha: float, seconds: float) -> Coverage:
+    """What a network comes to at a level.
+
+    Args:
+        model: traced.
+        x: input of the network.
+        alpha: the level.
+        seconds: that it took to trace.
+
+    Raises:
+        ValueError: its result there is not finite.
+    """
+    with torch.no_grad(), model.at_alpha(alpha):
+        if not all(torch.isfinite(leaf).all() for leaf in _tensors(model(x))):
+            raise ValueError(f"the result at alpha={alpha:g} is not finite")
+    full, small = model.efficiency(1.0), model.efficiency(alpha)
+    shares = small.params / full.params, small.macs / max(1, full.macs)
+    whole = Counter(why.split(" in ")[0] for items in model.plan.whole().values() for _, why in items)
+    return Coverage(*shares, seconds, identity(model, x), dict(whole))
+
+
+def identity(model: SubspaceModel, x: Tensor) -> float:
+    """Largest difference of the traced graph at full width from the network, relative to the largest output."""
+    part = model.parts[0]
+    with torch.no_grad():
+        program = part.network.in_mode(False)
+        at = part.network.plan.selection(1.0)
+        tensors = [part.network.tensor(name) for name in program.names]
+        ours = _tensors(program.run(tensors, [at.size(dim) for dim in program.sizes], (x,), {}))
+        theirs = _tensors(part.network.module(x))
+    tiny = torch.finfo(x.dtype).tiny
+    pairs = zip(ours, theirs, strict=True)
+    return max(
+        0.0 if torch.equal(a, b) else float((a - b).abs().max() / b.abs().max().clamp_min(tiny)) for a, b in pairs
+    )
+
+
+def _shortened(whole: dict[str, int]) -> str:
+    listed = [f"{why} ({count})" for why, count in sorted(whole.items(), key=lambda item: -item[1])]
+    return ", ".join(listed[:SHOWN]) + (f", {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]

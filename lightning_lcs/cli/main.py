@@ -1,0 +1,105 @@
+"""The command ``lightning-lcs``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command: where its function is, imported when the command is used, and one line about it."""
+
+    home: str
+    summary: str
+
+
+# What a device runs imports neither Lightning nor timm: a command's module is imported when it is used.
+COMMANDS = {
+    "fit": Command("fit.training", "train a timm model as a compressible subspace"),
+    "validate": Command("fit.training", "measure a checkpoint's curve on the validation data"),
+    "test": Command("fit.training", "measure a checkpoint's curve on the test data"),
+    "predict": Command("fit.training", "run a checkpoint on a data module's images"),
+    "coverage": Command("coverage.coverage", "whether width works for networks of timm and torchvision, and how far"),
+    "inspect": Command("inspect.inspect", "verify a model.lcs, and say what is in it"),
+    "levels": Command("levels.levels", "the level table of a model.lcs"),
+    "materialize": Command("materialize.materialize", "cut one level out of a model.lcs"),
+    "bench": Command("bench.bench", "time the levels of a model.lcs on this machine"),
+    "export": Command("export.export", "write levels of a model.lcs as ONNX or torch.export files"),
+    "compare": Command("compare.compare", "train several methods on one recipe, and compare their curves"),
+    "report": Command("report.report", "write an HTML page about one or more runs"),
+    "dashboard": Command("dashboard.dashboard", "make a W&B workspace over the runs of a project"),
+    "demo": Command("demo.demo", "train on real images in minutes, and show the curve"),
+    "serve-demo": Command("serve_demo.serve_demo", "a latency target kept under CPU load, with real images"),
+}
+
+# Errors that the user can do something about: one sentence says what.
+EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command, and leave the process with 1 where it fails, 2 where it was called wrongly.
+
+    An error is one sentence on the error stream; ``--debug`` shows where it came from.
+
+    Args:
+        args: arguments instead of those of the process.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    if "--debug" in given:
+        given.remove("--debug")
+        return run(given)
+    try:
+        run(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads the output, such as ``head``, has had enough. Python would flush once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except argparse.ArgumentError as error:
+        print(f"lightning-lcs: {' '.join(str(error).split())} (see lightning-lcs {given[0]} --help)", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Exception as error:
+        # Lightning's own error for what a user asked for is none of Python's; importing it here would take seconds.
+        if not isinstance(error, EXPECTED) and type(error).__name__ != "MisconfigurationException":
+            raise
+        print(f"lightning-lcs: {error} (--debug shows where)", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def run(args: Sequence[str]) -> None:
+    """Run a command; its errors pass through.
+
+    Args:
+        args: the name of the command, and what follows it.
+    """
+    name = args[0] if args else "--help"
+    if name in ("-h", "--help"):
+        print(overview())
+        return
+    if name not in COMMANDS:
+        print(f"lightning-lcs: there is no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    module, _, function = COMMANDS[name].home.rpartition(".")
+    command = getattr(importlib.import_module(f"lightning_lcs.cli.{module}"), function)
+    command(args)
+
+
+def overview() -> str:
+    """All commands, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lightning-lcs COMMAND [options] [--debug]",
+            "",
+            "One training run, one checkpoint, every size.",
+            "",
+            *lines,
+            "",
+            "lightning-lcs COMMAND --help says more about a command.",
+        ]
+    )

@@ -1,0 +1,62 @@
+"""A recipe in YAML and options, read by LightningCLI."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+
+# LightningCLI finds data modules by their short names when they have been imported.
+from lightning_lcs import data as _data  # noqa: F401
+from lightning_lcs.cli.parsing import require_jsonargparse
+from lightning_lcs.wrapper import CompressibleSubspaceWrapper
+
+
+def read_recipe(args: Sequence[str], **options: Any) -> LightningCLI:
+    """LightningCLI around the wrapper and any data module.
+
+    Args:
+        args: its arguments, instead of those of the process.
+        options: LightningCLI's own.
+
+    Raises:
+        ArgumentError: an option or a value that there is not.
+    """
+    require_jsonargparse("LightningCLI")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # modules of the user's, as for `python -m`
+    raising = {"exit_on_error": False}  # and not the usage, which is longer than any screen
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # meant for scripts; this is a command
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning's own use of torch
+        try:
+            return LightningCLI(
+                CompressibleSubspaceWrapper,
+                LightningDataModule,
+                subclass_mode_data=True,
+                args=list(args),
+                parser_kwargs={**raising, **dict.fromkeys(LightningCLI.subcommands(), raising)},
+                **options,
+            )
+        except argparse.ArgumentError as error:
+            raise argparse.ArgumentError(None, f"{error.message}{suggestion(error.message)}") from error
+
+
+def suggestion(message: str) -> str:
+    """What an unknown option in a message may have meant, where there is one that looks like it."""
+    objects = {"model": CompressibleSubspaceWrapper, "trainer": Trainer}
+    known = [f"{name}.{option}" for name, kind in objects.items() for option in inspect.signature(kind).parameters]
+    for word in re.findall(r"(?:model|trainer)\.\w+", message):
+        close = [] if word in known else difflib.get_close_matches(word, known, 1)
+        if close:
+            return f"; did you mean {close[0]}?"
+    return ""

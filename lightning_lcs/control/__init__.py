@@ -1,0 +1,1 @@
+"""Choosing the level of a running network: readings, policies, decisions."""

@@ -1,0 +1,1 @@
+"""A level in the formats of other runtimes."""

@@ -1,0 +1,145 @@
+"""A level as a program of ``torch.export``, and what its copies elsewhere are checked against."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.modes.registry import check_alpha
+from lightning_lcs.subspace.network import TOGETHER
+
+# The largest difference from the level in torch, relative to the largest output, that an exported file may show.
+TOLERANCE = 1e-4
+# Not 1, which export bakes in; and a size that no channel count is likely to share.
+_TRACED = 11
+_CHECKED = (1, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A file that was written, and checked against the levels in torch.
+
+    Attributes:
+        path: of the file.
+        alphas: the levels in it, in the order of their numbers.
+        size_bytes: of the file.
+        difference: the largest difference from the levels in torch, relative to their largest output.
+    """
+
+    path: Path
+    alphas: tuple[float, ...]
+    size_bytes: int
+    difference: float
+
+
+def levels_of(model: SubspaceModel, alphas: Sequence[float]) -> list[float]:
+    """The levels that run when these are asked for, ascending, each once.
+
+    Raises:
+        ValueError: none, or one outside [0, 1].
+    """
+    if not alphas:
+        raise ValueError("alphas is empty: give at least one level in [0, 1], such as [0, 0.5, 1]")
+    return sorted({model.nearest_level(check_alpha(alpha)) for alpha in alphas})
+
+
+def example_batch(model: SubspaceModel, samples: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of the network with so many samples; floating-point ones are random, the same at each call.
+
+    Raises:
+        RuntimeError: the network was never called, and had no ``example_inputs``; or it has several
+            parts.
+    """
+    if len(model.parts) != 1:
+        raise RuntimeError(f"export takes a single network, and this subspace model has several; {TOGETHER}")
+    args, kwargs = model.parts[0].network.example_inputs()
+    batch = next(leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
+    generator = torch.Generator().manual_seed(0)
+
+    def resized(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != batch:
+            return leaf
+        if leaf.is_floating_point():
+            return torch.randn(samples, *leaf.shape[1:], generator=generator).to(leaf)
+        return leaf[torch.arange(samples, device=leaf.device) % batch].clone()
+
+    args, kwargs = pytree.tree_map(resized, (args, kwargs))
+    return args, kwargs
+
+
+def program_of(model: SubspaceModel, level: nn.Module) -> ExportedProgram:
+    """A level's network, exported with its batch dimension open.
+
+    Args:
+        model: gives the arguments.
+        level: what ``model.materialize`` gave.
+    """
+    args, kwargs = example_batch(model, _TRACED)
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == _TRACED:
+            shapes[leaf] = {0: Dim.DYNAMIC}
+    # A copy: what layers' inputs are quantized with is kept from the first call, which here is one without data.
+    with torch.no_grad():
+        return torch.export.export(copy.deepcopy(level), args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def difference(model: SubspaceModel, level: nn.Module, run: Callable[[Any, Any], Sequence[Tensor]]) -> float:
+    """The largest difference between a level and its copy, relative to the level's largest output; two batch sizes.
+
+    Args:
+        model: gives the arguments.
+        level: what ``model.materialize`` gave.
+        run: takes arguments and keyword arguments, and gives the copy's outputs, flat.
+    """
+    found = 0.0
+    for samples in _CHECKED:
+        args, kwargs = example_batch(model, samples)
+        with torch.no_grad():
+            expected = [leaf for leaf in pytree.tree_leaves(level(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        for ours, theirs in zip(run(args, kwargs), expected, strict=True):
+            scale = theirs.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+            found = max(found, float((ours.double() - theirs.cpu().double()).abs().max() / scale.cpu()))
+    return found
+
+
+def check_difference(found: float, what: str, tolerance: float = TOLERANCE) -> None:
+    """Raise where a copy differs from its level.
+
+    Raises:
+        RuntimeError: it does; NaN included.
+    """
+    if not found <= tolerance:
+        raise RuntimeError(
+            f"{what} differs from the level in torch by {found:.1e} of its largest output, and {tolerance:g} is "
+            "allowed: nothing was written"
+        )
+
+
+@contextlib.contextmanager
+def written_whole(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A scratch folder whose files move into ``folder`` when the block ends without an error, and vanish otherwise."""
+    target = Path(folder)
+    made = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export", dir=target) as scratch:
+            yield Path(scratch)
+            for file in sorted(Path(scratch).iterdir()):
+                file.replace(target / file.name)
+    except BaseException:
+        if made and not any(target.iterdir()):
+            target.rmdir()
+        raise

@@ -1,0 +1,170 @@
+"""A quantized level in a file whose weights take as many bits as they have."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lightning_lcs.export.base import written_whole
+from lightning_lcs.export.packing import pack_bits, unpack_bits
+from lightning_lcs.export.tensor_files import check_state, read_tensors
+from lightning_lcs.functional.quantization import affine_parameters, integers_of, range_of, values_of
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.forward import hook_inputs, layers_at
+from lightning_lcs.subspace.modes.observers import LayerBits, Reading, range_key
+from lightning_lcs.subspace.modes.registry import Quantized, check_alpha
+from lightning_lcs.subspace.network import layer_of
+from lightning_lcs.subspace.weights import Compression, setting_of
+
+_KEY = "lightning_lcs_bits"
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight as integers: ``(integers - zero_point) * scale``.
+
+    Attributes:
+        integers: int8, of the weight's shape.
+        scale: float32: one, or one per output channel.
+        zero_point: int32, of the scale's shape.
+        bits: of each integer, 2 to 8.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+
+
+def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, QuantizedWeight]:
+    """The compressed weights of a level of a single quantized network, by name, with its simulation's scales."""
+    part, setting = model.parts[0], setting_of(model.mode, alpha)
+    compression = Compression(part, setting)
+    bits_of = part.layer_bits(model.mode.bit_width(alpha))
+    found = {}
+    with torch.no_grad():
+        for name in part.compressed:
+            value, bits = compression.on_line(name).detach().cpu(), bits_of(layer_of(name))
+            scale, zero_point = affine_parameters(*range_of(value, setting.per_channel), bits)
+            found[name] = QuantizedWeight(integers_of(value, scale, zero_point, bits), scale, zero_point, bits)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class BitsFile:
+    """A file that was written.
+
+    Attributes:
+        path: of the file.
+        alpha: its level.
+        bits: of each quantized layer, by path.
+        size_bytes: of the file.
+        dense_bytes: of the same parameters and buffers, dense.
+    """
+
+    path: Path
+    alpha: float
+    bits: dict[str, int]
+    size_bytes: int
+    dense_bytes: int
+
+
+def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float = 0.0) -> BitsFile:
+    """Write one level into a file: quantized weights packed, all else as it is; safetensors, no pickle.
+
+    Args:
+        model: a single network in quantized mode, with the input ranges of this level.
+        path: of the file, such as "model_3_bits.safetensors".
+        alpha: the level.
+
+    Raises:
+        ValueError: another mode, several networks, or ``alpha`` is outside [0, 1].
+        RuntimeError: the inputs of a layer were never observed at this level.
+    """
+    if not isinstance(model.mode, Quantized) or len(model.parts) != 1:
+        raise ValueError(f"save_bits() takes a single network in quantized mode, and this subspace is {model.mode}")
+    level = model.nearest_level(check_alpha(alpha))
+    state = {name: value.detach().cpu() for name, value in model.materialize(level).state_dict().items()}
+    weights = quantized_weights(model, level)
+    tensors = {f"dense/{name}": value.contiguous() for name, value in state.items() if name not in weights}
+    known = {**model.ranges.get(level, {}), **model.statistics.get(level, {})}
+    for name, weight in weights.items():
+        key = range_key(model.parts[0].prefix, layer_of(name))
+        if key not in known:
+            raise RuntimeError(
+                f"the inputs of {layer_of(name) or 'the layer'} were never observed at alpha={level:g}: train the "
+                "network at this level, or recalibrate() with training images"
+            )
+        tensors[f"range/{name}"] = known[key].detach().cpu().contiguous()
+        tensors[f"packed/{name}"] = torch.from_numpy(pack_bits(weight.integers.numpy(), weight.bits))
+        tensors[f"scale/{name}"] = weight.scale.contiguous()
+        tensors[f"zero_point/{name}"] = weight.zero_point.contiguous()
+    header = {
+        "version": _VERSION,
+        "alpha": level,
+        "norm": model.norm,
+        "weights": {name: {"bits": w.bits, "shape": list(w.integers.shape)} for name, w in weights.items()},
+    }
+    target = Path(path)
+    with written_whole(target.parent) as scratch:
+        save_file(tensors, scratch / target.name, metadata={_KEY: json.dumps(header)})
+        size = (scratch / target.name).stat().st_size
+    dense = sum(value.numel() * value.element_size() for value in state.values())
+    return BitsFile(target, level, {layer_of(name): w.bits for name, w in weights.items()}, size, dense)
+
+
+def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
+    """Read a file of :func:`save_bits` into a network; it then is what ``materialize`` gives of the level, bit for bit.
+
+    Weights are unpacked into the network's own type: the file is small, memory is not. Inputs of quantized layers are
+    quantized by forward pre-hooks, with the ranges in the file.
+
+    Args:
+        path: of the file.
+        module: a network of the same architecture, with its norms replaced where the subspace has ``norm=``; all of its
+            parameters and buffers are written.
+
+    Returns:
+        The network, in evaluation.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not such a file, a damaged one, or one of another architecture; the network is as it was then.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{os.fspath(path)} does not exist")
+    try:
+        header, held = read_tensors(path, _KEY, _VERSION)
+        state = {n.removeprefix("dense/"): value for n, value in held.items() if n.startswith("dense/")}
+        bits, ranges = {}, {}
+        for name, spec in header["weights"].items():
+            state[name] = _unpacked(held, name, spec)
+            bits[layer_of(name)] = int(spec["bits"])
+            ranges[range_key("", layer_of(name))] = held[f"range/{name}"]
+            if ranges[range_key("", layer_of(name))].shape != (2,):
+                raise ValueError(f"{name} has no range of inputs")
+        norm = str(header["norm"])
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a file of a quantized level, or it is damaged: {error}") from error
+    check_state(path, state, module, norm)
+    layers = layers_at(module, list(bits))
+    module.load_state_dict(state)
+    hook_inputs(layers, Reading(ranges, "", LayerBits(max(bits.values()), {}, bits)))
+    return module.eval()
+
+
+def _unpacked(held: Mapping[str, Tensor], name: str, spec: Mapping[str, Any]) -> Tensor:
+    shape = [int(size) for size in spec["shape"]]
+    count = torch.Size(shape).numel()
+    integers = torch.from_numpy(unpack_bits(held[f"packed/{name}"].numpy(), int(spec["bits"]), count))
+    return values_of(integers.view(shape), held[f"scale/{name}"], held[f"zero_point/{name}"])

@@ -1,0 +1,135 @@
+"""What any copy of a level that runs with integers of eight bits is made of, and what it is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lcs.export.qdq import Grid
+from lightning_lcs.functional.quantization import affine_parameters
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.modes.observers import QuantizedInput, Reading, range_key
+from lightning_lcs.subspace.modes.registry import Quantized, check_alpha
+from lightning_lcs.subspace.network import TOGETHER, layer_of
+
+_BITS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingredients:
+    """What a copy with integers is made of.
+
+    Attributes:
+        alpha: the level.
+        batches: real images.
+        simulated: the level's network with the simulated quantization.
+        network: the same without that of the inputs.
+        grids: of the inputs of layers, by name of the weight.
+    """
+
+    alpha: float
+    batches: list[Tensor]
+    simulated: nn.Module
+    network: nn.Module
+    grids: dict[str, Grid]
+
+
+def ingredients(model: SubspaceModel, images: Tensor | Iterable[Tensor], alpha: float) -> Ingredients:
+    """What a level of eight bits gives to a copy with integers.
+
+    Raises:
+        ValueError: another mode, several networks, a layer of other than eight bits, or no images.
+        RuntimeError: a layer's inputs were never observed at this level.
+    """
+    level = _eight_bits(model, alpha)
+    batches = [images] if isinstance(images, Tensor) else list(images)
+    if not batches or not all(len(batch) for batch in batches):
+        raise ValueError("images is empty: give a batch of real images, a hundred or so")
+    model.parts[0].network.remember((batches[0],), {})
+    network = model.materialize(level).eval()
+    return Ingredients(level, batches, model.materialize(level).eval(), network, _take_grids(network))
+
+
+def _eight_bits(model: SubspaceModel, alpha: float) -> float:
+    """The level, where it is one of eight bits."""
+    if not isinstance(model.mode, Quantized):
+        raise ValueError(f"integers take a subspace in quantized mode, and this one is {model.mode}")
+    if len(model.parts) != 1:
+        raise ValueError(f"integers take a single network, and this subspace model has several; {TOGETHER}")
+    level = model.nearest_level(check_alpha(alpha))
+    bits = model.parts[0].layer_bits(model.mode.bit_width(level))
+    other = {name: bits(layer_of(name)) for name in model.parts[0].compressed if bits(layer_of(name)) != _BITS}
+    if other:
+        name, found = next(iter(other.items()))
+        raise ValueError(
+            f"{name} has {found} bits at alpha={alpha!r}, and integers run with {_BITS}: below that the gain is "
+            "storage and memory, not time; give the alpha of 8 bits (1.0 with max_bits=8)"
+        )
+    return level
+
+
+def _take_grids(network: nn.Module) -> dict[str, Grid]:
+    """Take the simulated quantization of inputs away from a network, and give its grids by name of the weight."""
+    grids: dict[str, Grid] = {}
+    for path, layer in network.named_modules():
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if not isinstance(hook, QuantizedInput) or not isinstance(hook.inputs, Reading):
+                continue
+            held = hook.inputs.ranges.get(range_key(hook.inputs.prefix, hook.path))
+            if held is None:
+                raise RuntimeError(
+                    f"the inputs of {path or 'the layer'} were never observed at this level, so that their range is "
+                    "not known: train the network at it, or recalibrate() with training images"
+                )
+            grids[f"{path}.weight" if path else "weight"] = grid_of(*held.unbind())
+            del layer._forward_pre_hooks[key]
+    return grids
+
+
+def grid_of(low: Tensor, high: Tensor) -> Grid:
+    """The integers of a range, as the simulated quantization has them."""
+    scale, zero_point = affine_parameters(low, high, _BITS)
+    return Grid(float(scale), int(zero_point) + 2 ** (_BITS - 1))
+
+
+def compare(
+    simulated: nn.Module, integers: Callable[[Tensor], Tensor], batches: Sequence[Tensor], min_agreement: float
+) -> tuple[float, float]:
+    """How a copy with integers agrees with the simulated quantization.
+
+    Args:
+        simulated: gives one tensor, classes last.
+        integers: the copy.
+        batches: of images.
+        min_agreement: share of images whose largest output must be the same.
+
+    Returns:
+        That share, and the mean difference of outputs relative to the mean of their magnitudes.
+
+    Raises:
+        ValueError: the network gives something else.
+        RuntimeError: they agree less.
+    """
+    same = count = 0
+    off = magnitude = 0.0
+    for batch in batches:
+        with torch.no_grad():
+            expected, found = simulated(batch), integers(batch).cpu()
+        if not isinstance(expected, Tensor):
+            raise ValueError("integers take networks that give one tensor, classes last")
+        expected = expected.cpu()
+        same += int((found.argmax(-1) == expected.argmax(-1)).sum())
+        count += expected[..., 0].numel()
+        off += float((found - expected).abs().sum())
+        magnitude += float(expected.abs().sum())
+    agreement, difference = same / count, off / magnitude if magnitude else float(off > 0)
+    if not agreement >= min_agreement:
+        raise RuntimeError(
+            f"with integers {agreement:.1%} of the images have the largest output of the simulated quantization, "
+            f"and min_agreement={min_agreement!r}: nothing is kept of it; its outputs are {difference:.1%} off in "
+            "the mean"
+        )
+    return agreement, difference

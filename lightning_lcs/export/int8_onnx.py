@@ -1,0 +1,150 @@
+"""A level of eight bits as ONNX that runs with integers."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_lcs.export.base import written_whole
+from lightning_lcs.export.bits import quantized_weights
+from lightning_lcs.export.int8_common import compare, grid_of, ingredients
+from lightning_lcs.export.onnx import feed, onnx_of, require_onnx, session, write_onnx
+from lightning_lcs.export.qdq import Graph, Grid, Weight, grid_after, settle_convolutions, to_integers
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.utils.timing import median_latencies_ms
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8File:
+    """A file that was written, and compared with the simulated quantization.
+
+    Attributes:
+        path: of the file.
+        alpha: its level.
+        size_bytes: of the file.
+        agreement: share of the images given of which the largest output is the same one.
+        difference: mean difference of outputs, relative to the mean of their magnitudes.
+        time_ratio: time of one image, one thread, divided by that of the float network at this level, both in
+            onnxruntime on this machine.
+        kept_float: weights that are quantized in the simulation and stay float in the file, as no op of integers fits
+            what reads them.
+    """
+
+    path: Path
+    alpha: float
+    size_bytes: int
+    agreement: float
+    difference: float
+    time_ratio: float
+    kept_float: tuple[str, ...]
+
+
+def export_int8(
+    model: SubspaceModel,
+    path: str | os.PathLike[str],
+    images: Tensor | Iterable[Tensor],
+    alpha: float = 1.0,
+    *,
+    min_agreement: float = 0.9,
+) -> Int8File:
+    """Write a level of eight bits as ONNX with weights and inputs of layers as integers (QDQ), for onnxruntime.
+
+    Weights and inputs of layers have the scales and zero points of the simulated quantization, batch norms folded in.
+    Three roundings come in addition, as convolutions run with integers only if their outputs are integers, too: those
+    outputs, with the range that ``images`` have there; shortcuts, with the range of the layer beside them; and biases,
+    which is a small one. Linear layers give floats, with none.
+
+    Args:
+        model: a single network in quantized mode, in evaluation, with the ranges of this level.
+        path: of the file, such as "model_int8.onnx".
+        images: real ones, a batch or several; they give the ranges and serve the comparison. A hundred or so.
+        alpha: a level at which all quantized layers have eight bits.
+        min_agreement: share of images whose largest output must be that of the simulation.
+
+    Returns:
+        The file. Where integers are no faster here, a warning says so: depthwise networks gain storage alone.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is missing.
+        ValueError: another mode, or a layer of other than eight bits.
+        RuntimeError: ranges were never observed, or the file agrees with the simulation less than asked.
+    """
+    require_onnx()
+    import onnx
+
+    made = ingredients(model, images, alpha)
+    proto = onnx_of(model, made.network)
+    plain = onnx.ModelProto()
+    plain.CopyFrom(proto)
+    graph = Graph(proto.graph)
+    weights = {
+        name: Weight(weight.integers.numpy(), weight.scale.numpy(), weight.zero_point.numpy())
+        for name, weight in quantized_weights(model, made.alpha).items()
+    }
+    stayed, values = to_integers(graph, weights, made.grids)
+    unknown = [name for name in values if grid_after(graph, name) is None]
+    target = Path(path)
+    with written_whole(target.parent) as scratch:
+        settle_convolutions(graph, values, _calibrated(plain, unknown, made.batches, scratch))
+        graph.finish()
+        proto.producer_name = "lightning-lcs"
+        written = scratch / target.name
+        write_onnx(proto, written, [made.alpha])
+        opened = session(written)
+
+        def integers(batch: Tensor) -> Tensor:
+            return torch.from_numpy(opened.run(None, feed(opened, (batch,), {}))[0])
+
+        agreement, difference = compare(made.simulated, integers, made.batches, min_agreement)
+        size = written.stat().st_size
+        ratio = _time_ratio(plain, written, made.batches[0][:1], scratch)
+    if ratio >= 1.0:
+        warnings.warn(
+            f"{target}: integers take {ratio:.2f} of the time of the float network in onnxruntime on this machine; "
+            "what they save is storage",
+            stacklevel=2,
+        )
+    return Int8File(target, made.alpha, size, agreement, difference, ratio, tuple(stayed))
+
+
+def _calibrated(plain: Any, names: Sequence[str], batches: Sequence[Tensor], scratch: Path) -> dict[str, Grid]:
+    """Grids of values that the simulation knows no range of, from the float network."""
+    if not names:
+        return {}
+    import onnx
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(plain)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    path = scratch / "watched.onnx"
+    onnx.save(watched, path)
+    opened = session(path)
+    low, high = np.zeros(len(names), np.float32), np.zeros(len(names), np.float32)
+    for batch in batches:
+        for number, value in enumerate(opened.run(None, feed(opened, (batch,), {}))):
+            low[number], high[number] = min(low[number], value.min()), max(high[number], value.max())
+    path.unlink()
+    ranges = zip(names, torch.from_numpy(low), torch.from_numpy(high), strict=True)
+    return {name: grid_of(smallest, largest) for name, smallest, largest in ranges}
+
+
+def _time_ratio(plain: Any, written: Path, image: Tensor, scratch: Path) -> float:
+    import onnx
+
+    path = scratch / "float.onnx"
+    onnx.save(plain, path)
+    files = {"int8": session(written), "float": session(path)}
+    calls = {name: functools.partial(opened.run, None, feed(opened, (image,), {})) for name, opened in files.items()}
+    times = median_latencies_ms(calls)
+    path.unlink()
+    return times["int8"] / times["float"]

@@ -1,0 +1,66 @@
+"""A file of one level out of a file of all."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from lightning_lcs.graph.cost import CurvePoint
+from lightning_lcs.io import lcs_file
+from lightning_lcs.io.graph_json import level_to_data, network_from_data
+from lightning_lcs.io.loaded_network import runs_at_any_size
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.level_table import Level, make_table, table_to_data
+from lightning_lcs.subspace.modes.registry import Structured, mode_to_dict
+
+
+def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str]) -> Level:
+    """Write a file that holds one level only, which is its alpha = 1.
+
+    Name and measurements of the level come from the model's level table where it has the level.
+
+    Args:
+        model: structured, with a single network.
+        alpha: in [0, 1]; with stored batch-norm statistics, the nearest stored level.
+        path: of the file, written whole or not at all.
+
+    Returns:
+        The level as it stands in the table of the new file.
+
+    Raises:
+        ValueError: the model is not structured, or ``alpha`` is outside [0, 1].
+    """
+    if not isinstance(model.mode, Structured) or len(model.parts) > 1:
+        raise ValueError("a file of one level is made from a structured subspace of one network")
+    level, part, mode = model.nearest_level(alpha), model.parts[0], Structured(min_width=1.0)
+    program = part.network.in_mode(False)
+    data = level_to_data(program, part.selection(model.mode, level))
+    small = model.materialize(level)
+    parameters = dict(small.named_parameters(remove_duplicate=False))
+    values = {**parameters, **dict(small.named_buffers(remove_duplicate=False))}
+    own = {f"{'parameter' if n in parameters else 'buffer'}.{n}": values[n] for n in program.names}
+    constants = list(program.trace.constants.values())
+    own |= {f"constant.{number}": value for number, value in enumerate(constants)}
+    lcs_file.check_network(*network_from_data(data, constants), mode, {n: values[n].dtype for n in program.names})
+    known = next((entry for entry in model.levels if entry.alpha == level), None)
+    cost: dict[str, Any] = {**vars(model.efficiency(level)), "alpha": 1.0, "width": 1.0}
+    latency, metrics = (math.nan, {}) if known is None else (known.latency_ms, known.metrics)
+    point = CurvePoint(**cost, latency_ms=latency, metrics=metrics)
+    table = make_table({"full" if known is None else known.name: point}, mode, lambda _: point)
+    header = {
+        "version": lcs_file.VERSION,
+        "mode": mode_to_dict(mode),
+        "subspace": "point",
+        "line_parameters": model.line_parameters,
+        "norm": model.norm,
+        "level_table": table_to_data(table),
+        "classes": list(model.class_names),
+        "statistics": [],
+        "network": data,
+        "any_size": runs_at_any_size(part.network),
+        "scales": [],
+        "unsaved": [name for name in program.names if name not in small.state_dict()],
+    }
+    lcs_file.write(path, header, own)
+    return table[0]

@@ -1,0 +1,202 @@
+"""Levels as ONNX: a file per level, and one file that holds several over shared weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from lightning_lcs.export.base import (
+    Exported,
+    check_difference,
+    difference,
+    levels_of,
+    program_of,
+    written_whole,
+)
+from lightning_lcs.export.onnx_levels import Level, several_levels, simplified
+from lightning_lcs.graph.channels.plan import Indices, Kept, Selection
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.modes.registry import Structured
+
+# The key of a file's metadata that holds {"alphas": [...]}; the number given as "level" counts in this list.
+METADATA_KEY = "lightning_lcs"
+SEVERAL = "levels.onnx"
+# A file of protocol buffers holds at most 2 GiB.
+_LARGEST = (1 << 31) - (1 << 20)
+
+
+def export_onnx(
+    model: SubspaceModel,
+    folder: str | os.PathLike[str],
+    alphas: Sequence[float] = (0.0, 0.5, 1.0),
+    *,
+    several: bool = True,
+) -> list[Exported]:
+    """Write one ``alpha_A.onnx`` per level, and ``levels.onnx`` with all of them.
+
+    The batch size stays open. ``levels.onnx`` takes one input more: ``level``, an int64 scalar that counts from 0, the
+    smallest alpha; a number beyond either end runs the level at that end. Its metadata hold the alphas. Weights that
+    are a part of those of the largest level, as they are on a point, or magnitudes above a threshold, stand in the file
+    once; what a line moves does not. The size says how much that was. A runtime that folds constants, such as
+    onnxruntime, holds all levels in memory and runs each as fast as its own file.
+
+    Every level of every file is run with onnxruntime and compared with the level in torch. All files are written, or
+    none.
+
+    Args:
+        model: a single network, in evaluation.
+        folder: made if it is not there.
+        alphas: levels in [0, 1]; with stored batch-norm statistics, the nearest stored ones.
+        several: write ``levels.onnx``, where there is more than one level.
+
+    Returns:
+        The files: those of single levels by ascending alpha, then ``levels.onnx``.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is missing.
+        ValueError: a level outside [0, 1], a network of more than 2 GiB, or one with control flow of its own in
+            ``levels.onnx``.
+        RuntimeError: the network's input is not known, it can't be exported, or a file computes something else.
+    """
+    require_onnx()
+    chosen = levels_of(model, alphas)
+    networks: list[nn.Module] = []
+    levels: list[Level] = []
+    found: list[tuple[str, tuple[float, ...], int, float]] = []
+    with written_whole(folder) as scratch:
+        for alpha in chosen:
+            network = model.materialize(alpha)
+            proto = onnx_of(model, network)
+            path = scratch / f"alpha_{alpha:g}.onnx"
+            write_onnx(proto, path, [alpha])
+            off = difference(model, network, _runner(path))
+            check_difference(off, path.name)
+            found.append((path.name, (alpha,), path.stat().st_size, off))
+            networks.append(network)
+            levels.append(Level(proto, _selection(model, alpha, chosen[-1])))
+        if several and len(chosen) > 1:
+            path = scratch / SEVERAL
+            write_onnx(several_levels(levels), path, chosen)
+            offs = [difference(model, network, _runner(path, k)) for k, network in enumerate(networks)]
+            check_difference(max(offs), path.name)
+            found.append((path.name, tuple(chosen), path.stat().st_size, max(offs)))
+    return [Exported(Path(folder) / name, own, size, off) for name, own, size, off in found]
+
+
+def require_onnx() -> None:
+    """Raise where a package is missing.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"export to ONNX needs {error.name}: pip install 'lightning-lcs[onnx]'") from error
+
+
+def onnx_of(model: SubspaceModel, network: nn.Module) -> Any:
+    """A level's network as an ``onnx.ModelProto``, simplified around its weights.
+
+    They have the names of the network's parameters and buffers, and batch norms are nodes of their own, which runtimes
+    fold when they open the file. An only input is "input", the first of several "input_0"; an only output is "output".
+    """
+    exported = program_of(model, network)
+    taken = [leaf for leaf in pytree.tree_leaves(model.parts[0].network.example_inputs()) if isinstance(leaf, Tensor)]
+    inputs = ["input"] if len(taken) == 1 else [f"input_{number}" for number in range(len(taken))]
+    results = len(exported.graph_signature.user_outputs)
+    names = ["output"] if results == 1 else [f"output_{number}" for number in range(results)]
+    program = torch.onnx.export(
+        exported, dynamo=True, optimize=False, verbose=False, input_names=inputs, output_names=names
+    )
+    return simplified(program.model_proto)  # type: ignore[union-attr]
+
+
+def session(path: str | os.PathLike[str]) -> Any:
+    """An inference session of onnxruntime on the processor, with one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+
+def feed(opened: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments of the network by the names that a session has for them."""
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    names = [value.name for value in opened.get_inputs() if value.name != "level"]
+    return {name: leaf.detach().cpu().numpy() for name, leaf in zip(names, leaves, strict=True)}
+
+
+def _runner(path: Path, number: int | None = None) -> Any:
+    opened = session(path)
+    level = {} if number is None else {"level": np.array(number, np.int64)}
+
+    def run(args: Any, kwargs: Any) -> list[Tensor]:
+        return [torch.from_numpy(result) for result in opened.run(None, feed(opened, args, kwargs) | level)]
+
+    return run
+
+
+def write_onnx(proto: Any, path: Path, alphas: Sequence[float]) -> None:
+    """Write a model, with its levels among its metadata.
+
+    Raises:
+        ValueError: it has more than 2 GiB.
+    """
+    import onnx
+
+    if proto.ByteSize() > _LARGEST:
+        raise ValueError(f"{path.name} would have {proto.ByteSize()} bytes, and an ONNX file holds at most 2 GiB")
+    _name_batch(proto.graph)
+    onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps({"alphas": list(alphas)})})
+    onnx.save(proto, path)
+
+
+def _name_batch(graph: Any) -> None:
+    """Name the open dimension, and drop what the exporter noted about its own work."""
+    dims = [dim for value in graph.input for dim in value.type.tensor_type.shape.dim[:1] if dim.dim_param]
+    symbol = dims[0].dim_param if dims else ""
+    for value in (*graph.input, *graph.output):
+        del value.metadata_props[:]
+        for dim in value.type.tensor_type.shape.dim:
+            if symbol and dim.dim_param == symbol:
+                dim.dim_param = "batch"
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+
+
+def _selection(model: SubspaceModel, alpha: float, largest: float) -> Mapping[str, Selection]:
+    """What a level keeps of each tensor of the largest level."""
+    if not isinstance(model.mode, Structured):
+        return {}
+    part = model.parts[0]
+    small, large = (part.selection(model.mode, level) for level in (alpha, largest))
+    found = {}
+    for name in part.network.plan.tensors:
+        pairs = zip(small.of(name), large.of(name), strict=True)
+        found[name] = tuple(_within(kept, of) for kept, of in pairs)
+    return found
+
+
+def _within(kept: Kept, of: Kept) -> Kept:
+    """The places of what is kept among what the largest level keeps."""
+    if kept is None or not isinstance(of, Indices):
+        return kept
+    place = {index: number for number, index in enumerate(of)}
+    indices = range(kept) if isinstance(kept, int) else kept
+    return Indices(place[index] for index in indices if index in place)

@@ -1,0 +1,257 @@
+"""Sparse levels in files that shrink with sparsity, and levels that are one comparison apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lightning_lcs.export.base import written_whole
+from lightning_lcs.export.sparse_coding import VALUES, Packed, pack, pack_all, unpack
+from lightning_lcs.export.tensor_files import check_state, read_tensors
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.modes.registry import Unstructured, check_alpha
+
+_KEY = "lightning_lcs_sparse"
+_VERSION = 2
+
+
+@overload
+def pack_sparse(tensors: Tensor, values: str = "float32") -> Packed: ...
+@overload
+def pack_sparse(tensors: Mapping[str, Tensor], values: str = "float32") -> dict[str, Packed]: ...
+def pack_sparse(tensors: Tensor | Mapping[str, Tensor], values: str = "float32") -> Packed | dict[str, Packed]:
+    """Pack a tensor, or all of a ``state_dict``, by the coding that is smallest for each: mask, distances, or dense.
+
+    Args:
+        tensors: float32; other types, and what is not sparse enough to gain, stay as they are.
+        values: of the entries of what is packed: "float32" (it comes back bit for bit; zeros are positive then),
+            "float16" or "int8" (one scale per tensor).
+
+    Raises:
+        ValueError: ``values`` is not known, or a tensor holds a number that it can't hold.
+    """
+    return pack(tensors, values) if isinstance(tensors, Tensor) else pack_all(tensors, values)
+
+
+@overload
+def unpack_sparse(packed: Packed) -> Tensor: ...
+@overload
+def unpack_sparse(packed: Mapping[str, Packed]) -> dict[str, Tensor]: ...
+def unpack_sparse(packed: Packed | Mapping[str, Packed]) -> Tensor | dict[str, Tensor]:
+    """What :func:`pack_sparse` packed.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+    if isinstance(packed, Packed):
+        return unpack(packed)
+    return {name: unpack(one) for name, one in packed.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseFile:
+    """A file that was written.
+
+    Attributes:
+        path: of the file.
+        alphas: the levels in it, ascending.
+        size_bytes: of the file.
+        dense_bytes: of the same tensors of one level, dense.
+    """
+
+    path: Path
+    alphas: tuple[float, ...]
+    size_bytes: int
+    dense_bytes: int
+
+
+class SparseLevels:
+    """The levels of a file, in a network: a change of level is one comparison per weight.
+
+    The weights of the densest level are held beside those that run.
+
+    Attributes:
+        alphas: of the levels, ascending.
+        alpha: the level that the network has.
+    """
+
+    def __init__(self, module: nn.Module, densest: Mapping[str, Tensor], levels: Sequence[_StoredLevel]) -> None:
+        self._targets = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+        self._densest = densest
+        self._levels = {level.alpha: level for level in levels}
+        self.alphas = tuple(sorted(self._levels))
+        self.alpha = self.alphas[-1]
+        self.set_alpha(self.alpha)
+
+    @torch.no_grad()
+    def set_alpha(self, alpha: float) -> None:
+        """Put the weights and statistics of a level into the network.
+
+        Args:
+            alpha: one of :attr:`alphas`.
+
+        Raises:
+            ValueError: it is none of them.
+        """
+        level = self._levels.get(alpha)
+        if level is None:
+            raise ValueError(f"alpha={alpha!r} is not in the file, which holds {', '.join(map(repr, self.alphas))}")
+        for name, dense in self._densest.items():
+            if name in level.tensors:
+                value = level.tensors[name]
+            elif name in level.thresholds:
+                value = nn.functional.hardshrink(dense, level.thresholds[name])
+            else:
+                value = dense
+            self._targets[name].copy_(value)
+        self.alpha = alpha
+
+
+@dataclasses.dataclass(frozen=True)
+class _StoredLevel:
+    """What a level has other than the densest one: magnitudes up to which weights are zero, and whole tensors."""
+
+    alpha: float
+    thresholds: Mapping[str, float]
+    tensors: Mapping[str, Tensor]
+
+
+def save_sparse(
+    model: SubspaceModel,
+    path: str | os.PathLike[str],
+    alphas: float | Sequence[float] = 0.0,
+    values: str = "float32",
+) -> SparseFile:
+    """Write sparse levels into one file: safetensors with a JSON header, no pickle.
+
+    The weights of the densest level stand in it, packed. A sparser level is a threshold for each of them, and its own
+    batch-norm statistics; tensors that no threshold gives (of a line, or among equal magnitudes) stand in the file
+    again, so that several levels of a line take as many times the room. So do values of fewer bits, among which equal
+    magnitudes are common.
+
+    Args:
+        model: a single network in unstructured mode.
+        path: of the file.
+        alphas: a level, or several.
+        values: of packed weights: see :func:`pack_sparse`.
+
+    Raises:
+        ValueError: another mode, a level outside [0, 1], or a number that ``values`` can't hold.
+    """
+    if not isinstance(model.mode, Unstructured) or len(model.parts) != 1:
+        raise ValueError(
+            f"save_sparse() takes a single network in unstructured mode, and this subspace is {model.mode}"
+        )
+    if values not in VALUES:
+        raise ValueError(f"values={values!r} is not known; choose one of {', '.join(map(repr, VALUES))}")
+    asked = [alphas] if isinstance(alphas, (int, float)) else list(alphas)
+    if not asked:
+        raise ValueError("alphas is empty: give at least one level in [0, 1]")
+    chosen = sorted({model.nearest_level(check_alpha(alpha)) for alpha in asked})
+    states = {
+        alpha: {k: v.detach().cpu() for k, v in model.materialize(alpha).state_dict().items()} for alpha in chosen
+    }
+    densest = states[chosen[-1]]
+    tensors: dict[str, Tensor] = {}
+    header: dict[str, Any] = {
+        "version": _VERSION,
+        "norm": model.norm,
+        "densest": chosen[-1],
+        "packed": {},
+        "levels": [],
+    }
+    _put(header["packed"], tensors, "densest/", pack_all(densest, values))
+    # Thresholds count in what is read back: values that were rounded stay on their side of them.
+    read = {name: unpack(pack(value, values)) for name, value in densest.items()}
+    for alpha in chosen[:-1]:
+        thresholds: dict[str, float] = {}
+        others: dict[str, Tensor] = {}
+        for name, value in states[alpha].items():
+            if torch.equal(value, densest[name]):
+                continue
+            threshold = _threshold(value, densest[name], read[name])
+            if threshold is None:
+                others[name] = value
+            else:
+                thresholds[name] = threshold
+        _put(header["packed"], tensors, f"{alpha!r}/", pack_all(others, values))
+        header["levels"].append({"alpha": alpha, "thresholds": thresholds, "tensors": sorted(others)})
+    target = Path(path)
+    with written_whole(target.parent) as scratch:
+        save_file(tensors, scratch / target.name, metadata={_KEY: json.dumps(header)})
+        size = (scratch / target.name).stat().st_size
+    dense = sum(value.numel() * value.element_size() for value in densest.values())
+    return SparseFile(target, tuple(chosen), size, dense)
+
+
+def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels:
+    """Read a file of :func:`save_sparse` into a network of the same architecture; the densest level is set.
+
+    Args:
+        path: of the file.
+        module: all of its parameters and buffers are written; where the subspace has ``norm=``, one with its norms
+            replaced.
+
+    Raises:
+        ValueError: not such a file, a damaged one, or one of another architecture; the network is as it was then.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{os.fspath(path)} does not exist")
+    try:
+        header, held = read_tensors(path, _KEY, _VERSION)
+        tensors = {name: unpack(_get(spec, held, name)) for name, spec in header["packed"].items()}
+        densest = {name.removeprefix("densest/"): v for name, v in tensors.items() if name.startswith("densest/")}
+        levels, norm = [_StoredLevel(float(header["densest"]), {}, {})], str(header["norm"])
+        for level in header["levels"]:
+            own = {name: tensors[f"{level['alpha']!r}/{name}"] for name in level["tensors"]}
+            levels.append(_StoredLevel(float(level["alpha"]), dict(level["thresholds"]), own))
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a file of sparse levels, or it is damaged: {error}") from error
+    check_state(path, densest, module, norm)
+    return SparseLevels(module, densest, levels)
+
+
+def _threshold(value: Tensor, densest: Tensor, read: Tensor) -> float | None:
+    """The magnitude above which entries are those of a sparser level; ``None`` where there is none."""
+    zeros = value == 0
+    if not value.is_floating_point() or not bool(zeros.any()) or not torch.equal(value[~zeros], densest[~zeros]):
+        return None
+    threshold = float(read[zeros].abs().max())
+    kept = nn.functional.hardshrink(read, threshold)
+    return threshold if torch.equal(kept, torch.where(zeros, torch.zeros_like(read), read)) else None
+
+
+def _put(specs: dict[str, Any], tensors: dict[str, Tensor], prefix: str, packed: Mapping[str, Packed]) -> None:
+    for name, one in packed.items():
+        specs[prefix + name] = {
+            "coding": one.coding,
+            "shape": list(one.shape),
+            "bits": one.bits,
+            "codes": one.codes,
+            "scale": one.scale,
+        }
+        tensors[f"{prefix}{name}/values"] = one.values
+        if one.coding != "dense":
+            tensors[f"{prefix}{name}/index"] = one.index
+
+
+def _get(spec: Mapping[str, Any], held: Mapping[str, Tensor], name: str) -> Packed:
+    index = held[f"{name}/index"] if spec["coding"] != "dense" else torch.empty(0, dtype=torch.uint8)
+    return Packed(
+        str(spec["coding"]),
+        tuple(map(int, spec["shape"])),
+        index,
+        held[f"{name}/values"],
+        int(spec["bits"]),
+        int(spec["codes"]),
+        float(spec["scale"]),
+    )

@@ -1,0 +1,168 @@
+"""Linear layers and 1x1 convolutions that run with sparse weights, where a measurement says that it takes less time."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lcs.utils.timing import median_latencies_ms
+
+# What one layer gains alone, noise included, is less than this in a network.
+_WORTH = 0.85
+# Denser weights are not tried: kernels of sparse products read an index with every entry.
+_TRIED_FROM = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerChoice:
+    """What was measured of a layer, and chosen.
+
+    Attributes:
+        path: of the layer.
+        sparsity: share of zeros in its weight.
+        ratio: time with the sparse weight, of the time with the dense one.
+        sparse: whether it runs with the sparse weight from now on.
+    """
+
+    path: str
+    sparsity: float
+    ratio: float
+    sparse: bool
+
+
+class SparseLinear(nn.Module):
+    """A linear layer with its weight as compressed rows (CSR), for inference.
+
+    Args:
+        layer: the dense one.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("weight", _rows(layer.weight))
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., inputs)`` to ``(..., outputs)``."""
+        flat = self.weight @ x.reshape(-1, x.shape[-1]).t()
+        result = flat.t().reshape(*x.shape[:-1], -1)
+        return result if self.bias is None else result + self.bias
+
+
+class SparsePointwise(nn.Module):
+    """A 1x1 convolution in one group with its weight as compressed rows (CSR), for inference.
+
+    Args:
+        layer: the dense one, without padding.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.register_buffer("weight", _rows(layer.weight))
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+        self.stride = layer.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, inputs, height, width)`` to ``(batch, outputs, height, width)``, a stride apart."""
+        x = x[..., :: self.stride[0], :: self.stride[1]]
+        batch, _, height, width = x.shape
+        flat = self.weight @ x.transpose(0, 1).reshape(x.shape[1], -1)
+        result = flat.reshape(-1, batch, height, width).transpose(0, 1)
+        return result if self.bias is None else result + self.bias.view(-1, 1, 1)
+
+
+@torch.no_grad()
+def use_sparse_layers(module: nn.Module, *args: Any, repeats: int = 15, **kwargs: Any) -> list[LayerChoice]:
+    """Measure each linear layer and 1x1 convolution with a sparse weight, and keep that where it is faster.
+
+    For a plain network of a sparse level, such as ``materialize(alpha)`` gives, that is to run on this machine with
+    inputs of this shape: the fastest choice depends on both. Layers that other layers read the weight of (torch's
+    attention) are left alone. The result differs by rounding. The network can be pickled then, and not deep-copied,
+    which torch's sparse tensors do not allow.
+
+    Args:
+        module: in evaluation; its layers are replaced in place.
+        args: an example of its arguments.
+        repeats: measurements of each layer.
+        kwargs: an example of its keyword arguments.
+
+    Returns:
+        The layers that were measured. All others stay dense.
+
+    Raises:
+        RuntimeError: the network is in training.
+    """
+    if module.training:
+        raise RuntimeError("use_sparse_layers() is for inference: call eval() first")
+    choices = []
+    for path, layer, x in _tried(module, args, kwargs):
+        sparse = SparsePointwise(layer) if isinstance(layer, nn.Conv2d) else SparseLinear(layer)
+        calls = {"sparse": lambda net=sparse, x=x: net(x), "dense": lambda net=layer, x=x: net(x)}
+        times = median_latencies_ms(calls, repeats)
+        ratio = times["sparse"] / times["dense"]
+        choices.append(LayerChoice(path, _zeros(layer), ratio, ratio < _WORTH))
+        if ratio < _WORTH:
+            parent, _, leaf = path.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, sparse)
+    return choices
+
+
+def _tried(module: nn.Module, args: Any, kwargs: Any) -> list[tuple[str, Any, Tensor]]:
+    """Layers that may run with a sparse weight, and the input that each gets."""
+    inside = {
+        id(child)
+        for attention in module.modules()
+        if isinstance(attention, nn.MultiheadAttention)
+        for child in attention.modules()
+    }
+    layers = [
+        (path, layer)
+        for path, layer in module.named_modules()
+        if path
+        and id(layer) not in inside
+        and _fits(layer)
+        and float((layer.weight == 0).float().mean()) >= _TRIED_FROM
+    ]
+    seen: dict[str, Tensor] = {}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, given, path=path: seen.__setitem__(path, given[0]))
+        for path, layer in layers
+    ]
+    try:
+        with torch.inference_mode():
+            module(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(path, layer, seen[path]) for path, layer in layers if path in seen]
+
+
+def _zeros(layer: Any) -> float:
+    return float((layer.weight == 0).float().mean())
+
+
+def _fits(layer: nn.Module) -> bool:
+    if type(layer) is nn.Linear:
+        return True
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == (1, 1)
+        and layer.groups == 1
+        and layer.padding in ((0, 0), "valid")
+    )
+
+
+def _rows(weight: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+        return weight.detach().flatten(1).to_sparse_csr()

@@ -1,0 +1,63 @@
+"""Levels as files of ``torch.export``: programs that run without this package."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from lightning_lcs.export.base import (
+    Exported,
+    check_difference,
+    difference,
+    levels_of,
+    program_of,
+    written_whole,
+)
+from lightning_lcs.model import SubspaceModel
+
+
+def export_torch(
+    model: SubspaceModel, folder: str | os.PathLike[str], alphas: Sequence[float] = (0.0, 0.5, 1.0)
+) -> list[Exported]:
+    """Write one ``alpha_A.pt2`` per level; ``torch.export.load(path).module()`` runs it, at any batch size.
+
+    Each is read back and compared with its level. All files are written, or none.
+
+    Args:
+        model: a single network, in evaluation.
+        folder: made if it is not there.
+        alphas: levels in [0, 1]; with stored batch-norm statistics, the nearest stored ones.
+
+    Returns:
+        The files, by ascending alpha.
+
+    Raises:
+        ValueError: a level outside [0, 1].
+        RuntimeError: the network's input is not known, it can't be exported, or its copy computes something else.
+    """
+    found = []
+    with written_whole(folder) as scratch:
+        for alpha in levels_of(model, alphas):
+            level = model.materialize(alpha)
+            path = scratch / f"alpha_{alpha:g}.pt2"
+            torch.export.save(program_of(model, level), path)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.9's own reading
+                again = torch.export.load(path).module()
+
+            def run(args: Any, kwargs: Any, again: torch.nn.Module = again) -> list[Tensor]:
+                with torch.no_grad():
+                    leaves = pytree.tree_leaves(again(*args, **kwargs))
+                return [leaf.cpu() for leaf in leaves if isinstance(leaf, Tensor)]
+
+            off = difference(model, level, run)
+            check_difference(off, path.name)
+            found.append((path.name, alpha, path.stat().st_size, off))
+    return [Exported(Path(folder) / name, (alpha,), size, off) for name, alpha, size, off in found]

@@ -1,0 +1,1 @@
+"""The graph of an arbitrary network: traced, sliced, run, counted."""

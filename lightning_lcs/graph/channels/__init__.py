@@ -1,0 +1,1 @@
+"""Which channels of a graph shrink together: dimensions, rules, plan."""

@@ -1,0 +1,90 @@
+"""Sums of products of two tensors: matrix products, attention, einsum."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from lightning_lcs.graph.channels.dims import ONE, Dim
+from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
+
+
+def matmul(call: Call) -> Dims:
+    """``(..., m, k) x (..., k, n) -> (..., m, n)``, leading dimensions broadcast; a vector has no m, or no n."""
+    return _product(call, call.dims(call.arg(0, "self")), call.dims(call.arg(1, "other")))
+
+
+def added_product(call: Call) -> Dims:
+    """A matrix product (the second and the third argument) to which the first is added."""
+    out = _product(call, call.dims(call.arg(1, "mat1")), call.dims(call.arg(2, "mat2")))
+    for ours, theirs in zip(reversed(out), reversed(call.dims(call.arg(0, "self"))), strict=False):
+        if call.structure.size(theirs) > 1:
+            call.unify(ours, theirs)
+    return [call.structure.resolve(dim) for dim in out]
+
+
+def _product(call: Call, a: Dims, b: Dims) -> Dims:
+    rows = a[-2:-1]
+    columns = b[-1:] if len(b) > 1 else []
+    call.unify(a[-1], b[-2] if len(b) > 1 else b[-1])
+    return [call.structure.resolve(dim) for dim in [*leading(call, a[:-2], b[:-2]), *rows, *columns]]
+
+
+def leading(call: Call, *groups: Dims) -> Dims:
+    """Leading dimensions of several tensors, broadcast."""
+    out: Dims = [ONE] * max(len(dims) for dims in groups)
+    for dims in groups:
+        for offset, dim in enumerate(reversed(dims), start=1):
+            if call.structure.size(dim) == 1:
+                continue
+            if out[-offset] == ONE:
+                out[-offset] = dim
+            else:
+                call.unify(out[-offset], dim)
+    return out
+
+
+def attention(call: Call) -> Dims:
+    """``(..., L, E), (..., S, E), (..., S, V) -> (..., L, V)``.
+
+    Without a scale of its own the op divides by the root of E, of the channels that are kept. Where several heads of
+    the query share one of the key, heads stay whole.
+    """
+    query, key, value = (call.dims(call.arg(i, name)) for i, name in enumerate(("query", "key", "value")))
+    call.unify(query[-1], key[-1])
+    call.unify(key[-2], value[-2])
+    batch = query[:-2]
+    for other in (key, value):
+        for ours, theirs in zip(batch, other[:-2], strict=True):
+            call.unify(ours, theirs)
+    mask = call.arg(3, "attn_mask")
+    if isinstance(mask, fx.Node):
+        scores = [*batch, query[-2], key[-2]]
+        for ours, theirs in zip(reversed(scores), reversed(call.dims(mask)), strict=False):
+            if call.structure.size(theirs) > 1:
+                call.unify(ours, theirs)
+    return [call.structure.resolve(dim) for dim in [*batch, query[-2], value[-1]]]
+
+
+def einsum(call: Call) -> Dims:
+    """Dimensions of one letter are one."""
+    terms, _, result = str(call.arg(0, "equation")).replace(" ", "").partition("->")
+    letters: dict[str, Dim] = {}
+    for term, tensor in zip(terms.split(","), call.arg(1, "tensors"), strict=True):
+        dims = call.dims(tensor)
+        if "." in term or len(term) != len(dims):
+            call.freeze_inputs()
+            return call.whole(call.out_shape, call.why)
+        for letter, dim in zip(term, dims, strict=True):
+            if letter not in letters or call.structure.size(letters[letter]) == 1:
+                letters[letter] = dim
+            elif call.structure.size(dim) > 1:
+                call.unify(letters[letter], dim)
+    return [call.structure.resolve(letters[letter]) for letter in result]
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "vdot"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), added_product),
+    "scaled_dot_product_attention": attention,
+    "einsum": einsum,
+}

@@ -1,0 +1,341 @@
+"""Ops that rearrange dimensions without touching values."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from lightning_lcs.graph.channels.dims import ONE, Dim, concatenated
+from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
+
+
+def regroup(call: Call) -> Dims:
+    """Any reshape: runs of dimensions with equal products are flattened, then factored anew."""
+    source = call.arg(0, "self")
+    dims, old, new = call.dims(source), call.shape(source), call.out_shape
+    out: Dims = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        group_old: list[int] = []
+        group_new: list[int] = []
+        while True:
+            if not group_old and i < len(old):
+                group_old.append(i)
+                i += 1
+            if not group_new and j < len(new):
+                group_new.append(j)
+                j += 1
+            a, b = prod(old[k] for k in group_old), prod(new[k] for k in group_new)
+            if a == b:
+                break
+            if a < b:
+                group_old.append(i)
+                i += 1
+            else:
+                group_new.append(j)
+                j += 1
+        out.extend(_regroup(call, [dims[k] for k in group_old], [new[k] for k in group_new]))
+    return out
+
+
+def _regroup(call: Call, dims: Dims, sizes: list[int]) -> Dims:
+    if len(dims) == len(sizes) == 1:
+        return dims
+    merged: Dim = ONE
+    for dim in dims:
+        merged = call.structure.times(merged, dim, call.why)
+    if len(sizes) == 1:
+        return [merged]
+    return call.structure.factor(merged, sizes, call.why) if sizes else []
+
+
+def view(call: Call) -> Dims:
+    """A reshape whose sizes are arguments; a view as another type is none."""
+    if not isinstance(call.node.args[1], (list, tuple)):
+        call.freeze_inputs()
+        return call.whole(call.out_shape, call.why)
+    out = regroup(call)
+    sizes = list(call.node.args[1])
+    for position, (size, dim) in enumerate(zip(sizes, out, strict=True)):
+        if call.structure.free(dim):
+            if not isinstance(size, int) and -1 not in sizes:
+                # Computed from the batch (channels that moved into it): what is left when all others are known.
+                sizes[position] = size = -1
+                call.node.args = (call.node.args[0], sizes)
+            call.resize((1, position), dim)
+    return out
+
+
+def unflatten(call: Call) -> Dims:
+    """One dimension becomes several."""
+    out = regroup(call)
+    axis = call.arg(1, "dim") % len(call.shape(call.arg(0, "self")))
+    for position in range(len(call.arg(2, "sizes"))):
+        call.resize((2, position), out[axis + position])
+    return out
+
+
+def reshape_as(call: Call) -> Dims:
+    """The sizes are those of another tensor."""
+    out = regroup(call)
+    for ours, theirs in zip(out, call.dims(call.arg(1, "other")), strict=True):
+        call.unify(ours, theirs)
+    return [call.structure.resolve(dim) for dim in out]
+
+
+def expand(call: Call) -> Dims:
+    """Size 1 becomes any size: a new dimension, which whatever it meets later may tie to channels."""
+    x, shape = call.dims(call.arg(0, "self")), call.out_shape
+    lead = len(shape) - len(x)
+    out: Dims = []
+    for axis, size in enumerate(shape):
+        dim = x[axis - lead] if axis >= lead else ONE
+        if call.structure.size(dim) == 1 and size > 1:
+            computed = not isinstance(call.node.args[1][axis], int)  # type: ignore[index]
+            dim = call.structure.fresh(size, frozen="expanded to a computed size" if computed else None)
+        if call.structure.free(dim):
+            call.resize((1, axis), dim)
+        out.append(dim)
+    return out
+
+
+def permute(call: Call) -> Dims:
+    """Dimensions in another order."""
+    x = call.dims(call.arg(0, "self"))
+    return [x[axis % len(x)] for axis in call.arg(1, "dims")]
+
+
+def transpose(call: Call) -> Dims:
+    """Two dimensions swapped."""
+    x = call.dims(call.arg(0, "self"))
+    a, b = _SWAPPED.get(call.name) or (call.arg(1, "dim0"), call.arg(2, "dim1"))
+    if len(x) > 1:
+        x[a], x[b] = x[b], x[a]
+    return x
+
+
+# Of ops that do not say which.
+_SWAPPED = {"t": (0, 1), "numpy_T": (0, 1), "matrix_H": (0, 1), "mT": (-2, -1), "mH": (-2, -1), "adjoint": (-2, -1)}
+
+
+def cat(call: Call) -> Dims:
+    """The dimension joined is a sum; all others agree."""
+    tensors = call.arg(0, "tensors")
+    parts = [call.dims(tensor) for tensor in tensors]
+    axis = call.arg(1, "dim", 0) % len(parts[0])
+    out = list(parts[0])
+    for other in parts[1:]:
+        for position, (ours, theirs) in enumerate(zip(out, other, strict=True)):
+            if position != axis:
+                call.unify(ours, theirs)
+    out[axis] = concatenated(part[axis] for part in parts)
+    return [call.structure.resolve(dim) for dim in out]
+
+
+def split(call: Call) -> list[Dims]:
+    """A dimension cut into parts of given sizes."""
+    x, sizes = call.dims(call.arg(0, "self")), call.arg(1, "split_sizes")
+    axis = call.arg(2, "dim", 0) % len(x)
+    parts = call.structure.split(x[axis], sizes, call.why)
+    for position, part in enumerate(parts):
+        call.resize((1, position), part)
+    return [[*x[:axis], part, *x[axis + 1 :]] for part in parts]
+
+
+def cut(call: Call) -> Dims:
+    """A range of a dimension, in steps of 1."""
+    x, shape = call.dims(call.arg(0, "self")), call.shape(call.arg(0, "self"))
+    axis = call.arg(1, "dim", 0) % len(x)
+    start, end, step = call.arg(2, "start", None), call.arg(3, "end", None), call.arg(4, "step", 1)
+    if not call.structure.free(x[axis]) or call.out_shape == shape:
+        size = call.out_shape[axis]
+        return [dim if i != axis or size == shape[i] else call.whole([size], call.why)[0] for i, dim in enumerate(x)]
+    if step != 1 or not isinstance(start, int | None) or not isinstance(end, int | None):
+        call.structure.freeze(x[axis], call.why)
+        return [*x[:axis], *call.whole([call.out_shape[axis]], call.why), *x[axis + 1 :]]
+    first, last, _ = slice(start, end).indices(shape[axis])
+    sizes = [first, last - first, shape[axis] - last]
+    parts = iter(call.structure.split(x[axis], [size for size in sizes if size], call.why))
+    before, kept = (next(parts) if sizes[0] else ()), next(parts)
+    # As numbers from the front: a negative end would count channels that a level has dropped.
+    call.node.args = (call.node.args[0], axis, first, last)
+    call.node.kwargs = {}
+    if before:
+        call.resize((2,), before)
+    call.resize((3,), before + kept)
+    return [*x[:axis], kept, *x[axis + 1 :]]
+
+
+def expand_as(call: Call) -> Dims:
+    """The sizes are those of another tensor."""
+    return call.broadcast(call.tensors())
+
+
+def filled(call: Call) -> Dims:
+    """A new tensor of a given size: whatever it meets later may tie it to channels."""
+    place = 1 if call.name.startswith("new_") else 0
+    sizes = call.arg(place, "size")
+    out: Dims = []
+    for axis, size in enumerate(call.out_shape):
+        dim = call.structure.fresh(size, frozen=None if isinstance(sizes[axis], int) else "a computed size")
+        call.resize((place, axis), dim)
+        out.append(dim)
+    return out
+
+
+def getitem(call: Call) -> Dims:
+    """One of several results."""
+    dims: Dims = call.known[call.node.args[0]][call.node.args[1]]  # type: ignore[index]
+    return [call.structure.resolve(dim) for dim in dims]
+
+
+def unsqueeze(call: Call) -> Dims:
+    """A dimension of size 1 more."""
+    x = call.dims(call.arg(0, "self"))
+    x.insert(call.arg(1, "dim") % (len(x) + 1), ONE)
+    return x
+
+
+def stack(call: Call) -> Dims:
+    """All dimensions agree; the new one stays whole."""
+    tensors = call.arg(0, "tensors")
+    out = call.dims(tensors[0])
+    for other in tensors[1:]:
+        for ours, theirs in zip(out, call.dims(other), strict=True):
+            call.unify(ours, theirs)
+    out = [call.structure.resolve(dim) for dim in out]
+    out.insert(call.arg(1, "dim", 0) % (len(out) + 1), call.structure.fresh(len(tensors), frozen="stacked tensors"))
+    return out
+
+
+def repeat(call: Call) -> Dims:
+    """Copies of a dimension side by side."""
+    x, counts = call.dims(call.arg(0, "self")), call.arg(1, "repeats")
+    x = [ONE] * (len(counts) - len(x)) + x
+    counts = [1] * (len(x) - len(counts)) + list(counts)
+    out: Dims = []
+    for dim, count, size in zip(x, counts, call.out_shape, strict=True):
+        if isinstance(count, int):
+            out.append(call.structure.times(call.structure.fresh(count, frozen="copies"), dim, call.why))
+        else:
+            call.structure.freeze(dim, f"a computed size of {call.why}")
+            out.append(call.structure.fresh(size, frozen=call.why))
+    return out
+
+
+def repeat_interleave(call: Call) -> Dims:
+    """Copies of each entry of a dimension."""
+    x, count, axis = call.dims(call.arg(0, "self")), call.arg(1, "repeats"), call.arg(2, "dim")
+    if not isinstance(count, int) or axis is None:
+        call.freeze_inputs()
+        return call.whole(call.out_shape, call.why)
+    copies = call.structure.fresh(count, frozen="copies")
+    x[axis] = call.structure.times(x[axis], copies, call.why)
+    return x
+
+
+def movedim(call: Call) -> Dims:
+    """Some dimensions at other places, the rest in order."""
+    x = call.dims(call.arg(0, "self"))
+    pairs = [call.arg(1, "source"), call.arg(2, "destination")]
+    source, destination = ([axis % len(x) for axis in ([p] if isinstance(p, int) else p)] for p in pairs)
+    moved = dict(zip(destination, source, strict=True))
+    rest = iter(axis for axis in range(len(x)) if axis not in source)
+    return [x[moved[place]] if place in moved else x[next(rest)] for place in range(len(x))]
+
+
+def narrow(call: Call) -> Dims:
+    """As a slice, given by its length."""
+    axis, start, length = call.node.args[1:4]
+    if not (isinstance(start, int) and isinstance(length, int)):
+        call.freeze_inputs()
+        return call.whole(call.out_shape, call.why)
+    call.node.target = torch.ops.aten.slice.Tensor
+    call.node.args, call.node.kwargs = (call.node.args[0], axis, start, start + length), {}
+    return cut(call)
+
+
+def glu(call: Call) -> Dims:
+    """The first half of a dimension, gated by the second."""
+    x = call.dims(call.arg(0, "self"))
+    axis = call.arg(1, "dim", -1)
+    half = call.structure.size(x[axis]) // 2
+    first, second = call.structure.split(x[axis], [half, half], call.why)
+    call.unify(first, second)
+    x[axis] = call.structure.resolve(first)
+    return x
+
+
+def pixel_shuffle(call: Call) -> Dims:
+    """``(N, C * r * r, H, W) -> (N, C, H * r, W * r)``."""
+    x, factor = call.dims(call.arg(0, "self")), int(call.arg(1, "upscale_factor"))
+    channels = call.structure.size(x[-3]) // factor**2
+    kept, inner = call.structure.factor(x[-3], [channels, factor**2], call.why)
+    call.structure.freeze(inner, "spatial")
+    return [*x[:-3], kept, *call.whole(call.out_shape[-2:], "spatial")]
+
+
+def pixel_unshuffle(call: Call) -> Dims:
+    """``(N, C, H * r, W * r) -> (N, C * r * r, H, W)``."""
+    x, factor = call.dims(call.arg(0, "self")), int(call.arg(1, "downscale_factor"))
+    for dim in x[-2:]:
+        call.structure.freeze(dim, call.why)
+    places = call.structure.fresh(factor**2, frozen="spatial")
+    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole(call.out_shape[-2:], "spatial")]
+
+
+def patches(call: Call) -> Dims:
+    """``(N, C, H, W) -> (N, C * k * k, L)``: what a kernel sees at each place."""
+    x, kernel = call.dims(call.arg(0, "self")), call.arg(1, "kernel_size")
+    for dim in x[-2:]:
+        call.structure.freeze(dim, call.why)
+    places = call.structure.fresh(prod(kernel), frozen="spatial")
+    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole(call.out_shape[-1:], "spatial")]
+
+
+def folded(call: Call) -> Dims:
+    """``(N, C * k * k, L) -> (N, C, H, W)``: the transpose of :func:`patches`."""
+    x, kernel = call.dims(call.arg(0, "self")), call.arg(2, "kernel_size")
+    call.structure.freeze(x[-1], call.why)
+    kept, inner = call.structure.factor(x[-2], [call.structure.size(x[-2]) // prod(kernel), prod(kernel)], call.why)
+    call.structure.freeze(inner, "spatial")
+    return [*x[:-2], kept, *call.whole(call.out_shape[-2:], "spatial")]
+
+
+def windows(call: Call) -> Dims:
+    """``Tensor.unfold``: a dimension in windows; their entries become a last dimension."""
+    x = call.dims(call.arg(0, "self"))
+    axis = call.arg(1, "dimension") % len(x)
+    call.structure.freeze(x[axis], call.why)
+    new = call.whole([call.out_shape[axis], call.out_shape[-1]], call.why)
+    return [*x[:axis], new[0], *x[axis + 1 :], new[1]]
+
+
+RULES: dict[str, Rule] = {
+    "stack": stack,
+    **dict.fromkeys(("repeat", "tile"), repeat),
+    "repeat_interleave": repeat_interleave,
+    **dict.fromkeys(("movedim", "moveaxis"), movedim),
+    "narrow": narrow,
+    "glu": glu,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "im2col": patches,
+    "col2im": folded,
+    "unfold": windows,
+    **dict.fromkeys(("view", "reshape", "_unsafe_view"), view),
+    "unflatten": unflatten,
+    **dict.fromkeys(("flatten", "squeeze"), regroup),
+    **dict.fromkeys(("reshape_as", "view_as"), reshape_as),
+    "expand": expand,
+    "permute": permute,
+    **dict.fromkeys(("transpose", "swapaxes", *_SWAPPED), transpose),
+    **dict.fromkeys(("cat", "concat"), cat),
+    "split_with_sizes": split,
+    "slice": cut,
+    "expand_as": expand_as,
+    **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "empty"), filled),
+    "getitem": getitem,
+    "unsqueeze": unsqueeze,
+}

@@ -1,0 +1,1 @@
+"""Checkpoints and files of a subspace, to data and back."""

@@ -1,0 +1,155 @@
+"""A network that came out of a file: its graph instead of its code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from lightning_lcs.graph.channels.plan import ChannelPlan
+from lightning_lcs.graph.network import TracedNetwork
+from lightning_lcs.graph.program import Program
+from lightning_lcs.graph.tracing.trace import InputSpec
+from lightning_lcs.io.graph_json import network_from_data
+
+
+class StoredModule(nn.Module):
+    """The parameters and buffers of a network from a file, under the names that they had, and its forward in full.
+
+    Attributes:
+        generation: grows when tensors are moved, converted or loaded: what was prepared from them is out of date.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generation = 0
+        self._network: list[StoredNetwork] = []  # no child: it refers back to this module
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.generation += 1
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.generation += 1
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The result of the full network, in evaluation."""
+        network = self._network[0]
+        program = network.program(args, kwargs)
+        tensors = [network.tensor(name) for name in program.names]
+        return program.run(tensors, [network.plan.structure.size(dim) for dim in program.sizes], args, kwargs)
+
+
+class StoredNetwork(TracedNetwork):
+    """A :class:`TracedNetwork` whose trace came from a file: there is one, for evaluation, and no other can be made.
+
+    Args:
+        module: holds the parameters and buffers.
+        data: the graph and the plan, checked already; see :func:`network_from_data`.
+        constants: tensors of the code.
+        any_size: whether images, sounds or videos of another size than the traced one may be run; see
+            :func:`runs_at_any_size`.
+        program: what ``data`` gives.
+        plan: the same.
+    """
+
+    def __init__(
+        self,
+        module: StoredModule,
+        data: Any,
+        constants: Sequence[Tensor],
+        any_size: bool,
+        program: Program,
+        plan: ChannelPlan,
+    ) -> None:
+        self.any_size = any_size
+        self._data = data
+        self._constants = list(constants)
+        super().__init__(module, plan)
+        self._specs, self._in_spec = program.trace.specs, program.trace.in_spec
+        self._takes_one = program.trace.arguments() == ((0,), {})
+        self._programs[torch.device("cpu")] = program
+        self.remember(*program.example_inputs(2, torch.device("cpu")))
+        module._network.append(self)
+
+    def program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        """The program for this call.
+
+        Raises:
+            ValueError: the arguments are not those that the network was saved with.
+        """
+        device = self._checked(args, kwargs)
+        program = self._programs.get(device)
+        if program is None:
+            program, _ = network_from_data(self._data, self._constants, device)
+            self._programs[device] = program
+        return program
+
+    def in_mode(self, training: bool) -> Program:
+        """The program for the shapes that it was saved with.
+
+        Raises:
+            RuntimeError: ``training``: a file holds the network for evaluation.
+        """
+        if training:
+            raise RuntimeError("a file holds the network for evaluation: train the model that wrote it")
+        return super().in_mode(False)
+
+    def forget(self) -> None:
+        """Nothing to forget: the network can't be traced anew."""
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+        """The device of the arguments, which have the number, the names, the types and the shapes of those saved."""
+        specs = self._specs
+        if self._takes_one and len(args) == 1 and not kwargs:
+            leaves = list(args)
+        else:
+            try:
+                leaves = self._in_spec.flatten_up_to((args, kwargs))
+            except ValueError as error:
+                saved = _as_call(*pytree.tree_unflatten(specs, self._in_spec))
+                raise ValueError(f"the network was saved for calls as {saved}, not {_as_call(args, kwargs)}") from error
+        for number, (leaf, spec) in enumerate(zip(leaves, specs, strict=True)):
+            if not isinstance(spec, InputSpec):
+                if type(leaf) is not type(spec) or leaf != spec:
+                    raise ValueError(f"argument {number} is {leaf!r}, and the network was saved with {spec!r}")
+                continue
+            if not isinstance(leaf, Tensor):
+                raise ValueError(f"argument {number} is {type(leaf).__name__}, and the network takes a tensor")
+            if not self._fits(leaf.shape, spec.shape):
+                raise ValueError(
+                    f"argument {number} has shape {list(leaf.shape)}, and the network was saved for "
+                    f"{['batch' if size is None else size for size in spec.shape]}; save it with inputs of the size "
+                    "that it is to run with"
+                )
+        return next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
+
+    def _fits(self, shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+        fixed = 2 if self.any_size else len(expected)
+        known = zip(shape[:fixed], expected[:fixed], strict=False)
+        return len(shape) == len(expected) and all(size in (mine, None) for mine, size in known)
+
+
+def _as_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    args, kwargs = pytree.tree_map(
+        lambda leaf: "tensor" if isinstance(leaf, (Tensor, InputSpec)) else leaf, (tuple(args), dict(kwargs))
+    )
+    return f"({', '.join([*map(repr, args), *[f'{name}={value!r}' for name, value in kwargs.items()]])})"
+
+
+def runs_at_any_size(network: TracedNetwork) -> bool:
+    """Whether the graph of a network serves images of other sizes, as far as tried; see :func:`fixed_sizes`.
+
+    Code may have computed numbers from the size of the image that the graph holds as constants.
+    """
+    if isinstance(network, StoredNetwork):
+        return network.any_size
+    program = network.in_mode(False)
+    specs = program.trace.specs
+    if len(specs) != 1 or not isinstance(specs[0], InputSpec) or len(specs[0].shape) < 3:
+        return False
+    return all(fixed.axis < 2 for fixed in network.fixed_sizes(program, training=False))

@@ -1,0 +1,1 @@
+"""The curve in W&B and TensorBoard."""

@@ -1,0 +1,90 @@
+"""The curve in Weights & Biases: the only module that imports wandb."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_lcs.reporting.curve import Curve, alpha_key, level_axis, log_key, metric_names, rows
+from lightning_lcs.subspace.level_table import default_names
+
+PANEL_COSTS = ("macs", "size_bytes", "latency_ms")
+
+
+def log_curve(run: Any, curves: Mapping[str, Curve], summary: Mapping[str, Any] | None = None) -> None:
+    """Log a curve to a W&B run, which may be offline.
+
+    A panel per metric against width (or sparsity or bit width), MACs, size and latency, with a series for each of the
+    curves; a table of the latest one, which replaces the table of the evaluation before; costs by level in the run's
+    summary, where plots over many runs find them; and in its configuration, under ``lcs``, what was trained.
+
+    Args:
+        run: ``WandbLogger.experiment``.
+        curves: by name, as legends show it; the first is the latest. Empty ones are left out.
+        summary: see :func:`lightning_lcs.reporting.run_summary.summary_of`.
+    """
+    import wandb
+
+    latest = next(iter(curves.values()))
+    header, table = rows({"": latest})
+    content: dict[str, Any] = {"lcs/curve": wandb.Table(columns=[*header], data=table, log_mode="MUTABLE")}
+    for metric in metric_names(latest):
+        for cost in (level_axis([latest]), *PANEL_COSTS):
+            series = series_of(curves, cost, metric)
+            if next(iter(curves)) in series:
+                content[log_key(metric, f"against_{cost}")] = wandb.plot.line_series(
+                    xs=[xs for xs, _ in series.values()],
+                    ys=[ys for _, ys in series.values()],
+                    keys=[*series],
+                    title=f"{metric} against {cost}",
+                    xname=cost,
+                )
+    run.log(content)
+    costs = {
+        f"lcs/{cost}/{alpha_key(point.alpha)}": getattr(point, cost)
+        for cost in ("macs", "size_bytes")
+        for point in latest
+    }
+    run.summary.update(costs)
+    if summary:
+        run.config.update({"lcs": config_of(summary)}, allow_val_change=True)
+
+
+def series_of(curves: Mapping[str, Curve], cost: str, metric: str) -> dict[str, tuple[list[float], list[float]]]:
+    """By name, costs and metric of the levels at which both were measured; curves without any are left out."""
+    found = {}
+    for name, curve in curves.items():
+        points = [p for p in curve if metric in p.metrics and getattr(p, cost) == getattr(p, cost)]
+        if points:
+            found[name] = ([getattr(p, cost) for p in points], [p.metrics[metric] for p in points])
+    return found
+
+
+def config_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's configuration holds of a summary: settings, and how much of the network is compressed."""
+    plan = summary["plan"]
+    counts = {"compressed_tensors": len(plan["compressed"]), "kept_whole": len(plan["whole"])}
+    return {**summary["settings"], "plan": {**counts, "numbers": plan["numbers"], "kept_numbers": plan["kept_numbers"]}}
+
+
+def log_artifact(run: Any, path: str | os.PathLike[str], curve: Curve) -> None:
+    """Upload a deployment file as an artifact of type "model", with the table of levels as its metadata.
+
+    Args:
+        run: ``WandbLogger.experiment``.
+        path: of the file, such as "model.lcs".
+        curve: its levels.
+    """
+    import wandb
+
+    header, table = rows({"": curve})
+    names = default_names([point.alpha for point in curve])
+    # JSON knows no NaN: a latency that was not measured.
+    levels = [
+        {"name": name, **{k: v for k, v in zip(header, row, strict=True) if v == v}}
+        for name, row in zip(names, table, strict=True)
+    ]
+    artifact = wandb.Artifact(f"lcs-{run.id}", type="model", metadata={"levels": levels})
+    artifact.add_file(os.fspath(path))
+    run.log_artifact(artifact)

@@ -1,0 +1,108 @@
+"""A W&B workspace over many runs, from what :mod:`lightning_lcs.loggers.wandb` logs (extra ``dashboard``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_lcs.reporting.curve import alpha_key, log_key
+from lightning_lcs.reporting.pareto import lower_is_better
+
+COSTS = {"macs": "MACs", "size_bytes": "size in bytes", "latency_ms": "latency in ms"}
+
+
+def workspace(entity: str, project: str, metric: str, alphas: Sequence[float], name: str = "Trade-off curves") -> Any:
+    """A workspace that is not saved yet: nothing here needs the network.
+
+    Its sections: the curves of all runs overlaid, one panel per cost; at each of three levels, runs by cost and metric
+    with the Pareto front over them; the metric at every level over training; diagnostics.
+
+    Args:
+        entity: user or team.
+        project: the project that runs were logged to.
+        metric: of the curves, such as "val_acc".
+        alphas: levels of the curves.
+        name: of the workspace.
+
+    Returns:
+        A ``wandb_workspaces.workspaces.Workspace``.
+
+    Raises:
+        ModuleNotFoundError: wandb-workspaces is missing.
+    """
+    try:
+        import wandb_workspaces.workspaces as ws
+        from wandb_workspaces.reports import v2
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "a dashboard needs wandb-workspaces: pip install 'lightning-lcs[dashboard]'"
+        ) from error
+    wr: Any = v2  # its names are not declared as exported
+    keys = [alpha_key(alpha) for alpha in alphas]
+    front: dict[str, Any] = {"running_ymin": True} if lower_is_better(metric) else {"running_ymax": True}
+    lines = {
+        f"{metric} at each level": [log_key(metric, key) for key in keys],
+        f"{metric}, mean over levels": [log_key(metric, "mean")],
+        "training losses": ["train_loss", "lcs/train_loss/alpha_000", "lcs/train_loss/sampled"],
+    }
+    diagnostics = {
+        "endpoints of the line": ["lcs/endpoints/cosine", "lcs/endpoints/distance"],
+        "drift of batch-norm statistics": [f"lcs/norm_drift/{key}" for key in keys[:-1]],
+        "sampled alphas": ["lcs/sampled_alpha/1", "lcs/sampled_alpha/2"],
+    }
+    panels = {
+        "Trade-off curves": [
+            wr.CustomChart(
+                query={"summaryTable": {"tableKey": "lcs/curve"}},
+                chart_name="wandb/line/v0",
+                chart_fields={"x": cost, "y": metric},
+                chart_strings={"title": f"{metric} against {label}"},
+            )
+            for cost, label in COSTS.items()
+        ],
+        "Pareto front over runs": [
+            wr.ScatterPlot(
+                title=f"alpha {alpha:.2f}: {metric} against {COSTS[cost]}",
+                x=wr.SummaryMetric(f"lcs/{cost}/{alpha_key(alpha)}"),
+                y=wr.SummaryMetric(log_key(metric, alpha_key(alpha))),
+                **front,
+            )
+            for cost in ("macs", "size_bytes")
+            for alpha in _ends_and_middle(alphas)
+        ],
+        "Levels over training": [wr.LinePlot(title=title, x="Step", y=y) for title, y in lines.items()],
+        "Diagnostics": [wr.LinePlot(title=title, x="Step", y=y) for title, y in diagnostics.items() if y],
+    }
+    layout = ws.SectionLayoutSettings(columns=3, rows=2)
+    sections = [
+        ws.Section(name=title, panels=list(content), is_open=title != "Diagnostics", layout_settings=layout)
+        for title, content in panels.items()
+    ]
+    return ws.Workspace(entity=entity, project=project, name=name, sections=sections)
+
+
+def save(made: Any) -> str:
+    """Save a workspace, and give its address.
+
+    Args:
+        made: what :func:`workspace` gave.
+
+    Raises:
+        RuntimeError: W&B does not take it: no key, no such project, no network.
+    """
+    try:
+        return str(made.save().url)
+    except Exception as error:  # of wandb, which nothing here imports
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        raise RuntimeError(f"W&B does not take the workspace: {error}") from error
+
+
+def specification(workspace: Any) -> dict[str, Any]:
+    """A workspace as the JSON that would be sent."""
+    spec: dict[str, Any] = workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    return spec
+
+
+def _ends_and_middle(alphas: Sequence[float]) -> list[float]:
+    return list(dict.fromkeys((alphas[0], alphas[len(alphas) // 2], alphas[-1])))

@@ -1,0 +1,105 @@
+"""The curve in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
+from lightning_lcs.subspace.level_table import Level
+
+_Column: TypeAlias = tuple[str, list[str]]  # a heading, and a cell for each level
+
+
+def print_curves(curves: Mapping[str, Curve], console: Console | None = None, metric: str | None = None) -> None:
+    """Print curves side by side: one row per level, the costs of the first curve, the metrics of all.
+
+    Args:
+        curves: by name; all measured at the same levels.
+        console: where to print; the terminal by default.
+        metric: the only one that is printed; all by default.
+    """
+    level, *costs = _costs(next(iter(curves.values())), level_axis(curves.values()))
+    metrics = [
+        (f"{title}\n{name}" if len(curves) > 1 else name, _values(curve, name))
+        for title, curve in curves.items()
+        for name in metric_names(curve)
+        if metric in (None, name)
+    ]
+    _print("Accuracy-efficiency curve", level, [*costs, *metrics], console)
+
+
+def print_levels(levels: Sequence[Level], console: Console | None = None) -> None:
+    """Print a level table: one row per level.
+
+    Args:
+        levels: the table.
+        console: where to print; the terminal by default.
+    """
+    names = ("name", [level.name for level in levels])
+    metrics = [(name, _values(levels, name)) for name in metric_names(levels)]
+    style = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    _print("Levels", names, [*_costs(levels, level_axis([levels])), *metrics], console, **style)
+
+
+def _print(title: str, first: _Column, columns: Sequence[_Column], console: Console | None, **style: Any) -> None:
+    """Print a table, and where the terminal is too narrow for it, the rest of its columns in others below."""
+    console = console or Console()
+    unbounded = console.options.update(max_width=sys.maxsize)
+    shown: list[_Column] = []
+    for column in columns:
+        wide = console.measure(_table(title, [first, *shown, column], style), options=unbounded).maximum > console.width
+        if shown and wide:
+            console.print(_table(title, [first, *shown], style))
+            title, shown = "", []
+        shown.append(column)
+    console.print(_table(title, [first, *shown], style))
+
+
+def _table(title: str, columns: Sequence[_Column], style: dict[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left", **style)
+    for heading, _ in columns:
+        table.add_column(Text(heading), justify="left" if heading == "name" else "right", overflow="fold")
+    for row in zip(*[cells for _, cells in columns], strict=True):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _values(points: Sequence[CurvePoint], name: str) -> list[str]:
+    values = [point.metrics.get(name) for point in points]
+    return ["" if value is None else f"{value:.4f}" for value in values]
+
+
+def _costs(points: Sequence[CurvePoint], axis: str) -> list[_Column]:
+    return [
+        ("alpha", [f"{point.alpha:.3f}" for point in points]),
+        (axis, [f"{getattr(p, axis):.3f}" if axis != "bit_width" else str(p.bit_width) for p in points]),
+        ("params", [scaled(point.params) for point in points]),
+        ("MACs", [scaled(point.macs) for point in points]),
+        ("size", [sized(point.size_bytes) for point in points]),
+        ("latency", [f"{p.latency_ms:.2f} ms" if p.latency_ms == p.latency_ms else "" for p in points]),
+    ]
+
+
+def sized(size_bytes: float) -> str:
+    """A number of bytes with a unit: 1234567 -> "1.23 MB"."""
+    return f"{_digits(size_bytes / 1e6)} MB" if size_bytes >= 1e6 else f"{_digits(size_bytes / 1e3)} kB"
+
+
+def scaled(number: float) -> str:
+    """A count with a unit: 1234567 -> "1.23 M"."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{_digits(number / size)} {unit}"
+    return f"{number:.3g}"
+
+
+def _digits(number: float) -> str:
+    """Three significant digits, trailing zeros included; all digits before the point."""
+    return f"{number:#.3g}".rstrip(".") if number < 1e3 else f"{number:.0f}"

@@ -1,0 +1,1 @@
+"""A network out of a file at the speed of the device: prepared levels, their memory, its format."""

@@ -1,0 +1,225 @@
+"""What a loaded network runs with: a level prepared in advance, and switches that no running forward notices."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lcs.graph.fold_batchnorm import Fold, fold
+from lightning_lcs.graph.program import Program
+from lightning_lcs.runtime.arena import Arena, Recipe
+from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.subspace.network import Part
+
+MOST_RECIPES = 32  # levels whose views are kept: a controller may ask for new alphas for ever
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeStatistics:
+    """What a runtime did so far.
+
+    Attributes:
+        forwards: number of forwards.
+        switches: number of levels prepared.
+        longest_reader_wait_ms: the longest that a forward waited to get hold of its level, switches running or not.
+        mean_reader_wait_ms: the same in the mean.
+        last_switch_ms: time of the last switch, from the call to the moment from which forwards see the new level.
+        last_drain_ms: how much of it was waiting for forwards of the level before the last to end.
+        arena_bytes: memory of the prepared tensors, both arenas together.
+    """
+
+    forwards: int = 0
+    switches: int = 0
+    longest_reader_wait_ms: float = 0.0
+    mean_reader_wait_ms: float = 0.0
+    last_switch_ms: float = 0.0
+    last_drain_ms: float = 0.0
+    arena_bytes: int = 0
+
+
+class _Prepared:
+    """A level as it runs: nothing of it changes while it has readers."""
+
+    def __init__(self, key: Any, arena: Arena, program: Program, recipe: Recipe) -> None:
+        self.key = key
+        self.arena = arena
+        self.program = program
+        self.tensors = arena.writing(recipe).write()
+        self.sizes = recipe.sizes
+        self.readers = 0
+
+
+class Runtime:
+    """Runs one structured network at the level prepared last, in any number of threads.
+
+    A switch writes the new level into the arena that is not in use, after the last forward that reads it has ended, and
+    then puts it in place in one step: each forward sees one level, whole. A forward never waits for a switch but for
+    the moment of that step. Switches wait for each other.
+
+    Args:
+        part: the network, from a file.
+        mode: of compression.
+    """
+
+    def __init__(self, part: Part, mode: Structured) -> None:
+        self._part = part
+        self._mode = mode
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
+        self._switching = threading.Lock()
+        self._current: _Prepared | None = None
+        self._before: _Prepared | None = None
+        self._arenas = (Arena(), Arena())
+        self._recipes: dict[float, Recipe] = {}
+        self._recipes_of: Any = None
+        self._statistics: Any = None  # kept alive: its identity is part of what recipes are of
+        self._watched: list[Tensor] = []
+        self._watched_of: Any = None
+        self._folded: dict[torch.device, tuple[Program, dict[str, Fold]]] = {}
+        self._forwards = self._switches = 0
+        self._longest = self._waited = self._switch_seconds = self._drain_seconds = 0.0
+
+    def switch(self, alpha: float, statistics: Mapping[float, Mapping[str, Tensor]]) -> None:
+        """Prepare a level, and let forwards see it from now on.
+
+        Args:
+            alpha: the level, one that has statistics where any are stored.
+            statistics: running statistics by level.
+        """
+        begin = time.perf_counter()
+        with self._switching, torch.inference_mode(False), torch.no_grad():
+            state = self._state(statistics)
+            if self._current is not None and self._current.key == (alpha, state):
+                return
+            program, recipe = self._recipe(alpha, state, statistics)
+            drain = time.perf_counter()
+            with self._left:
+                self._left.wait_for(lambda: self._before is None or self._before.readers == 0)
+                self._before = None
+            self._drain_seconds = time.perf_counter() - drain
+            spare = self._arenas[1] if self._current and self._current.arena is self._arenas[0] else self._arenas[0]
+            prepared = _Prepared((alpha, state), spare, program, recipe)
+            with self._lock:
+                self._before, self._current = self._current, prepared
+            self._switches += 1
+            self._switch_seconds = time.perf_counter() - begin
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether the network has batch norms, whose statistics depend on the level."""
+        network = self._part.network
+        return bool(network.in_mode(False).statistics)
+
+    @property
+    def serves(self) -> bool:
+        """Whether forwards run here; not where gradients of the network's own tensors are recorded."""
+        first = next(self._part.network.module.parameters(), None)
+        return first is None or not (torch.is_grad_enabled() and first.requires_grad)
+
+    def is_ready(self, statistics: Mapping[float, Mapping[str, Tensor]]) -> bool:
+        """Whether a level is prepared, from these statistics and the weights as they are."""
+        current = self._current
+        return current is not None and current.key[1][:2] == self._generation(statistics)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One forward at the level prepared last.
+
+        Raises:
+            ValueError: the arguments are not those that the network was saved with.
+        """
+        self._part.network.program(args, kwargs)  # checks them
+        asked = time.perf_counter()
+        with self._lock:
+            waited = time.perf_counter() - asked
+            self._forwards += 1
+            self._waited += waited
+            self._longest = max(self._longest, waited)
+            current = self._current
+            if current is None:
+                raise RuntimeError("no level is prepared")
+            current.readers += 1
+        try:
+            return current.program.run(current.tensors, current.sizes, args, kwargs)
+        finally:
+            with self._left:
+                current.readers -= 1
+                if current.readers == 0:
+                    self._left.notify_all()
+
+    def forget(self) -> None:
+        """Prepare anew before the next forward: weights are about to change."""
+        with self._switching, self._lock:
+            if self._current is not None:
+                self._current.key = (math.nan, (None, None, None))
+
+    def statistics(self) -> RuntimeStatistics:
+        """What it did so far."""
+        with self._lock:
+            return RuntimeStatistics(
+                forwards=self._forwards,
+                switches=self._switches,
+                longest_reader_wait_ms=1e3 * self._longest,
+                mean_reader_wait_ms=1e3 * self._waited / max(1, self._forwards),
+                last_switch_ms=1e3 * self._switch_seconds,
+                last_drain_ms=1e3 * self._drain_seconds,
+                arena_bytes=sum(arena.size_bytes for arena in self._arenas),
+            )
+
+    def _recipe(self, alpha: float, state: Any, statistics: Mapping[float, Any]) -> tuple[Program, Recipe]:
+        network = self._part.network
+        if state != self._recipes_of:
+            self._drop(list(self._recipes))
+            self._folded.clear()
+            self._recipes_of, self._statistics = state, statistics
+        program, folds = self._program(network.tensor(next(iter(network.plan.tensors))).device)
+        if alpha not in self._recipes:
+            self._drop(list(self._recipes)[: max(0, len(self._recipes) - MOST_RECIPES + 1)])
+            at = self._part.selection(self._mode, alpha)
+            stored = statistics.get(alpha, {})
+            self._recipes[alpha] = Recipe(program, folds, at, alpha, network.tensor, self._part.endpoints, stored)
+        return program, self._recipes[alpha]
+
+    def _drop(self, alphas: list[float]) -> None:
+        for alpha in alphas:
+            recipe = self._recipes.pop(alpha)
+            for arena in self._arenas:
+                arena.forget(recipe)
+
+    def _program(self, device: torch.device) -> tuple[Program, dict[str, Fold]]:
+        if device not in self._folded:
+            network = self._part.network
+            args, kwargs = network.example_inputs()
+            dtypes = {name: network.tensor(name).dtype for name in network.plan.tensors}
+            self._folded[device] = fold(network.program(args, kwargs), dtypes)
+        return self._folded[device]
+
+    def _generation(self, statistics: Any) -> tuple[Any, ...]:
+        return id(statistics), getattr(self._part.network.module, "generation", 0)
+
+    def _state(self, statistics: Any) -> tuple[Any, ...]:
+        """What a prepared level depends on besides its alpha: changes in place show in the versions of tensors."""
+        generation = self._generation(statistics)
+        if generation != self._watched_of:
+            network = self._part.network
+            self._watched = [network.tensor(name) for name in network.plan.tensors]
+            self._watched += list(self._part.endpoints.values())
+            self._watched_of = generation
+        return (*generation, [tensor._version for tensor in self._watched])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Locks can't be copied; what is prepared is made again when it is needed.
+        return {"_part": self._part, "_mode": self._mode}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()

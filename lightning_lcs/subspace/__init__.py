@@ -1,0 +1,1 @@
+"""A network with a second endpoint, and what a level makes of it."""

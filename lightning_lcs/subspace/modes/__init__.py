@@ -1,0 +1,1 @@
+"""What a level does to tensors: one file per mode."""

@@ -1,0 +1,117 @@
+"""Training methods by name: subspaces, and what arXiv 2110.04252 compares them with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning_lcs.functional.sampling import PER_LAYER
+from lightning_lcs.subspace.modes.registry import MODES, SUBSPACES, Mode, Quantized, Structured, Unstructured
+from lightning_lcs.subspace.norms import NORMS
+
+# At which arXiv 2110.04252 evaluates its unstructured subspaces.
+PAPER_SHARES_KEPT = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
+# Widths .25, .5, .75 and 1.
+SLIMMABLE_ALPHAS = (0.0, 1 / 3, 2 / 3, 1.0)
+METHODS = (
+    "MODE-SUBSPACE (such as structured-line)",
+    "paper-MODE-SUBSPACE (either with -keep, -instance or -group for another norm)",
+    "plain",
+    "us, ns (or paper-us, paper-ns)",
+    "lec",
+    "width-W (W in [0.25, 1])",
+    "sparsity-S (S in [0, 0.975])",
+    "bits-B (B in 3..8)",
+)
+
+
+def method_settings(name: str) -> dict[str, Any]:
+    """Options of :class:`LCSCallback` that make a method.
+
+    Args:
+        name: one of
+
+            * "structured-line", "unstructured-point" and so on: a mode and a subspace, with their defaults;
+              "paper-structured-line" and so on: with the settings of :meth:`LCSCallback.paper`; either may end in
+              "-keep", "-instance" or "-group" for that norm;
+            * "plain": ordinary training, cut to each width afterwards;
+            * "us": a universally slimmable network (sandwich rule, batch norm) whose narrow widths run on the
+              statistics of the full one;
+            * "ns": a slimmable network, trained at the widths .25, .5, .75 and 1 in every step, with batch-norm
+              statistics of each (scale and shift are shared; in the paper each width has its own);
+            * "paper-us", "paper-ns": the same on the sum of the losses, and US at any width, as published;
+            * "lec": network slimming: plain training with an L1 penalty on the norms' scales, cut afterwards to the
+              channels of largest scale in the whole network, without fine-tuning;
+            * "width-0.5": a network for this width, trained with these channels alone;
+            * "sparsity-0.95": a network for this sparsity, which grows over 80 % of the training;
+            * "bits-4": a network for this bit width.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    fixed: dict[str, Any] = {"subspace": "point", "norm": "keep"}
+    levels = list(SLIMMABLE_ALPHAS)
+    kind, _, rest = name.partition("-")
+    published = {"loss_reduction": "sum", "training_levels": 0} if kind == "paper" else {}
+    subspace_settings = _subspace_settings(name.removeprefix("paper-").split("-"), paper=kind == "paper")
+    if subspace_settings is not None:
+        return subspace_settings
+    if name == "plain":
+        return {**fixed, "mode": "structured", "sampler": [1.0]}
+    if name in ("us", "paper-us"):
+        return {**fixed, **published, "mode": "structured", "sampler": "sandwich", "recalibration_images": 0}
+    if name in ("ns", "paper-ns"):
+        every = {"sampler": levels, "alphas": levels, "recalibration_levels": levels}
+        return {**fixed, **published, **every, "mode": "structured"}
+    if name == "lec":
+        return {**fixed, "mode": Structured(select="scale"), "sampler": [1.0], "scale_penalty": 1e-5}
+    number = _number(rest)
+    if kind == "width" and Structured().min_width <= number <= 1.0:
+        alpha = (number - Structured().min_width) / (1.0 - Structured().min_width)
+        return {**fixed, "mode": "structured", "sampler": [alpha], "alphas": [alpha]}
+    if kind == "sparsity" and 0.0 <= number <= Unstructured().max_sparsity:
+        alpha = 1.0 - number / Unstructured().max_sparsity
+        grid = [step / 6 for step in range(7)]
+        sparse = {"warmup_schedule": "linear", "alphas": sorted({*grid, alpha})}
+        return {**fixed, **sparse, "mode": "unstructured", "sampler": [alpha]}
+    if kind == "bits" and number in range(3, 9):
+        level = Quantized().alpha(int(number))
+        return {**fixed, "mode": Quantized(edge_bits=32), "sampler": [level], "alphas": [level]}
+    raise ValueError(f"method {name!r} is not known; choose from {', '.join(METHODS)}")
+
+
+def _subspace_settings(words: list[str], paper: bool) -> dict[str, Any] | None:
+    """Settings of ``[mode, subspace]`` or ``[mode, subspace, norm]``; ``None`` for anything else."""
+    norm = {"norm": words[2]} if len(words) == 3 and words[2] in NORMS else {}
+    if len(words) != 2 + len(norm) or words[0] not in MODES or words[1] not in SUBSPACES:
+        return None
+    mode, subspace = words[:2]
+    return {**(paper_settings(mode, subspace) if paper else {"mode": mode, "subspace": subspace}), **norm}
+
+
+def paper_settings(mode: str, subspace: str) -> dict[str, Any]:
+    """Options of :class:`LCSCallback` as the paper has them; see :meth:`LCSCallback.paper`."""
+    modes: dict[str, Mode] = {"unstructured": Unstructured(), "quantized": Quantized(edge_bits=32)}
+    structured = mode == "structured"
+    settings: dict[str, Any] = {
+        "mode": modes.get(mode, mode),
+        "subspace": subspace,
+        "training_levels": 0,
+        "loss_reduction": "sum",
+        "norm": "instance" if structured else "group",
+        "line_parameters": "norm" if structured else "backbone",
+        "endpoint_start": "independent",
+        "diversity_weight": 1.0,
+    }
+    if mode == "quantized" and subspace == "point":
+        settings["sampler"] = PER_LAYER
+    if mode == "unstructured":
+        settings["alphas"] = [(kept - 0.025) / 0.975 for kept in PAPER_SHARES_KEPT]
+    return settings
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

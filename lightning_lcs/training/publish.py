@@ -1,0 +1,124 @@
+"""Where a measured curve goes: metrics, loggers, files, the terminal."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from lightning_lcs.loggers.wandb import log_artifact, log_curve
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.reporting.curve import CURVE, TEST_CURVE, Curve, alpha_key, log_values, metric_names, write_csv
+from lightning_lcs.reporting.history import Evaluation, followed, read_history, write_history
+from lightning_lcs.reporting.plots import curve_figure
+from lightning_lcs.reporting.run_summary import summary_of, write_summary
+from lightning_lcs.training.progress import show_curves
+
+
+def publish(
+    trainer: Trainer,
+    module: LightningModule,
+    model: SubspaceModel,
+    curve: Curve,
+    earlier: Sequence[Evaluation],
+    baseline: Curve,
+    artifact: bool,
+) -> list[Evaluation]:
+    """Give a curve to everyone who shows it.
+
+    Args:
+        trainer: whose metrics, loggers and folder are written.
+        module: whose hyperparameters are written.
+        model: what was measured.
+        curve: what was found.
+        earlier: evaluations of this process, the last one at the end.
+        baseline: a curve to show beside it; may be empty.
+        artifact: upload the deployment file to W&B.
+
+    Returns:
+        The evaluations, now with this one.
+    """
+    summary = summary_of(model)
+    values = {**log_values(curve), **diagnostics(summary, curve)}
+    trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
+    stage, epoch, step = str(getattr(trainer.state.fn, "value", "fit")), trainer.current_epoch, trainer.global_step
+    latest = Evaluation(curve=curve, stage=stage, epoch=epoch, step=step)
+    folder = Path(directory(trainer))  # on all ranks: Lightning broadcasts it
+    if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return followed(earlier, latest)
+    history = folder / "curves.csv"
+    goes_on = stage != "fit" or trainer.ckpt_path is not None
+    if not earlier and goes_on and history.exists():
+        earlier = read_history(history)  # what this run measured before, in another process
+    evaluations = followed(earlier, latest)
+    write_csv({"": curve}, folder / (TEST_CURVE if stage == "test" else CURVE))
+    write_history(evaluations, history)
+    write_summary({**summary, "hyperparameters": hyperparameters(module)}, folder / "summary.json")
+    before = next((e.curve for e in reversed(evaluations[:-1]) if e.stage == stage), [])
+    shown = {"latest": curve, "previous": before, "baseline": baseline}
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=step)
+        _log_pictures(logger, {name: c for name, c in shown.items() if c}, step)
+        if any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__):  # of either namespace
+            log_curve(logger.experiment, shown, summary)  # type: ignore[attr-defined]
+            if artifact:
+                _upload(logger.experiment, model, folder, curve)  # type: ignore[attr-defined]
+    show_curves(trainer, {"": curve})
+    return evaluations
+
+
+def diagnostics(summary: Mapping[str, Any], curve: Curve) -> dict[str, float]:
+    """By log key, the endpoints' cosine and distance, and the drift of batch-norm statistics at a curve's levels."""
+    values = {f"lcs/endpoints/{name}": value for name, value in summary["endpoints"].items()}
+    levels = {point.alpha for point in curve}
+    return values | {f"lcs/norm_drift/{alpha_key(a)}": drift for a, drift in summary["drift"] if a in levels}
+
+
+def hyperparameters(module: LightningModule) -> dict[str, Any]:
+    """The module's saved hyperparameters, as far as they are plain; without LightningCLI's own (``_instantiator``)."""
+    plain = (bool, int, float, str, type(None))
+    own = {name: value for name, value in dict(module.hparams).items() if not str(name).startswith("_")}
+    return {name: value if isinstance(value, plain) else repr(value) for name, value in own.items()}
+
+
+def directory(trainer: Trainer) -> str:
+    """The folder of the run, the same on all ranks: the first logger's, or where Lightning keeps its checkpoints."""
+    logger = next(iter(trainer.loggers), None)
+    if logger is None:
+        return trainer.default_root_dir
+    if logger.log_dir:
+        return str(trainer.log_dir)
+    version = logger.version
+    below = (logger.name, version if isinstance(version, str) else f"version_{version}")
+    path = os.path.join(logger.save_dir or trainer.default_root_dir, *map(str, filter(None, below)))
+    return str(trainer.strategy.broadcast(path))
+
+
+def _log_pictures(logger: Logger, curves: Mapping[str, Curve], step: int) -> None:
+    """A figure per metric, where a logger takes figures (TensorBoard does) and matplotlib is there."""
+    add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
+    if add_figure is None:
+        return
+    for metric in metric_names(curves["latest"]):
+        having = {name: c for name, c in curves.items() if any(metric in point.metrics for point in c)}
+        try:
+            figure = curve_figure(having, metric)
+        except ModuleNotFoundError:
+            return
+        add_figure(f"lcs/{metric}", figure, global_step=step)
+
+
+def _upload(run: Any, model: SubspaceModel, folder: Path, curve: Curve) -> None:
+    path = folder / "model.lcs"
+    try:
+        model.save(path, levels=curve)
+    except (RuntimeError, ValueError) as error:  # an op that a file can't hold: not worth a lost training
+        warnings.warn(f"model.lcs is not uploaded: {error}", stacklevel=2)
+        return
+    log_artifact(run, path, curve)

@@ -1,0 +1,76 @@
+"""The user's own training step, called outside of training."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.training.isolation import quiet
+from lightning_lcs.training.loaders import training_batches
+from lightning_lcs.training.stand_in import StandIn
+
+
+def bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:
+    """The user's own step, called as Lightning calls it."""
+    step: Callable[..., Any] = module.training_step
+    step = step.__wrapped__ if isinstance(step, StandIn) else step
+    takes_index = len(inspect.signature(step).parameters) > 1
+    return lambda batch, index: step(batch, index) if takes_index else step(batch)
+
+
+class TrainingFlags:
+    """Which modules train, as they were seen before a validation put all of them into evaluation.
+
+    Some networks give their losses while training only, torchvision's detectors among them.
+    """
+
+    def __init__(self) -> None:
+        self._training: dict[str, bool] = {}
+
+    def see(self, module: LightningModule) -> None:
+        """Take the flags of now; a module that is wholly in evaluation tells nothing about training."""
+        if module.training:
+            self._training = {name: child.training for name, child in module.named_modules()}
+
+    @contextlib.contextmanager
+    def around(self, module: LightningModule, model: SubspaceModel) -> Iterator[None]:
+        """Put all that is outside of the networks into training, but what was not training when it was seen."""
+        inside = {child for part in model.parts for child in part.network.module.modules()} - {module}
+        outside = [(name, child) for name, child in module.named_modules() if child not in inside]
+        before = [child.training for _, child in outside]
+        try:
+            for name, child in outside:
+                child.training = self._training.get(name, True)
+            yield
+        finally:
+            for (_, child), training in zip(outside, before, strict=True):
+                child.training = training
+
+
+@torch.no_grad()
+def sort_untrained(trainer: Trainer, module: LightningModule, model: SubspaceModel, seed: int) -> None:
+    """Sort the channels of a subspace that is about to be trained for the first time, where its mode asks for it.
+
+    The network is traced for that with one training batch, of which nothing is logged or changed.
+
+    Raises:
+        RuntimeError: there is no training data.
+    """
+    if model.settled or not isinstance(model.mode, Structured) or model.mode.order == "given":
+        return
+    step = bare_training_step(module)
+    warns, model.warns = model.warns, False
+    try:
+        with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context(), model.at_alpha(0.0):
+            step(*next(iter(training_batches(trainer, module, 1, seed))))
+    finally:
+        model.warns = warns
+    model.sort_channels()

@@ -1,0 +1,190 @@
+"""The sweep over levels inside a training step (arXiv 2110.04252, Algorithm 1)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.endpoints import is_norm
+from lightning_lcs.subspace.gradients import GradientSum
+from lightning_lcs.subspace.network import layer_of
+from lightning_lcs.training.isolation import quiet
+from lightning_lcs.training.options import SweepOptions
+from lightning_lcs.training.target import guarded
+
+
+class Sweep:
+    """A module's ``training_step``, run at one or several levels; the last one is the step that Lightning sees.
+
+    With several it is alpha = 1. :meth:`step` and :meth:`backward` stand in for the module's methods.
+
+    Every level but the last is back-propagated here, so that one level's activations are alive at a time. Lightning
+    clears gradients between the step and its own backward: until then those of the other levels are kept apart.
+    """
+
+    def __init__(
+        self,
+        model: SubspaceModel,
+        trainer: Trainer,
+        module: LightningModule,
+        *,
+        options: SweepOptions,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.trainer = trainer
+        self.module = module
+        self.options = options
+        self.seed = seed
+        self._original_backward: Callable[..., None] = module.backward
+        self._gradients = GradientSum()
+
+    def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """One micro-batch at every level drawn for it."""
+        loop = self.trainer.fit_loop
+        # Counted by what was completed: a batch that failed and is repeated after a resume draws the same levels.
+        done = loop.epoch_loop.batch_progress.total.completed
+        visited = self.options.alphas(self.seed, done)
+        *alphas, last = visited
+        weight = self.options.weight(visited)
+        strength = self._strength()
+        first = loop.epoch_loop.batch_idx % self.trainer.accumulate_grad_batches == 0
+        gradients = self._gradients = GradientSum()
+        if first:
+            # Lightning does so after this step. What no optimizer trains keeps its gradients, as without us.
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
+        layers = [part.prefix + layer_of(name) for part in self.model.parts for name in part.compressed]
+        drawn = functools.partial(self.options.layer_bits, self.seed, done, layers=layers)
+        losses: dict[float, Tensor] = {}
+        with quiet(self.module, self.model):
+            for alpha in alphas:
+                with (
+                    guarded(self.model, alpha, "training_step") as guard,
+                    self.model.training_level(alpha, gradients, strength=strength, layer_bits=drawn(alpha)),
+                ):
+                    loss = loss_of(original(*args, **kwargs))
+                    guard.skipped = loss is None
+                    if loss is not None:
+                        losses[alpha] = loss.detach()
+                        self._backward(weight * loss)
+        if first:
+            # Those of parameters outside the network, which Lightning is about to clear.
+            gradients.take(self.module.parameters())
+        with (
+            guarded(self.model, last, "training_step") as guard,
+            self.model.training_level(last, strength=strength, direct=True, layer_bits=drawn(last)),
+        ):
+            output = original(*args, **kwargs)
+            guard.skipped = loss_of(output) is None
+        self._log(losses, self.options.drawn(visited))
+        return self._with_terms(output, weight)
+
+    def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The module's ``backward`` of the last level, with the gradients of the others added."""
+        with self._gradients.added():
+            original(loss, *args, **kwargs)
+
+    def _strength(self) -> float:
+        """Share of a level's sparsity that applies at this step."""
+        if self.options.warmup == 0.0:
+            return 1.0
+        total = self.trainer.estimated_stepping_batches
+        if not 0 < total < math.inf:
+            raise ValueError(
+                f"warmup={self.options.warmup:g} is a share of all training steps, and the training data has no "
+                "length: set Trainer(max_steps=...), or LCSCallback(warmup=0)"
+            )
+        return self.options.strength(self.trainer.global_step / total)
+
+    def _backward(self, loss: Tensor) -> None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        with torch.autocast(loss.device.type, enabled=False):
+            scaled = loss / self.trainer.accumulate_grad_batches
+            self._original_backward(scaled if scaler is None else scaler.scale(scaled))
+
+    def _with_terms(self, output: Any, weight: float) -> Any:
+        """The step's output with the gradients of its part in the whole loss, and with its value as it was."""
+        loss = loss_of(output)
+        terms = [] if loss is None else [*self._diversity(), *self._penalty()]
+        if loss is None or (weight == 1.0 and not terms):
+            return output
+        part = weight * loss + (torch.stack(terms).sum() if terms else 0.0)
+        nothing = part - part.detach()
+        # An infinite loss minus itself is no number: what is shown stays infinite.
+        loss = loss.detach() + torch.where(nothing.isnan(), part, nothing)
+        return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+    def _diversity(self) -> list[Tensor]:
+        pairs = self.model.endpoint_pairs()
+        if not pairs:
+            return []
+        terms = [self.options.diversity_weight * self.model.endpoint_cosine().square()]
+        # At an end of the line a step reads one endpoint alone. DDP waits for the gradients of both, and optimizers
+        # skip a parameter without: scales and shifts, which the cosine may leave out, get zeros.
+        vectors = [w.flatten() for pair in pairs for w in pair if w.ndim < 2 and w.requires_grad]
+        return [*terms, 0.0 * torch.cat(vectors).sum()] if vectors else terms
+
+    def _penalty(self) -> list[Tensor]:
+        if self.options.scale_penalty == 0.0:
+            return []
+        norms = [child for part in self.model.parts for child in part.network.module.modules() if is_norm(child)]
+        scales = [norm._parameters.get("weight") for norm in norms]
+        return [self.options.scale_penalty * scale.abs().sum() for scale in scales if scale is not None]
+
+    def _log(self, losses: dict[float, Tensor], drawn: Sequence[float]) -> None:
+        values = {"lcs/train_loss/alpha_000": [losses[a] for a in losses if a == 0.0]}
+        values["lcs/train_loss/sampled"] = [losses[a] for a in losses if a > 0.0]
+        for name, group in values.items():
+            if group:
+                # One number per step, whatever the batch: the mean over the epoch is that over its steps.
+                value = torch.stack(group).mean()
+                self.module.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        for number, alpha in enumerate(drawn, 1):
+            # The same on all ranks.
+            self.module.log(f"lcs/sampled_alpha/{number}", alpha, on_step=True, on_epoch=False, batch_size=1)
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """The loss in what a ``training_step`` returned."""
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    return output if isinstance(output, Tensor) else None
+
+
+def train_endpoints_alike(model: SubspaceModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Let each endpoint 0 be trained where its partner is, in the same parameter group, and nowhere else.
+
+    One whose partner no optimizer trains is frozen, also where an optimizer holds it: finetuning callbacks leave frozen
+    batch norms out of their groups, and do not know that what is inside of them belongs to them.
+
+    Raises:
+        RuntimeError: an optimizer was built without second endpoints of what it trains.
+    """
+    groups = {
+        id(parameter): (number, index)
+        for number, optimizer in enumerate(optimizers)
+        for index, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    missing = 0
+    for w0, w1 in model.endpoint_pairs():
+        mine, partners = groups.get(id(w0)), groups.get(id(w1))
+        if partners is not None:
+            missing += mine != partners
+            w0.requires_grad_(w1.requires_grad)
+        elif mine is not None:
+            w0.requires_grad_(False)
+    if missing:
+        raise RuntimeError(
+            f"{missing} second endpoints are not in the optimizer's parameter group of their partners, and would not "
+            "be trained alike; build the optimizer in configure_optimizers from parameters() or named_parameters() of "
+            "the module or its network"
+        )

@@ -1,0 +1,154 @@
+"""Find the network in a LightningModule and put a subspace model in front of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.network import Part
+
+Target = str | Sequence[str] | None
+
+
+def find_targets(module: LightningModule, target: Target, final: bool = True) -> dict[str, nn.Module] | None:
+    """The networks to compress, by their path in the module ("" for the module itself).
+
+    Args:
+        module: the user's LightningModule.
+        target: a path, several paths, "self" for the module's own forward, or ``None`` to find it.
+        final: whether the module has built all its networks.
+
+    Returns:
+        The networks; ``None`` where the module has none, or has not built the one that was named yet.
+
+    Raises:
+        ValueError: a path does not exist, or none was named and there is more than one candidate.
+    """
+    if target == "self":
+        return {"": module}
+    if target is not None:
+        paths = [target] if isinstance(target, str) else list(target)
+        if not final and any(_missing(module, path) for path in paths):
+            return None
+        return _uncompiled({path: _named(module, path) for path in paths})
+    candidates = {name: child for name, child in module.named_children() if _is_candidate(child)}
+    if len(candidates) > 1:
+        raise ValueError(
+            f"target is not given, and {type(module).__name__} has several networks: {', '.join(candidates)}; name one "
+            f"(target={next(iter(candidates))!r}), a list of them, or target='self' for the module's own forward"
+        )
+    return _uncompiled(candidates) or None
+
+
+def _uncompiled(targets: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    for path, network in targets.items():
+        if "_orig_mod" in network._modules:
+            raise ValueError(
+                f"{path} was wrapped by torch.compile, and levels are cut from the network inside: compile it in place "
+                f"({path}.compile()), or name what is inside with target={path + '._orig_mod'!r}"
+            )
+    return targets
+
+
+def _missing(module: LightningModule, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return True
+    return False
+
+
+def _named(module: LightningModule, path: str) -> nn.Module:
+    try:
+        return module.get_submodule(path)
+    except AttributeError as error:
+        names = ", ".join(name for name, _ in module.named_children()) or "none"
+        raise ValueError(
+            f"target={path!r} does not exist in {type(module).__name__}; its children are: {names}"
+        ) from error
+
+
+def _is_candidate(child: nn.Module) -> bool:
+    return not _is_judge(child) and any(parameter.requires_grad for parameter in child.parameters())
+
+
+def _is_judge(child: nn.Module) -> bool:
+    loss = type(child).__module__ == "torch.nn.modules.loss" or type(child).__name__.lower().endswith("loss")
+    return loss or isinstance(child, (Metric, MetricCollection))
+
+
+class Redirect:
+    """Stands in for a network's ``forward``; a plain object, so that it can be pickled and copied with the network."""
+
+    def __init__(self, model: SubspaceModel, part: Part) -> None:
+        self.model = model
+        self.part = part
+        self.original: Callable[..., Any] = part.network.module.forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network at the level that the subspace model is set to."""
+        return self.model.run(self.part, self.original, args, kwargs)
+
+
+@dataclasses.dataclass
+class Guard:
+    """What a guarded step did: whether it skipped its batch."""
+
+    skipped: bool = False
+
+
+@contextlib.contextmanager
+def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
+    """Inside the block the network must run (unless the step skips its batch), and only through its own forward.
+
+    Raises:
+        RuntimeError: the network did not run, or one of its submodules was called past its forward: that would have
+            run uncompressed.
+    """
+    guard = Guard()
+    if model.mode.is_full(level):
+        yield guard
+        return
+    inner = {
+        id(child): f"{type(part.network.module).__name__}.{name}"
+        for part in model.parts
+        for name, child in part.network.module.named_modules()
+        if child is not part.network.module
+        and not _is_judge(child)
+        and any(p is not None for p in child._parameters.values())
+    }
+    for part in model.parts:
+        inner.pop(id(part.network.module), None)
+    calls = [part.calls for part in model.parts]
+
+    def refuse(child: nn.Module, args: Any) -> None:
+        running = any(part.running for part in model.parts) or torch.compiler.is_exporting()
+        if id(child) in inner and not running:
+            raise RuntimeError(
+                f"{step} called {inner[id(child)]} directly at alpha={level:g}, past the forward of the network, so "
+                "that it would run uncompressed; call the network itself, or name the parts that are called as "
+                "target=['...', '...']"
+            )
+
+    handle = nn.modules.module.register_module_forward_pre_hook(refuse)
+    try:
+        yield guard
+    finally:
+        handle.remove()
+    if guard.skipped:
+        return
+    for part, before in zip(model.parts, calls, strict=True):
+        if part.calls == before:
+            name = part.name or type(part.network.module).__name__
+            raise RuntimeError(
+                f"{step} never called {name}, so that nothing ran at alpha={level:g}; name the network that it calls "
+                "with target="
+            )
