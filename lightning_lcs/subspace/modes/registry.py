@@ -9,7 +9,9 @@ import copy
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+
+from lightning_lcs.subspace.mode import Axis
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -36,6 +38,8 @@ class Structured:
     Raises:
         ValueError: an option outside its range.
     """
+
+    axis: ClassVar[Axis] = Axis("width", "Channel width")
 
     min_width: float = 0.25
     round_to: int = 1
@@ -102,6 +106,8 @@ class Unstructured:
     Raises:
         ValueError: an option outside its range.
     """
+
+    axis: ClassVar[Axis] = Axis("sparsity", "Share of zeros", full=0.0)
 
     max_sparsity: float = 0.975
     min_sparsity: float = 0.0
@@ -179,6 +185,8 @@ class Quantized:
     Raises:
         ValueError: an option outside its range.
     """
+
+    axis: ClassVar[Axis] = Axis("bit_width", "Bits", format=".0f", full=32)
 
     min_bits: int = 3
     max_bits: int = 8
@@ -260,6 +268,11 @@ MODES: dict[str, type[Structured] | type[Unstructured] | type[Quantized]] = {
     "quantized": Quantized,
 }
 SUBSPACES = ("line", "point")
+
+
+def axes() -> dict[str, Axis]:
+    """The axis of every mode, by name."""
+    return {mode.axis.name: mode.axis for mode in MODES.values()}
 
 
 def check_alpha(alpha: float) -> float:
