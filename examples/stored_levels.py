@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lightning_lcs import SubspaceModel
 from lightning_lcs.data import FashionMNISTDataModule
-from lightning_lcs.subspace.calibration import level_grid, recalibrate, statistics_size_bytes
+from lightning_lcs.subspace.calibration import level_grid, statistics_size_bytes
 
 GRIDS = (7, 13, 25, 49)
 Statistics = dict[str, torch.Tensor]
@@ -61,14 +61,14 @@ def main() -> None:
     batches = [data.train_dataloader().dataset[rows][0] for rows in chosen]
     loader = data.val_dataloader()
     alphas = torch.rand(arguments.count, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
-    recalibrate(model, batches, alphas)
+    model.recalibrate(batches, alphas)
     exact = {alpha: accuracy(model, alpha, loader) for alpha in alphas}
     table = Table(title=f"Points of accuracy lost at {arguments.count} random alphas")
     for heading in ("levels", "bytes", "share of model", "served by", "median", "worst", "width off by up to"):
         table.add_column(heading, justify="right")
     size = model.efficiency(1.0).size_bytes
     for count in GRIDS:
-        recalibrate(model, batches, count)
+        model.recalibrate(batches, count)
         stored, held = dict(model.statistics), statistics_size_bytes(model)
         full = {n: module.net.get_buffer(n).clone() for n in next(iter(stored.values()))}
         for how in ("snap", "nearest", "linear"):

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from lightning_lcs.callbacks.tradeoff import TradeoffMonitor as TradeoffMonitor
     from lightning_lcs.control.controller import RuntimeController as RuntimeController
     from lightning_lcs.model import SubspaceModel as SubspaceModel
-    from lightning_lcs.subspace.modes.registry import Quantized as Quantized
-    from lightning_lcs.subspace.modes.registry import Structured as Structured
-    from lightning_lcs.subspace.modes.registry import Unstructured as Unstructured
+    from lightning_lcs.subspace.modes import Quantized as Quantized
+    from lightning_lcs.subspace.modes import Structured as Structured
+    from lightning_lcs.subspace.modes import Unstructured as Unstructured
     from lightning_lcs.wrapper import CompressibleSubspaceWrapper as CompressibleSubspaceWrapper
 
 _HOMES = {
     "LCSCallback": "lightning_lcs.callbacks.lcs",
     "CompressibleSubspaceWrapper": "lightning_lcs.wrapper",
     "SubspaceModel": "lightning_lcs.model",
-    "Structured": "lightning_lcs.subspace.modes.registry",
-    "Unstructured": "lightning_lcs.subspace.modes.registry",
-    "Quantized": "lightning_lcs.subspace.modes.registry",
+    "Structured": "lightning_lcs.subspace.modes",
+    "Unstructured": "lightning_lcs.subspace.modes",
+    "Quantized": "lightning_lcs.subspace.modes",
     "BatchNormRecalibration": "lightning_lcs.callbacks.recalibration",
     "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
     "RuntimeController": "lightning_lcs.control.controller",

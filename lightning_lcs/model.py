@@ -4,61 +4,71 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_lcs._deployable import Deployable
-from lightning_lcs.functional.subspace import endpoint_cosine
 from lightning_lcs.graph.channels.plan import ChannelPlan
-from lightning_lcs.graph.cost import Efficiency
+from lightning_lcs.graph.cost import CurvePoint, Efficiency
+from lightning_lcs.graph.network import training_flags
+from lightning_lcs.graph.tracing.example_inputs import sample
 from lightning_lcs.io import checkpoint as checkpoints
+from lightning_lcs.io import lcs_file
+from lightning_lcs.runtime.memory_format import check_layout, lay_out
 from lightning_lcs.runtime.runtime import Runtime
 from lightning_lcs.subspace import endpoints
-from lightning_lcs.subspace.coverage import norm_lines, report
-from lightning_lcs.subspace.evaluation import Prepared
-from lightning_lcs.subspace.forward import Execution
-from lightning_lcs.subspace.gradients import GradientSum
-from lightning_lcs.subspace.materialize import efficiency_of, own_part
-from lightning_lcs.subspace.modes.observers import Inputs
-from lightning_lcs.subspace.modes.registry import Mode, Structured, check_alpha, check_subspace, parse_mode
-from lightning_lcs.subspace.network import TOGETHER, Part, parts_of, sort_channels
+from lightning_lcs.subspace.build import build_parts
+from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
+from lightning_lcs.subspace.describe import describe
+from lightning_lcs.subspace.level_table import Level as TableLevel
+from lightning_lcs.subspace.level_table import level_for_budget, make_table, named_level
+from lightning_lcs.subspace.materialize import own_part
+from lightning_lcs.subspace.mode import Level, Mode
+from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
+from lightning_lcs.subspace.network import TOGETHER, Part, cosine_between, endpoint_pairs
 from lightning_lcs.subspace.norms import convert_norms
-from lightning_lcs.subspace.training_level import Collector, TrainingLevel
-
-NO_STATISTICS = (
-    "running at alpha={alpha:g} on the batch-norm statistics of alpha=1: accuracy will be poor; recalibrate() collects "
-    "statistics for every level (LCSCallback does so by itself)"
-)
+from lightning_lcs.subspace.runner import LevelRunner
+from lightning_lcs.subspace.state import SubspaceState, parameter_shapes
 
 
-class SubspaceModel(Deployable, nn.Module):
+class SubspaceModel(nn.Module):
     """A network that runs at any level of compression.
 
-    At alpha = 1 the network's own forward runs, untouched; below, its traced graph runs with sliced tensors, at the
-    speed of the small network. On a line the network's own parameters are endpoint 1.
+    At alpha = 1 the network's own forward runs, untouched. Below, it runs compressed: in structured mode as its traced
+    graph with sliced tensors, at the speed of the small network. On a line the network's own parameters are endpoint 1.
 
     Args:
-        module: the network; or several that are called separately, by name.
-        example_inputs: a tensor or a tuple of arguments; without it the first call serves.
-        mode: "structured", or a mode object with options.
+        module: The network; or several that are called separately, by name.
+        example_inputs: A tensor or a tuple of arguments. By default the first call serves.
+        mode: The compression mode: "structured", "unstructured", "quantized", or a mode object with options. The
+            default is "structured".
         subspace: "line" or "point".
         line_parameters: what lies on the line: "norm" (scale and shift of normalisation layers), "backbone" (all but
             the last linear layer, the head) or "all"; see :class:`LCSCallback`.
         endpoint_start: how endpoint 0 starts: "copy", or "independent" (each weight of two or more dimensions redrawn
             with its own mean and deviation).
         norm: "keep", or "instance" or "group" to replace the network's batch norms, in place, by norms that need no
-            statistics.
-        seed: of the independent draws.
+            statistics. The default is "keep".
+        seed: The seed of the independent draws. The default is 0.
 
     Attributes:
-        runtime: of a structured model from a file: what it runs with, and how long switches took; else ``None``.
+        levels: The level table, by ascending alpha; empty unless the model came out of a file.
+        class_names: The names of the classes, by their number; empty if the file has none.
+        runtime: What a structured model from a file runs with, and how long switches took; else ``None``.
 
     Raises:
-        ValueError: an unknown option.
-        TraceError: with ``example_inputs``, a network that can't be traced.
+        ValueError: An option is not known.
+        TraceError: With ``example_inputs``, the network can't be traced.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> model = SubspaceModel(network, torch.randn(2, 4), subspace="point")
+        >>> model.set_alpha(0.0)
+        >>> model(torch.randn(3, 4)).shape, model.efficiency(0.0).params
+        (torch.Size([3, 2]), 16)
     """
 
     def __init__(
@@ -74,41 +84,43 @@ class SubspaceModel(Deployable, nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.mode = parse_mode(mode)
-        self.subspace = check_subspace(subspace)
-        modules = dict(module) if isinstance(module, Mapping) else {"": module}
+        parsed, modules = parse_mode(mode), dict(module) if isinstance(module, Mapping) else {"": module}
+        check_subspace(subspace)
         if not modules:
             raise ValueError("module is empty: give at least one network")
-        self.module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleList(modules.values())
-        self.norm = norm
-        self._converted = convert_norms(modules.values(), norm, isinstance(self.mode, Structured))
-        self.line_parameters = line_parameters
-        self.endpoint_start = endpoint_start
-        self.seed = seed
-        self.parts = parts_of(modules, self.mode)
+        self._replaced_norms = convert_norms(modules.values(), norm, parsed.runs_as_graph)
+        parts = build_parts(modules, parsed)
         if subspace == "line":
             lines = endpoints.attach(list(modules.values()), line_parameters, endpoint_start, seed)
-            for part, line in zip(self.parts, lines, strict=True):
+            for part, line in zip(parts, lines, strict=True):
                 part.endpoints = line
-        self.statistics: dict[float, dict[str, Tensor]] = {}
-        self.ranges: dict[float, dict[str, Tensor]] = {}
-        self.settled = False  # trained or loaded as a subspace
-        self._alpha = 1.0
-        self._training_level: TrainingLevel | None = None
-        self._collector: Collector | None = None
-        self._prepared = Prepared()
-        self.runtime: Runtime | None = None
-        self.warns = True  # of the first level that runs without batch-norm statistics of its own
+        self._set_up(parts, parsed, subspace, line_parameters, norm)
+        self.endpoint_start = endpoint_start
+        self.seed = seed
         if example_inputs is not None:
             args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-            self._only_part("example_inputs").execution(self.mode, 0.0, args, {})
+            parsed.execution(self._only_part("example_inputs"), Level(parsed, 0.0), args, {})
+
+    def _set_up(self, parts: list[Part], mode: Mode, subspace: str, line_parameters: str, norm: str) -> None:
+        networks = [part.network.module for part in parts]
+        self.module = networks[0] if len(networks) == 1 else nn.ModuleList(networks)
+        self.parts = parts
+        self.mode = mode
+        self.subspace = subspace
+        self.line_parameters = line_parameters
+        self.norm = norm
+        self.settled = False  # trained or loaded as a subspace
+        self.levels: tuple[TableLevel, ...] = ()
+        self.class_names: tuple[str, ...] = ()
+        self.runner = LevelRunner(parts, mode)
+        self.runtime: Runtime | None = None
 
     # -- levels -----------------------------------------------------------------------------------------------------
 
     @property
     def alpha(self) -> float:
         """The level asked for, in [0, 1]."""
-        return self._alpha
+        return self.runner.alpha
 
     def set_alpha(self, alpha: float) -> None:
         """Choose the level at which the network runs from now on.
@@ -117,39 +129,72 @@ class SubspaceModel(Deployable, nn.Module):
         meanwhile: each forward sees one level, whole.
 
         Args:
-            alpha: in [0, 1]; 1 is the full network.
+            alpha: The level, in [0, 1]; 1 is the full network.
 
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN; the level stays what it was.
         """
-        alpha = check_alpha(alpha)
-        if self.runtime is not None:
-            self._switch(self.runtime, alpha)
-        self._alpha = alpha
-        self._prepared.forget_tensors()
-
-    def _switch(self, runtime: Runtime, alpha: float) -> None:
-        level = self.nearest_level(alpha)
-        cut = self.mode.width(level) < 1.0
-        if self.warns and cut and level not in self.statistics and runtime.has_statistics:
-            self.warns = False
-            warnings.warn(NO_STATISTICS.format(alpha=level), stacklevel=3)
-        runtime.switch(level, self.statistics)
-
-    def _forget(self) -> None:
-        self._prepared.forget()
-        if self.runtime is not None:
-            self.runtime.forget()
+        self.runner.set_alpha(alpha)
 
     @contextlib.contextmanager
     def at_alpha(self, alpha: float) -> Iterator[SubspaceModel]:
         """Run at ``alpha`` inside the block; the level before comes back on any exit."""
-        before = self._alpha
+        before = self.alpha
         self.set_alpha(alpha)
         try:
             yield self
         finally:
             self.set_alpha(before)
+
+    def set_level(self, name: str) -> TableLevel:
+        """Choose a level of the level table.
+
+        Args:
+            name: The name of the level, as in ``levels``, such as "small".
+
+        Returns:
+            The level, with its costs and what was measured there.
+
+        Raises:
+            ValueError: There is no such level; the one set stays.
+        """
+        level = named_level(self.levels, name)
+        self.set_alpha(level.alpha)
+        return level
+
+    def fit_budget(
+        self,
+        *,
+        macs: float | None = None,
+        latency_ms: float | None = None,
+        size_bytes: float | None = None,
+        accuracy: float | None = None,
+        metric: str | None = None,
+    ) -> TableLevel:
+        """Choose the level of the level table that fits a budget.
+
+        Of the levels within all limits it is the largest; with ``accuracy`` alone the smallest that reaches it.
+
+        Args:
+            macs: The most multiply-accumulates of one sample.
+            latency_ms: The longest time of one sample, in milliseconds, as it was measured for the table. On another
+                machine, or with other threads, measure it again (``lightning-lcs bench``).
+            size_bytes: The most bytes of parameters and buffers.
+            accuracy: The least value of the metric.
+            metric: The metric of the table. The default is the only one that has "acc" in its name.
+
+        Returns:
+            The level that was set.
+
+        Raises:
+            ValueError: No level fits (the nearest is named), or a limit is not known or not finite; the level set
+                stays.
+        """
+        level = level_for_budget(
+            self.levels, macs=macs, latency_ms=latency_ms, size_bytes=size_bytes, accuracy=accuracy, metric=metric
+        )
+        self.set_alpha(level.alpha)
+        return level
 
     def nearest_level(self, alpha: float) -> float:
         """The level that runs when ``alpha`` is asked for.
@@ -157,152 +202,131 @@ class SubspaceModel(Deployable, nn.Module):
         With stored batch-norm statistics it is the nearest stored one (or 1, whose statistics are the network's own);
         without any it is ``alpha`` itself. In quantized mode it is that of a bit width.
         """
-        alpha = self.mode.snap(alpha)
-        if not self.statistics:
-            return alpha
-        return min((*self.statistics, 1.0), key=lambda level: (abs(level - alpha), -level))
+        return self.runner.nearest_level(alpha)
+
+    @property
+    def statistics(self) -> Mapping[float, Mapping[str, Tensor]]:
+        """The stored batch-norm statistics, by level and qualified name; assign a mapping to replace them."""
+        return self.runner.statistics
+
+    @statistics.setter
+    def statistics(self, levels: Mapping[float, Mapping[str, Tensor]]) -> None:
+        self.runner.statistics = levels
+
+    # -- running ----------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's own arguments and results, at the level set."""
+        """The network's own results for its own arguments, at the level set."""
         part = self._only_part("forward()")
-        return self.run(part, part.network.module, args, kwargs)
+        return self.runner.run(part, part.network.module, args, kwargs)
 
-    def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one part at the level set; ``full`` is called at alpha = 1."""
-        part.calls += 1
-        part.running += 1
-        try:
-            return self._run(part, full, args, kwargs)
-        finally:
-            part.running -= 1
-
-    def _run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._collector is not None:
-            return self._collector.run(part, full, args, kwargs)
-        if self._training_level is not None:
-            level = self._training_level
-            return full(*args, **kwargs) if level.is_full else level.run(part, full, args, kwargs)
-        if self.runtime is not None and self.runtime.serves:
-            if not self.runtime.is_ready(self.statistics):
-                self._switch(self.runtime, self._alpha)
-            return self.runtime.run(args, kwargs)
-        part.network.remember(args, kwargs)
-        alpha = self.nearest_level(self._alpha)
-        if self.mode.is_full(alpha):
-            return full(*args, **kwargs)
-        execution = part.execution(self.mode, alpha, args, kwargs)
-        tensors, inputs = self._prepared.get(
-            part,
-            execution,
-            self.mode,
-            alpha,
-            self.statistics.get(alpha),
-            lambda: (
-                self._statistics(part, execution, alpha),
-                self._inputs(part, alpha),
-            ),
-        )
-        return execution.run(tensors, full, args, kwargs, inputs)
-
-    def _inputs(self, part: Part, alpha: float) -> Inputs | None:
-        return part.inputs(self.mode, alpha, {**self.ranges.get(alpha, {}), **self.statistics.get(alpha, {})})
-
-    def _statistics(self, part: Part, execution: Execution, alpha: float) -> dict[str, Tensor]:
-        """Stored running statistics of a level, by the part's own buffer names."""
-        untouched = execution.batch_statistics
-        read = [name for name in execution.statistics if name not in untouched]
-        stored = self.statistics.get(alpha)
-        if stored is None:
-            if read and self.warns:
-                self.warns = False
-                warnings.warn(NO_STATISTICS.format(alpha=alpha), stacklevel=7)
-            return {}
-        return {name[len(part.prefix) :]: value for name, value in stored.items() if name.startswith(part.prefix)}
-
-    @contextlib.contextmanager
-    def training_level(
+    def recalibrate(
         self,
-        alpha: float,
-        gradients: GradientSum | None = None,
-        *,
-        strength: float = 1.0,
-        direct: bool = False,
-        layer_bits: Mapping[str, int] | None = None,
-    ) -> Iterator[None]:
-        """One level of a training step: forward and backward inside the block, at exactly ``alpha``.
+        batches: Iterable[Any],
+        alphas: int | Sequence[float] = DEFAULT_LEVELS,
+        forward: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Collect batch-norm statistics for a grid of levels, and keep them.
 
-        The level's own tensors and activations are gone at its end. No running statistics are written. At alpha = 1 the
-        network's own parameters are used directly, as without this block.
+        Each is a cumulative average over the batches (no momentum), at the level's own width. Levels in between are
+        served by the nearest stored one. alpha = 1 is left alone: its statistics are the network's own running ones.
+        Weights, running statistics and training flags stay as they are. In a distributed run the ranks' averages are
+        averaged. Without batch norm nothing happens.
 
         Args:
-            alpha: in [0, 1].
-            gradients: takes the gradients of the network's parameters (both endpoints on a line) below alpha = 1; by
-                default they are added to the parameters' ``.grad`` on a normal exit.
-            strength: share of the level's sparsity that applies, in [0, 1], while a warm-up lasts; inputs of layers are
-                quantized at 1 only.
-            direct: back-propagate into the parameters themselves, for a backward that comes after the block.
-            layer_bits: bits of single layers in place of the level's, by path; in quantized mode.
+            batches: Batches of *training* data. Every batch runs once per level.
+            alphas: The levels: their number, at least 2, evenly spaced over [0, 1], or the levels themselves. The
+                default is 25.
+            forward: What to do with a batch, such that the network runs. The default is to call the model with it.
 
         Raises:
-            ValueError: ``alpha`` is outside [0, 1] or NaN.
-        """
-        self._forget()  # weights and ranges are about to change
-        own = GradientSum()
-        taker = None if direct else own if gradients is None else gradients
-        self._training_level = TrainingLevel.of(self.mode, alpha, strength, taker, self.ranges, layer_bits or {})
-        try:
-            with own.added():
-                yield
-        finally:
-            self._training_level = None
+            ValueError: No batch was given, or a level is outside [0, 1].
 
-    @contextlib.contextmanager
-    def collecting(self) -> Iterator[Collector]:
-        """Collect batch-norm statistics from the batches that run inside the block, at the collector's ``alpha``.
-
-        Layers run as in evaluation, except that batch norms normalise with each batch's own statistics; modules made
-        of layers are in training, and give what a training step expects.
+        Example:
+            >>> import torch
+            >>> from lightning_lcs import SubspaceModel
+            >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+            >>> model = SubspaceModel(network, torch.randn(2, 3, 8, 8), subspace="point")
+            >>> model.recalibrate([torch.randn(16, 3, 8, 8)], alphas=[0.0, 0.5])
+            >>> list(model.statistics)
+            [0.0, 0.5]
         """
-        collector = Collector(self.parts, self.mode)
-        with collector.flags():
-            self._collector = collector
-            try:
-                yield collector
-            finally:
-                self._collector = None
+        self.runner.recalibrate(batches, alphas, self if forward is None else forward)
 
     # -- what a level is --------------------------------------------------------------------------------------------
 
     @property
     def plan(self) -> ChannelPlan:
-        """Which channels shrink together in structured mode; known once the network has been traced."""
-        if not isinstance(self.mode, Structured):
-            raise RuntimeError(f"a plan of channels belongs to structured mode: {self.mode} keeps all")
-        return self._plan(self._only_part("plan"))
+        """Which channels shrink together in structured mode; known once the network has been traced.
 
-    def _plan(self, part: Part) -> ChannelPlan:
+        Raises:
+            RuntimeError: The mode keeps all channels, or the network was never called.
+        """
+        part = self._only_part("plan")
+        if not self.mode.runs_as_graph:
+            raise RuntimeError(f"a plan of channels belongs to structured mode: {self.mode} keeps all")
         part.network.in_mode(False)
         return part.network.plan
 
     def report(self, alpha: float = 0.0) -> str:
-        """What is compressed at a level, what stays whole and why, and which norms were replaced; see :attr:`plan`."""
-        if isinstance(self.mode, Structured):
-            names = [f"{part.name}: " if len(self.parts) > 1 else "" for part in self.parts]
-            lines = [self._plan(part).report(self.mode.width(alpha)) for part in self.parts]
-            return "\n".join([*map("".join, zip(names, lines, strict=True)), *norm_lines(self._converted)])
-        return "\n".join(report(p.network.module, self.mode, p.compressed, self._converted) for p in self.parts)
+        """What is compressed at a level, what stays whole and why, and which norms were replaced, a line each."""
+        lines: list[str] = []
+        for part in self.parts:
+            first, *more = self.mode.report(part, alpha)
+            lines += [f"{part.name}: {first}" if len(self.parts) > 1 else first, *more]
+        return "\n".join([*lines, *[f"  norm replaced: {line}" for line in self._replaced_norms]])
 
-    @property
-    def has_batch_norm(self) -> bool:
-        """Whether the network holds running statistics that depend on the level."""
-        children = [child for part in self.parts for child in part.network.module.modules()]
-        norms = [child for child in children if isinstance(child, nn.modules.batchnorm._BatchNorm)]
-        return any(norm.track_running_stats for norm in norms)
+    def describe(self) -> dict[str, Any]:
+        """The subspace as plain data: its settings, what it compresses, its endpoints, its batch-norm statistics."""
+        return describe(self.state(), self.parts, self._replaced_norms)
+
+    def efficiency(self, alpha: float) -> Efficiency:
+        """What a level costs; with stored batch-norm statistics, the level that is nearest to ``alpha``.
+
+        Raises:
+            RuntimeError: The network was never called, and had no ``example_inputs``.
+        """
+        level = self.runner.level(alpha)
+        costs = [self.mode.cost(part, level) for part in self.parts]
+        return Efficiency(
+            alpha=level.alpha,
+            **{"width": 1.0, "sparsity": 0.0, "bit_width": 32, **self.mode.settings(level.alpha)},  # type: ignore[arg-type]
+            params=sum(cost.params for cost in costs),
+            macs=sum(cost.macs for cost in costs),
+            size_bytes=sum(cost.size_bytes for cost in costs),
+        )
+
+    def materialize(self, alpha: float, train: bool = False) -> nn.Module:
+        """A plain network of one level, with its own parameters and buffers.
+
+        Args:
+            alpha: The level, in [0, 1].
+            train: Whether it is for training instead of evaluation. In structured mode the other of ``.train()`` and
+                ``.eval()`` is an error afterwards. The default is ``False``.
+
+        Returns:
+            A network whose ``state_dict`` has the network's own names: in structured mode an ``fx.GraphModule`` with
+            small tensors, else a copy of the network; for several networks a ``ModuleDict`` of them.
+        """
+        level = self.runner.level(alpha)
+        made: dict[str, nn.Module] = {}
+        for part in self.parts:
+            execution = self.mode.example_execution(part, level, train)
+            statistics = {} if level.is_full else self.runner.evaluation.statistics_of(part, execution, level)
+            made[part.name] = own_part(part, execution, level, statistics, train)
+        if len(self.parts) == 1:
+            return made[self.parts[0].name]
+        return nn.ModuleDict({name.replace(".", "_"): module for name, module in made.items()})
+
+    # -- the line ---------------------------------------------------------------------------------------------------
 
     def endpoint_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """``(w0, w1)`` of every parameter on the line, each once."""
-        pairs = {id(w0): (w0, part.network.tensor(name)) for part in self.parts for name, w0 in part.endpoints.items()}
-        return list(pairs.values())  # type: ignore[arg-type]
+        return endpoint_pairs(self.parts)
+
+    def endpoint_cosine(self) -> Tensor:
+        """The cosine between the endpoints; see :func:`lightning_lcs.subspace.network.cosine_between`."""
+        return cosine_between(self.endpoint_pairs())
 
     def settle_endpoints(self) -> None:
         """Before training: endpoint 0 starts from the weights as they are now, unless it was trained or loaded."""
@@ -315,79 +339,191 @@ class SubspaceModel(Deployable, nn.Module):
     def sort_channels(self) -> None:
         """Sort the channels of every group, the strongest first; see ``Structured(order="importance")``.
 
-        Not for a trained subspace: its narrow widths would change. Errors as in :meth:`efficiency`.
-        """
-        sort_channels(self.parts, self.mode)
-        self.statistics.clear()
-        self._forget()
-
-    def endpoint_cosine(self) -> Tensor:
-        """Cosine between the endpoints; see :func:`functional.subspace`.
-
-        Scales and shifts count only where nothing else lies on the line, as in arXiv 2110.04252: all of them start at
-        the same constants, whatever the weights do.
-        """
-        pairs = self.endpoint_pairs()
-        return endpoint_cosine([pair for pair in pairs if pair[0].ndim > 1] or pairs)
-
-    def efficiency(self, alpha: float) -> Efficiency:
-        """What a level costs; with stored batch-norm statistics, the level that is nearest to ``alpha``.
+        It is not for a trained subspace, whose narrow widths would change.
 
         Raises:
-            RuntimeError: the network was never called, and had no ``example_inputs``.
+            RuntimeError: The mode keeps all channels, or the network was never called.
         """
-        return efficiency_of(self.parts, self.mode, self.nearest_level(alpha))
-
-    def materialize(self, alpha: float, train: bool = False) -> nn.Module:
-        """A plain network of one level, with its own parameters and buffers.
-
-        Args:
-            alpha: in [0, 1].
-            train: make it for training instead of evaluation; in structured mode the other of ``.train()`` and
-                ``.eval()`` is an error afterwards.
-
-        Returns:
-            A network whose ``state_dict`` has the network's own names: in structured mode an ``fx.GraphModule`` with
-            small tensors, else a copy of the network; for several networks a ``ModuleDict`` of them.
-        """
-        alpha = self.nearest_level(alpha)
-        made: dict[str, nn.Module] = {}
         for part in self.parts:
-            execution = part.example_execution(self.mode, alpha, train)
-            statistics = {} if self.mode.is_full(alpha) else self._statistics(part, execution, alpha)
-            made[part.name] = own_part(part, execution, self.mode, alpha, statistics, train, self._inputs(part, alpha))
-        if len(self.parts) == 1:
-            return made[self.parts[0].name]
-        return nn.ModuleDict({name.replace(".", "_"): module for name, module in made.items()})
+            self.mode.sort_channels(part)
+        self.statistics = {}
+        self.runner.forget()
 
-    # -- files ------------------------------------------------------------------------------------------------------
+    # -- checkpoints and files --------------------------------------------------------------------------------------
+
+    def state(self) -> SubspaceState:
+        """What a checkpoint and a file hold of the subspace, apart from the weights of the networks."""
+        return SubspaceState(
+            mode=self.mode,
+            subspace=self.subspace,
+            line_parameters=self.line_parameters,
+            norm=self.norm,
+            targets=[part.name for part in self.parts],
+            shapes=parameter_shapes(self.parts),
+            endpoint_0={part.prefix + name: w0 for part in self.parts for name, w0 in part.endpoints.items()},
+            statistics=self.runner.statistics,
+            ranges=self.runner.ranges,
+            inputs=[part.network.example for part in self.parts],
+        )
 
     def subspace_state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the network's own ``state_dict``: plain data and tensors."""
-        return checkpoints.state_of(self)
+        return checkpoints.to_data(self.state())
 
-    def load_subspace_state(self, state: Mapping[str, Any]) -> None:
+    def load_subspace_state(self, data: Mapping[str, Any]) -> None:
         """Take over what :meth:`subspace_state` gave.
 
         Raises:
-            ValueError: another mode, subspace, architecture or version; nothing has been changed then.
+            ValueError: It is of another mode, subspace, architecture or version; nothing has been changed then.
         """
-        checkpoints.load_state(self, state)
+        state = checkpoints.from_data(data)
+        state.check(self.state())
+        self._take(state)
+
+    def _take(self, state: SubspaceState) -> None:
+        state.apply(self.parts)
+        self.runner.ranges, self.runner.statistics = state.ranges, state.statistics
+        self.settled = True
+
+    @classmethod
+    def _from_state(
+        cls,
+        state: SubspaceState,
+        networks: nn.Module | Mapping[str, nn.Module],
+        module: nn.Module,
+        weights: Mapping[str, Tensor],
+    ) -> SubspaceModel:
+        """A model of networks inside of a module, all of whose weights are replaced."""
+        trained = endpoints.is_settled(module)
+        options = {key: getattr(state, key) for key in ("mode", "subspace", "line_parameters", "norm")}
+        model = cls(networks, **options)
+        try:
+            state.check(model.state())
+        except ValueError:
+            if not trained:
+                endpoints.detach(module)
+            raise
+        module.load_state_dict(weights)
+        model._take(state)
+        return model.eval()
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | os.PathLike[str], module: nn.Module) -> SubspaceModel:
         """Open a Lightning checkpoint, in any process.
 
         Args:
-            checkpoint: path; read with ``weights_only=True``.
-            module: the LightningModule that was trained, or its network; its weights are replaced.
+            checkpoint: The path of the file, which is read with ``weights_only=True``.
+            module: The LightningModule that was trained, or its network; its weights are replaced.
 
         Raises:
-            ValueError: the file holds no subspace, or one of another architecture or version.
+            ValueError: The file holds no subspace, or one of another architecture or version.
         """
-        return checkpoints.open_checkpoint(cls, checkpoint, module)
+        state, weights = checkpoints.read(checkpoint)
+        networks, weights = state.networks_in(module, weights)
+        return cls._from_state(state, networks, module, weights)
 
-    # -- small print ------------------------------------------------------------------------------------------------
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        levels: Mapping[str, float | CurvePoint] | Sequence[float | CurvePoint] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        """Write one file that holds every level, and a table of levels by name.
+
+        A structured file holds the network itself, as a graph; the others hold tensors, and are loaded into the user's
+        own network. The file holds tensors and JSON, no code and no pickle. It is written whole or not at all.
+
+        Args:
+            path: The path of the file, such as "model.lcs".
+            levels: The levels of the table: a measured curve (``LCSCallback.curve``), which brings its metrics and
+                latencies, or alphas; or either of them by name. The default is the model's own table, else the alphas
+                0, 0.25, 0.5, 0.75 and 1 (every bit width in quantized mode). Names by default:
+                :func:`lightning_lcs.subspace.level_table.default_names`.
+            class_names: The names of the classes, by their number. The default is the model's own.
+
+        Raises:
+            RuntimeError: The network was never called, and had no ``example_inputs``.
+            ValueError: The network holds an op that a file may not hold, or the curve is of another model.
+            OSError: The file could not be written; the old one is as it was.
+        """
+        given = (self.levels or None) if levels is None else levels
+        table = make_table(given, self.mode, self.efficiency)
+        names = self.class_names if class_names is None else class_names
+        lcs_file.save(path, self.state(), self.parts, table, names)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], module: nn.Module | None = None, *, layout: str = "auto"
+    ) -> SubspaceModel:
+        """Open a file written by :meth:`save`, for inference.
+
+        Args:
+            path: The path of the file, which is mapped into memory and validated against its checksums.
+            module: The network that it was trained from, for unstructured and quantized subspaces; its weights are
+                replaced. A structured file holds its network.
+            layout: The order in memory of the weights of a structured file's 2-D convolutions: "contiguous",
+                "channels_last", or "auto": the faster one on this machine, as measured with a few forwards of the full
+                network (contiguous below ten million MACs). Results differ by rounding. The default is "auto".
+
+        Raises:
+            ValueError: The file is of another kind, version or architecture, it is damaged, it holds an op that is not
+                allowed, ``module`` is missing, or ``layout`` is not known.
+        """
+        check_layout(layout)
+        saved = lcs_file.read(path)
+        with lcs_file.errors_of(path):
+            if saved.part is not None:
+                if module is not None:
+                    raise ValueError("it holds its network: leave module= out")
+                model = cls._of_part(saved.state, saved.part)
+                lay_out(
+                    saved.part, model.runner.level(1.0), layout, max((level.macs for level in saved.levels), default=0)
+                )
+            elif module is None:
+                name = type(saved.state.mode).__name__.lower()
+                raise ValueError(
+                    f"it is {name}, and holds the tensors of a network without its code: give SubspaceModel.load(path, "
+                    "module=...) the network that it was trained from"
+                )
+            else:
+                lcs_file.check_weights(saved, module)
+                model = cls._from_state(saved.state, module, module, saved.weights)
+            model.levels, model.class_names = saved.levels, saved.class_names
+            return model
+
+    @classmethod
+    def _of_part(cls, state: SubspaceState, part: Part) -> SubspaceModel:
+        """A model of a network out of a file."""
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._replaced_norms, model.endpoint_start, model.seed = [], "copy", 0
+        model._set_up([part], state.mode, state.subspace, state.line_parameters, state.norm)
+        model.statistics, model.settled, model.training = state.statistics, True, False
+        model.runtime = model.runner.server = Runtime(part, model.runner.evaluation)
+        return model
+
+    def set_example_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """Choose the call that ``save``, ``materialize`` and the exports are for.
+
+        The default is the first call that there was.
+
+        A network that computes its loss itself, when it is given labels, is trained with them and deployed without.
+
+        Args:
+            args: The arguments of the call; their values don't matter, but those of numbers and flags do.
+            kwargs: The same by name.
+
+        Raises:
+            RuntimeError: The subspace has several networks.
+            TraceError: In structured mode, the network can't be traced for this call.
+            ValueError: The model came out of a file, which is for other calls.
+        """
+        network = self._only_part("set_example_inputs").network
+        if self.mode.runs_as_graph:
+            with training_flags(network.module, False):
+                network.program(*sample(args, kwargs))
+        network.example = sample(args, kwargs)
 
     def _only_part(self, what: str) -> Part:
         if len(self.parts) > 1:

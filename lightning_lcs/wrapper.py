@@ -17,14 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_lcs.callbacks.lcs import LCSCallback
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import (
-    Quantized,
-    Structured,
-    Unstructured,
-    check_subspace,
-    mode_to_dict,
-    parse_mode,
-)
+from lightning_lcs.subspace.modes import Quantized, Structured, Unstructured
+from lightning_lcs.subspace.modes.registry import check_subspace, mode_to_dict, parse_mode
 
 SCHEDULERS = ("cosine", "constant")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.subspace.modes import Structured
 
 # The warning that a level below 1 runs on batch-norm statistics of alpha = 1. Most tests compare levels with a network
 # that has those statistics too, and mean to.

@@ -18,8 +18,9 @@ from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.reporting.curve import CurvePoint
 from lightning_lcs.subspace import endpoints
-from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, reduce_ranges
-from lightning_lcs.subspace.modes.registry import Mode, check_subspace, parse_mode
+from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
+from lightning_lcs.subspace.mode import Mode
+from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
 from lightning_lcs.subspace.norms import check_norm
 from lightning_lcs.training.checks import check_optimizers, check_setup
 from lightning_lcs.training.evaluation import evaluate_level
@@ -276,7 +277,7 @@ class LCSCallback(pl.Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stored batch-norm statistics are those of other weights from here on."""
         model = self.adopted(pl_module)
-        model.statistics.clear()
+        model.statistics = {}
         if batch_idx == 0:
             # Finetuning callbacks have added their groups, and frozen what they freeze, by now.
             train_endpoints_alike(model, trainer.optimizers)
@@ -287,7 +288,7 @@ class LCSCallback(pl.Callback):
     ) -> None:
         """Ranges of quantized inputs are those of all ranks."""
         if trainer.world_size > 1:
-            reduce_ranges(self.adopted(pl_module))
+            self.adopted(pl_module).runner.reduce_ranges()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A network that was built late is in place by now; alpha = 1 gets statistics where no step collects them."""
@@ -315,7 +316,7 @@ class LCSCallback(pl.Callback):
             self._measure(trainer, pl_module, dict(trainer.callback_metrics))
         elif not self.adopted(pl_module).mode.is_full(1.0):
             # What was collected for this validation is one level, and no grid to choose the nearest from.
-            self.adopted(pl_module).statistics.clear()
+            self.adopted(pl_module).statistics = {}
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the curve on the test data."""
@@ -330,11 +331,11 @@ class LCSCallback(pl.Callback):
         """One batch of a curve: a step that can't run compressed fails now, and not after the training."""
         model = self.adopted(module)
         # There are no batch-norm statistics for the level yet, and nobody sees the result.
-        warns, model.warns = model.warns, False
+        warns, model.runner.evaluation.warns = model.runner.evaluation.warns, False
         try:
             evaluate_level(trainer, module, model, 0.0, max_batches=1)
         finally:
-            model.warns = warns
+            model.runner.evaluation.warns = warns
 
     def _measure(self, trainer: Trainer, module: LightningModule, full_metrics: Mapping[str, Any] | None) -> None:
         model = self.adopted(module)

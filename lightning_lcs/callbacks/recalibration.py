@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid, needs_data, recalibrate, recalibrate_running
+from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid
 from lightning_lcs.training.checks import warn_of_old_namespace
 from lightning_lcs.training.isolation import quiet
 from lightning_lcs.training.loaders import batch_size, taken_from_training, training_batches
@@ -63,14 +63,16 @@ class BatchNormRecalibration(pl.Callback):
             RuntimeError: there is no training data.
         """
         levels = sorted({*self.alphas, *also})
-        self._run(trainer, module, model, levels, lambda batches, forward: recalibrate(model, batches, levels, forward))
+        self._run(trainer, module, model, levels, lambda batches, forward: model.recalibrate(batches, levels, forward))
 
     def run_running(self, trainer: Trainer, module: LightningModule, model: SubspaceModel) -> None:
         """Take the network's own running statistics anew, for training that does not visit alpha = 1 at every step.
 
         Arguments and errors as in :meth:`run`.
         """
-        self._run(trainer, module, model, [1.0], lambda batches, forward: recalibrate_running(model, batches, forward))
+        self._run(
+            trainer, module, model, [1.0], lambda batches, forward: model.runner.recalibrate_full(batches, forward)
+        )
 
     def _run(
         self,
@@ -80,10 +82,10 @@ class BatchNormRecalibration(pl.Callback):
         levels: Sequence[float],
         collect: Callable[[Iterable[Any], Callable[[Any], Any]], None],
     ) -> None:
-        if not needs_data(model, levels):
+        if not model.runner.needs_data(levels):
             return
         if self.images == 0:
-            model.warns = False  # levels run on the statistics of alpha = 1, as was asked for
+            model.runner.evaluation.warns = False  # levels run on the statistics of alpha = 1, as was asked for
             return
         if taken_from_training(trainer):
             warnings.warn(

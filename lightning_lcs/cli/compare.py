@@ -17,7 +17,7 @@ from lightning_lcs.cli.recipe import read_recipe
 from lightning_lcs.reporting.comparison import Runs, plot_comparisons, print_comparisons
 from lightning_lcs.reporting.curve import read_csv, write_csv
 from lightning_lcs.reporting.plots import require_matplotlib
-from lightning_lcs.subspace.modes.registry import Mode
+from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.training.methods import METHODS, method_settings
 
 # Settings of a method that are the wrapper's; all others are the callback's.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.subspace.modes import Structured
 
 SHOWN = 2  # reasons for which dimensions stay whole; --whole names the dimensions
 TORCHVISION = "torchvision:"
@@ -152,7 +152,7 @@ def prepared(net: nn.Module, x: Tensor, mode: Structured | None = None) -> tuple
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*stay whole at every level")  # the table says so
         model = SubspaceModel(net, x[:2], mode=mode or Structured(), subspace="point").eval()
-    model.warns = False
+    model.runner.evaluation.warns = False
     return model, time.monotonic() - started
 
 

@@ -17,7 +17,7 @@ from lightning_lcs.control.controller import RuntimeController, measure_profile
 from lightning_lcs.control.latency_target import LatencyTarget
 from lightning_lcs.control.sensors import usable_cpus
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.subspace.modes import Structured
 
 # The target, where none is given, in times of the full network's latency on the machine as it is.
 _ROOM = 1.3

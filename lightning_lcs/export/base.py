@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import check_alpha
+from lightning_lcs.subspace.mode import check_alpha
 from lightning_lcs.subspace.network import TOGETHER
 
 # The largest difference from the level in torch, relative to the largest output, that an exported file may show.

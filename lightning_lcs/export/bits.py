@@ -20,10 +20,11 @@ from lightning_lcs.export.tensor_files import check_state, read_tensors
 from lightning_lcs.functional.quantization import affine_parameters, integers_of, range_of, values_of
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.forward import hook_inputs, layers_at
+from lightning_lcs.subspace.layers import layer_of
+from lightning_lcs.subspace.mode import Level, check_alpha
+from lightning_lcs.subspace.modes import Quantized
 from lightning_lcs.subspace.modes.observers import LayerBits, Reading, range_key
-from lightning_lcs.subspace.modes.registry import Quantized, check_alpha
-from lightning_lcs.subspace.network import layer_of
-from lightning_lcs.subspace.weights import Compression, setting_of
+from lightning_lcs.subspace.modes.quantized import layer_bits
 
 _KEY = "lightning_lcs_bits"
 _VERSION = 1
@@ -48,14 +49,14 @@ class QuantizedWeight:
 
 def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, QuantizedWeight]:
     """The compressed weights of a level of a single quantized network, by name, with its simulation's scales."""
-    part, setting = model.parts[0], setting_of(model.mode, alpha)
-    compression = Compression(part, setting)
-    bits_of = part.layer_bits(model.mode.bit_width(alpha))
+    part, mode = model.parts[0], model.mode
+    assert isinstance(mode, Quantized)
+    bits_of = layer_bits(part, Level(mode, alpha))
     found = {}
     with torch.no_grad():
         for name in part.compressed:
-            value, bits = compression.on_line(name).detach().cpu(), bits_of(layer_of(name))
-            scale, zero_point = affine_parameters(*range_of(value, setting.per_channel), bits)
+            value, bits = part.on_line(name, alpha).detach().cpu(), bits_of(layer_of(name))
+            scale, zero_point = affine_parameters(*range_of(value, mode.per_channel), bits)
             found[name] = QuantizedWeight(integers_of(value, scale, zero_point, bits), scale, zero_point, bits)
     return found
 
@@ -97,7 +98,7 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
     state = {name: value.detach().cpu() for name, value in model.materialize(level).state_dict().items()}
     weights = quantized_weights(model, level)
     tensors = {f"dense/{name}": value.contiguous() for name, value in state.items() if name not in weights}
-    known = {**model.ranges.get(level, {}), **model.statistics.get(level, {})}
+    known = {**model.runner.ranges.get(level, {}), **model.statistics.get(level, {})}
     for name, weight in weights.items():
         key = range_key(model.parts[0].prefix, layer_of(name))
         if key not in known:

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from lightning_lcs.export.qdq import Grid
 from lightning_lcs.functional.quantization import affine_parameters
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.observers import QuantizedInput, Reading, range_key
-from lightning_lcs.subspace.modes.registry import Quantized, check_alpha
-from lightning_lcs.subspace.network import TOGETHER, layer_of
+from lightning_lcs.subspace.forward import ChangedInput
+from lightning_lcs.subspace.layers import layer_of
+from lightning_lcs.subspace.mode import Level, check_alpha
+from lightning_lcs.subspace.modes import Quantized
+from lightning_lcs.subspace.modes.observers import Reading, range_key
+from lightning_lcs.subspace.modes.quantized import layer_bits
+from lightning_lcs.subspace.network import TOGETHER
 
 _BITS = 8
 
@@ -60,7 +64,7 @@ def _eight_bits(model: SubspaceModel, alpha: float) -> float:
     if len(model.parts) != 1:
         raise ValueError(f"integers take a single network, and this subspace model has several; {TOGETHER}")
     level = model.nearest_level(check_alpha(alpha))
-    bits = model.parts[0].layer_bits(model.mode.bit_width(level))
+    bits = layer_bits(model.parts[0], Level(model.mode, level))
     other = {name: bits(layer_of(name)) for name in model.parts[0].compressed if bits(layer_of(name)) != _BITS}
     if other:
         name, found = next(iter(other.items()))
@@ -76,7 +80,7 @@ def _take_grids(network: nn.Module) -> dict[str, Grid]:
     grids: dict[str, Grid] = {}
     for path, layer in network.named_modules():
         for key, hook in list(layer._forward_pre_hooks.items()):
-            if not isinstance(hook, QuantizedInput) or not isinstance(hook.inputs, Reading):
+            if not isinstance(hook, ChangedInput) or not isinstance(hook.inputs, Reading):
                 continue
             held = hook.inputs.ranges.get(range_key(hook.inputs.prefix, hook.path))
             if held is None:

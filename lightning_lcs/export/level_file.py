@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from typing import Any
@@ -11,8 +12,8 @@ from lightning_lcs.io import lcs_file
 from lightning_lcs.io.graph_json import level_to_data, network_from_data
 from lightning_lcs.io.loaded_network import runs_at_any_size
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.level_table import Level, make_table, table_to_data
-from lightning_lcs.subspace.modes.registry import Structured, mode_to_dict
+from lightning_lcs.subspace.level_table import Level, make_table
+from lightning_lcs.subspace.modes import Structured
 
 
 def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str]) -> Level:
@@ -34,8 +35,9 @@ def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str])
     if not isinstance(model.mode, Structured) or len(model.parts) > 1:
         raise ValueError("a file of one level is made from a structured subspace of one network")
     level, part, mode = model.nearest_level(alpha), model.parts[0], Structured(min_width=1.0)
+    sliced = model.mode.selection(part, level)
     program = part.network.in_mode(False)
-    data = level_to_data(program, part.selection(model.mode, level))
+    data = level_to_data(program, sliced)
     small = model.materialize(level)
     parameters = dict(small.named_parameters(remove_duplicate=False))
     values = {**parameters, **dict(small.named_buffers(remove_duplicate=False))}
@@ -48,19 +50,9 @@ def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str])
     latency, metrics = (math.nan, {}) if known is None else (known.latency_ms, known.metrics)
     point = CurvePoint(**cost, latency_ms=latency, metrics=metrics)
     table = make_table({"full" if known is None else known.name: point}, mode, lambda _: point)
-    header = {
-        "version": lcs_file.VERSION,
-        "mode": mode_to_dict(mode),
-        "subspace": "point",
-        "line_parameters": model.line_parameters,
-        "norm": model.norm,
-        "level_table": table_to_data(table),
-        "classes": list(model.class_names),
-        "statistics": [],
-        "network": data,
-        "any_size": runs_at_any_size(part.network),
-        "scales": [],
-        "unsaved": [name for name in program.names if name not in small.state_dict()],
-    }
+    state = dataclasses.replace(model.state(), mode=mode, subspace="point", endpoint_0={}, statistics={}, ranges={})
+    unsaved = [name for name in program.names if name not in small.state_dict()]
+    header = lcs_file.common_header(state, table, model.class_names)
+    header |= lcs_file.network_header(data, runs_at_any_size(part.network), [], unsaved)
     lcs_file.write(path, header, own)
     return table[0]

@@ -24,7 +24,7 @@ from lightning_lcs.export.base import (
 from lightning_lcs.export.onnx_levels import Level, several_levels, simplified
 from lightning_lcs.graph.channels.plan import Indices, Kept, Selection
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.subspace.modes import Structured
 
 # The key of a file's metadata that holds {"alphas": [...]}; the number given as "level" counts in this list.
 METADATA_KEY = "lightning_lcs"
@@ -185,7 +185,7 @@ def _selection(model: SubspaceModel, alpha: float, largest: float) -> Mapping[st
     if not isinstance(model.mode, Structured):
         return {}
     part = model.parts[0]
-    small, large = (part.selection(model.mode, level) for level in (alpha, largest))
+    small, large = (model.mode.selection(part, level) for level in (alpha, largest))
     found = {}
     for name in part.network.plan.tensors:
         pairs = zip(small.of(name), large.of(name), strict=True)

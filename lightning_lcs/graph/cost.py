@@ -93,42 +93,6 @@ def count_params(at: PlanAtWidth, names: dict[str, Tensor]) -> tuple[int, int]:
     return count, size_bytes
 
 
-def count_sparse_params(parameters: Mapping[str, Tensor], kept: Mapping[str, int]) -> tuple[int, int]:
-    """Number and bytes of parameters of which some are sparse.
-
-    Args:
-        parameters: by qualified name, at full size.
-        kept: number of entries that are kept of those that are sparse.
-    """
-    count = size_bytes = 0
-    for name, value in parameters.items():
-        left = kept.get(name, value.numel())
-        count += left
-        size_bytes += left * value.element_size() + (-(-value.numel() // 8) if left < value.numel() else 0)
-    return count, size_bytes
-
-
-def count_quantized_params(
-    parameters: Mapping[str, Tensor], bits: Mapping[str, int], per_channel: bool
-) -> tuple[int, int]:
-    """Number and bytes of parameters of which some are quantized, with a scale and a zero point for each range.
-
-    Args:
-        parameters: by qualified name.
-        bits: of those that are quantized.
-        per_channel: a range for each entry of dimension 0.
-    """
-    count = size_bytes = 0
-    for name, value in parameters.items():
-        count += value.numel()
-        if name in bits:
-            # A float32 scale and an int8 zero point.
-            size_bytes += -(-value.numel() * bits[name] // 8) + 5 * (value.shape[0] if per_channel else 1)
-        else:
-            size_bytes += value.numel() * value.element_size()
-    return count, size_bytes
-
-
 def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mapping[str, float]) -> int:
     """Multiply-accumulates of one sample: a network is run as it is, and its ops are counted.
 

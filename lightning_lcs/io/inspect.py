@@ -10,7 +10,7 @@ from lightning_lcs.graph.tracing.trace import InputSpec
 from lightning_lcs.io import container, lcs_file
 from lightning_lcs.io.graph_json import network_from_data
 from lightning_lcs.subspace.level_table import Level
-from lightning_lcs.subspace.modes.registry import Mode, Structured
+from lightning_lcs.subspace.mode import Mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,8 @@ def summary(path: str | os.PathLike[str]) -> FileSummary:
         count, size = kinds.get(kind, (0, 0))
         kinds[kind] = (count + 1, size + value.numel() * value.element_size())
     inputs, ops = [], 0
-    if isinstance(content.mode, Structured):
-        constants = [value for _, value in sorted(content.of("constant").items(), key=lambda item: int(item[0]))]
-        program, _ = network_from_data(header["network"], constants)
+    if content.mode.runs_as_graph:
+        program, _ = network_from_data(header["network"], content.constants())
         ops = sum(node.op == "call_function" for node in program.trace.graph.nodes)
         for spec in (spec for spec in program.trace.specs if isinstance(spec, InputSpec)):
             sizes = ["batch" if size is None else str(size) for size in spec.shape]

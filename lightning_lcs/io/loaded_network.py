@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,11 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import ChannelPlan
-from lightning_lcs.graph.network import TracedNetwork
+from lightning_lcs.graph.network import ENDPOINT_NAME, TracedNetwork
 from lightning_lcs.graph.program import Program
 from lightning_lcs.graph.tracing.trace import InputSpec
 from lightning_lcs.io.graph_json import network_from_data
+from lightning_lcs.subspace import endpoints
 
 
 class StoredModule(nn.Module):
@@ -153,3 +154,44 @@ def runs_at_any_size(network: TracedNetwork) -> bool:
     if len(specs) != 1 or not isinstance(specs[0], InputSpec) or len(specs[0].shape) < 3:
         return False
     return all(fixed.axis < 2 for fixed in network.fixed_sizes(program, training=False))
+
+
+def stored_module(
+    parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], line: Mapping[str, Tensor], unsaved: Iterable[str]
+) -> StoredModule:
+    """A module that holds tensors under their names; tensors that are one stay one."""
+    root = StoredModule()
+    shared: dict[int, nn.Parameter] = {}
+    for name, value in parameters.items():
+        holder, leaf = _holder(root, name)
+        holder.register_parameter(leaf, shared.setdefault(id(value), nn.Parameter(value, requires_grad=False)))
+    for name, value in buffers.items():
+        holder, leaf = _holder(root, name)
+        holder.register_buffer(leaf, value, persistent=name not in unsaved)
+    for name, value in line.items():
+        holder, leaf = _holder(root, name)
+        if ENDPOINT_NAME not in holder._modules:
+            holder.add_module(ENDPOINT_NAME, endpoints.Endpoint())
+        end = shared.setdefault(id(value), nn.Parameter(value, requires_grad=False))
+        holder.get_submodule(ENDPOINT_NAME).register_parameter(leaf, end)
+    endpoints.settle(root)
+    return root
+
+
+def stored_endpoints(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The second endpoints in a module that :func:`stored_module` made, by the names of their parameters."""
+    found = {}
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        found[name] = module.get_submodule(path).get_submodule(ENDPOINT_NAME).get_parameter(leaf)
+    return found
+
+
+def _holder(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    *path, leaf = name.split(".")
+    holder = root
+    for part in path:
+        if part not in holder._modules:
+            holder.add_module(part, nn.Module())
+        holder = holder.get_submodule(part)
+    return holder, leaf

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from lightning_lcs.graph.tracing.example_inputs import Arguments, with_noise
 from lightning_lcs.runtime.arena import is_channels_last
 from lightning_lcs.runtime.runtime import Runtime
-from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.subspace.evaluation import Evaluation
+from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.network import Part
 
 LAYOUTS = ("auto", "contiguous", "channels_last")
@@ -36,9 +38,7 @@ def check_layout(layout: str) -> str:
     return layout
 
 
-def lay_out(
-    part: Part, mode: Structured, statistics: Mapping[float, Mapping[str, Tensor]], layout: str, macs: float
-) -> None:
+def lay_out(part: Part, full: Level, layout: str, macs: float) -> None:
     """Bring the weights of 2-D convolutions into an order of memory; their shapes and values stay.
 
     With "channels_last" the inputs of a weight lie next to each other. Convolutions then give their results in that
@@ -46,9 +46,8 @@ def lay_out(
     mapped file.
 
     Args:
-        part: a structured network from a file.
-        mode: of compression.
-        statistics: running statistics by level.
+        part: A structured network from a file.
+        full: The full level.
         layout: "contiguous", "channels_last", or "auto": the one in which the full network is faster here, with one
             sample of the saved shape and the threads that torch has now.
         macs: of the full network; below ten million "auto" is "contiguous".
@@ -61,9 +60,9 @@ def lay_out(
         return
     inputs = _inputs(part)
     before = [weight.data for weight in weights]
-    seconds, expected = _timed(part, mode, statistics, *inputs)
+    seconds, expected = _timed(part, full, *inputs)
     _replace(weights, [data.contiguous(memory_format=torch.channels_last) for data in before])
-    reordered_seconds, results = _timed(part, mode, statistics, *inputs)
+    reordered_seconds, results = _timed(part, full, *inputs)
     same = all(map(_is_same, results, expected))
     if layout == "channels_last":
         if not same:
@@ -94,18 +93,16 @@ def _inputs(part: Part) -> Arguments:
     return with_noise(part.network.in_mode(False).example_inputs(1, device))
 
 
-def _timed(
-    part: Part, mode: Structured, statistics: Mapping[float, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[float, list[Tensor]]:
+def _timed(part: Part, full: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, list[Tensor]]:
     """The shortest time of a forward of the full network, and its results."""
-    runtime = Runtime(part, mode)
-    runtime.switch(1.0, statistics)
+    runtime = Runtime(part, Evaluation(full))
+    forward = partial(runtime.run, part, part.network.module, args, kwargs)
     times: list[float] = []
     with torch.inference_mode():
-        results = runtime.run(args, kwargs)
+        results = forward()
         while len(times) < _ROUNDS and sum(times) < _LONG:
             begin = time.perf_counter()
-            runtime.run(args, kwargs)
+            forward()
             times.append(time.perf_counter() - begin)
     return min(times), [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
 

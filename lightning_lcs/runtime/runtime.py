@@ -6,7 +6,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor
 from lightning_lcs.graph.fold_batchnorm import Fold, fold
 from lightning_lcs.graph.program import Program
 from lightning_lcs.runtime.arena import Arena, Recipe
-from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.subspace.evaluation import Evaluation
+from lightning_lcs.subspace.forward import Traced
+from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.network import Part
 
 MOST_RECIPES = 32  # levels whose views are kept: a controller may ask for new alphas for ever
@@ -44,10 +46,26 @@ class RuntimeStatistics:
     arena_bytes: int = 0
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Key:
+    """What a prepared level was made from; the statistics are the very same mapping as long as they are the same."""
+
+    alpha: float
+    statistics: Mapping[str, Tensor] | None
+    state: tuple[int, list[int]]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Key) or self.statistics is not other.statistics:
+            return False
+        return (self.alpha, self.state) == (other.alpha, other.state)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class _Prepared:
     """A level as it runs: nothing of it changes while it has readers."""
 
-    def __init__(self, key: Any, arena: Arena, program: Program, recipe: Recipe) -> None:
+    def __init__(self, key: _Key, arena: Arena, program: Program, recipe: Recipe) -> None:
         self.key = key
         self.arena = arena
         self.program = program
@@ -64,13 +82,13 @@ class Runtime:
     the moment of that step. Switches wait for each other.
 
     Args:
-        part: the network, from a file.
-        mode: of compression.
+        part: The network, from a file.
+        evaluation: Holds the level that is set, and runs forwards for which gradients are recorded.
     """
 
-    def __init__(self, part: Part, mode: Structured) -> None:
+    def __init__(self, part: Part, evaluation: Evaluation) -> None:
         self._part = part
-        self._mode = mode
+        self._evaluation = evaluation
         self._start()
 
     def _start(self) -> None:
@@ -81,34 +99,35 @@ class Runtime:
         self._before: _Prepared | None = None
         self._arenas = (Arena(), Arena())
         self._recipes: dict[float, Recipe] = {}
+        self._statistics: dict[float, Mapping[str, Tensor] | None] = {}  # of which recipes were made
         self._recipes_of: Any = None
-        self._statistics: Any = None  # kept alive: its identity is part of what recipes are of
         self._watched: list[Tensor] = []
         self._watched_of: Any = None
         self._folded: dict[torch.device, tuple[Program, dict[str, Fold]]] = {}
         self._forwards = self._switches = 0
         self._longest = self._waited = self._switch_seconds = self._drain_seconds = 0.0
 
-    def switch(self, alpha: float, statistics: Mapping[float, Mapping[str, Tensor]]) -> None:
+    def switch(self, level: Level) -> None:
         """Prepare a level, and let forwards see it from now on.
 
         Args:
-            alpha: the level, one that has statistics where any are stored.
-            statistics: running statistics by level.
+            level: The level, one that has statistics where any are stored.
         """
         begin = time.perf_counter()
+        if level.statistics is None and level.value != level.mode.axis.full and self.has_statistics:
+            self._evaluation.warn_of_statistics(level)
         with self._switching, torch.inference_mode(False), torch.no_grad():
-            state = self._state(statistics)
-            if self._current is not None and self._current.key == (alpha, state):
+            key = _Key(level.alpha, level.statistics, self._state())
+            if self._current is not None and self._current.key == key:
                 return
-            program, recipe = self._recipe(alpha, state, statistics)
+            program, recipe = self._recipe(level, key.state)
             drain = time.perf_counter()
             with self._left:
                 self._left.wait_for(lambda: self._before is None or self._before.readers == 0)
                 self._before = None
             self._drain_seconds = time.perf_counter() - drain
             spare = self._arenas[1] if self._current and self._current.arena is self._arenas[0] else self._arenas[0]
-            prepared = _Prepared((alpha, state), spare, program, recipe)
+            prepared = _Prepared(key, spare, program, recipe)
             with self._lock:
                 self._before, self._current = self._current, prepared
             self._switches += 1
@@ -126,17 +145,22 @@ class Runtime:
         first = next(self._part.network.module.parameters(), None)
         return first is None or not (torch.is_grad_enabled() and first.requires_grad)
 
-    def is_ready(self, statistics: Mapping[float, Mapping[str, Tensor]]) -> bool:
-        """Whether a level is prepared, from these statistics and the weights as they are."""
+    @property
+    def is_ready(self) -> bool:
+        """Whether a level is prepared, from the statistics and the weights as they are."""
         current = self._current
-        return current is not None and current.key[1][:2] == self._generation(statistics)
+        return current is not None and current.key.alpha >= 0.0 and current.key.state[0] == self._generation()
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One forward at the level prepared last.
+    def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one forward at the level that is set.
 
         Raises:
-            ValueError: the arguments are not those that the network was saved with.
+            ValueError: The arguments are not those that the network was saved with.
         """
+        if not self.serves:
+            return self._evaluation.run(part, full, args, kwargs)
+        if not self.is_ready:
+            self.switch(self._evaluation.level)
         self._part.network.program(args, kwargs)  # checks them
         asked = time.perf_counter()
         with self._lock:
@@ -157,10 +181,10 @@ class Runtime:
                     self._left.notify_all()
 
     def forget(self) -> None:
-        """Prepare anew before the next forward: weights are about to change."""
+        """Prepare anew before the next forward: weights or statistics are about to change."""
         with self._switching, self._lock:
             if self._current is not None:
-                self._current.key = (math.nan, (None, None, None))
+                self._current.key = dataclasses.replace(self._current.key, alpha=math.nan)
 
     def statistics(self) -> RuntimeStatistics:
         """What it did so far."""
@@ -175,18 +199,22 @@ class Runtime:
                 arena_bytes=sum(arena.size_bytes for arena in self._arenas),
             )
 
-    def _recipe(self, alpha: float, state: Any, statistics: Mapping[float, Any]) -> tuple[Program, Recipe]:
-        network = self._part.network
+    def _recipe(self, level: Level, state: Any) -> tuple[Program, Recipe]:
+        network, alpha, stored = self._part.network, level.alpha, level.statistics
         if state != self._recipes_of:
             self._drop(list(self._recipes))
             self._folded.clear()
-            self._recipes_of, self._statistics = state, statistics
+            self._recipes_of = state
         program, folds = self._program(network.tensor(next(iter(network.plan.tensors))).device)
+        if alpha in self._recipes and self._statistics[alpha] is not stored:
+            self._drop([alpha])
         if alpha not in self._recipes:
             self._drop(list(self._recipes)[: max(0, len(self._recipes) - MOST_RECIPES + 1)])
-            at = self._part.selection(self._mode, alpha)
-            stored = statistics.get(alpha, {})
-            self._recipes[alpha] = Recipe(program, folds, at, alpha, network.tensor, self._part.endpoints, stored)
+            execution = level.mode.example_execution(self._part, level, training=False)
+            assert isinstance(execution, Traced)
+            at, endpoints = execution.at, self._part.endpoints
+            self._recipes[alpha] = Recipe(program, folds, at, alpha, network.tensor, endpoints, stored or {})
+            self._statistics[alpha] = stored
         return program, self._recipes[alpha]
 
     def _drop(self, alphas: list[float]) -> None:
@@ -203,22 +231,23 @@ class Runtime:
             self._folded[device] = fold(network.program(args, kwargs), dtypes)
         return self._folded[device]
 
-    def _generation(self, statistics: Any) -> tuple[Any, ...]:
-        return id(statistics), getattr(self._part.network.module, "generation", 0)
+    def _generation(self) -> int:
+        generation: int = getattr(self._part.network.module, "generation", 0)
+        return generation
 
-    def _state(self, statistics: Any) -> tuple[Any, ...]:
-        """What a prepared level depends on besides its alpha: changes in place show in the versions of tensors."""
-        generation = self._generation(statistics)
+    def _state(self) -> tuple[int, list[int]]:
+        """What a prepared level depends on besides itself: changes in place show in the versions of tensors."""
+        generation = self._generation()
         if generation != self._watched_of:
             network = self._part.network
             self._watched = [network.tensor(name) for name in network.plan.tensors]
             self._watched += list(self._part.endpoints.values())
             self._watched_of = generation
-        return (*generation, [tensor._version for tensor in self._watched])
+        return generation, [tensor._version for tensor in self._watched]
 
     def __getstate__(self) -> dict[str, Any]:
         # Locks can't be copied; what is prepared is made again when it is needed.
-        return {"_part": self._part, "_mode": self._mode}
+        return {"_part": self._part, "_evaluation": self._evaluation}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

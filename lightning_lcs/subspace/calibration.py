@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import Quantized, check_alpha
+from lightning_lcs.graph.network import training_flags
+from lightning_lcs.subspace.mode import Level, Mode, check_alpha
+from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.weights import LevelWeights, level_tensors
 
 DEFAULT_LEVELS = 25
 
@@ -18,10 +21,15 @@ def level_grid(alphas: int | Sequence[float]) -> list[float]:
     """Levels in ascending order.
 
     Args:
-        alphas: a number of levels, at least 2, spaced evenly over [0, 1]; or the levels themselves.
+        alphas: A number of levels, at least 2, spaced evenly over [0, 1]; or the levels themselves.
 
     Raises:
-        ValueError: fewer than 2, or a level outside [0, 1].
+        ValueError: There are fewer than 2, or a level is outside [0, 1].
+
+    Example:
+        >>> from lightning_lcs.subspace.calibration import level_grid
+        >>> level_grid(3)
+        [0.0, 0.5, 1.0]
     """
     if isinstance(alphas, int):
         if alphas < 2:
@@ -32,95 +40,59 @@ def level_grid(alphas: int | Sequence[float]) -> list[float]:
     return sorted({check_alpha(alpha) for alpha in alphas})
 
 
-def needs_data(model: SubspaceModel, alphas: Sequence[float]) -> bool:
-    """Whether levels need training images: for batch-norm statistics, or for ranges that no training has seen."""
-    if model.has_batch_norm:
-        return True
-    # Where layers draw bits of their own, a level may have seen some of them only.
-    layers = sum(len(part.compressed) for part in model.parts)
-    seen = {level for level, ranges in model.ranges.items() if len(ranges) == layers}
-    return isinstance(model.mode, Quantized) and not {model.mode.snap(alpha) for alpha in alphas} <= seen
-
-
-def recalibrate(
-    model: SubspaceModel,
-    batches: Iterable[Any],
-    alphas: int | Sequence[float] = DEFAULT_LEVELS,
-    forward: Callable[[Any], Any] | None = None,
-) -> None:
-    """Collect batch-norm statistics for a grid of levels and keep them in ``model.statistics``.
-
-    Each is a cumulative average over the batches (no momentum), at the level's own width. Levels in between are served
-    by the nearest stored one. alpha = 1 is left alone: its statistics are the network's own running ones. Weights,
-    running statistics and training flags stay as they are. In a distributed run the ranks' averages are averaged.
+def needs_data(parts: Sequence[Part], mode: Mode, ranges: Mapping[float, Any], alphas: Sequence[float]) -> bool:
+    """Whether levels need training images: for batch-norm statistics, or for ranges that no training has seen.
 
     Args:
-        model: a subspace model; without batch norm nothing happens.
-        batches: *training* data. Every batch runs once per level.
-        alphas: levels, as in :func:`level_grid`.
-        forward: what to do with a batch, such that the network runs; ``model(batch)`` by default.
+        parts: The networks.
+        mode: The mode.
+        ranges: The ranges that are known, by level.
+        alphas: The levels.
+    """
+    if has_batch_norm(parts):
+        return True
+    # Where layers draw bits of their own, a level may have seen some of them only.
+    layers = sum(len(part.compressed) for part in parts)
+    seen = {level for level, known in ranges.items() if len(known) == layers}
+    return mode.observes_inputs and not {mode.snap(alpha) for alpha in alphas} <= seen
+
+
+def has_batch_norm(parts: Sequence[Part]) -> bool:
+    """Whether networks hold running statistics, which depend on the level."""
+    children = [child for part in parts for child in part.network.module.modules()]
+    norms = [child for child in children if isinstance(child, nn.modules.batchnorm._BatchNorm)]
+    return any(norm.track_running_stats for norm in norms)
+
+
+def collect(
+    collector: Collector, batches: Iterable[Any], levels: Sequence[float], forward: Callable[[Any], Any]
+) -> dict[float, dict[str, Tensor]]:
+    """Run every batch at every level, and give the average statistics of each level.
+
+    In a distributed run the averages of the ranks are averaged.
+
+    Args:
+        collector: Runs the networks inside ``forward``.
+        batches: The batches of training data.
+        levels: The levels.
+        forward: Takes a batch and calls the networks.
 
     Raises:
-        ValueError: no batch was given, or a level is outside [0, 1].
+        ValueError: There is no batch.
     """
-    levels = sorted({model.mode.snap(alpha) for alpha in level_grid(alphas) if not model.mode.is_full(alpha)})
-    if needs_data(model, levels):
-        model.statistics = _collect(model, batches, levels, forward)
+    empty = True
+    for batch in batches:
+        empty = False
+        for alpha in levels:
+            collector.alpha = alpha
+            forward(batch)
+    if empty:
+        raise ValueError("batches is empty: recalibration of batch norm needs training data")
+    return {alpha: over_ranks(tensors) for alpha, tensors in collector.averages().items()}
 
 
-def recalibrate_running(
-    model: SubspaceModel, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
-) -> None:
-    """Collect statistics for alpha = 1 and put them where it reads them: the network's own running statistics.
-
-    Arguments and errors as in :func:`recalibrate`. Where alpha = 1 compresses, too, they become a stored level.
-    """
-    if not needs_data(model, [1.0]):
-        return
-    collected = _collect(model, batches, [1.0], forward)
-    if not model.mode.is_full(1.0):
-        model.statistics = collected
-        return
-    with torch.no_grad():
-        for part in model.parts:
-            for name, value in collected[1.0].items():
-                if name.startswith(part.prefix):
-                    part.network.tensor(name[len(part.prefix) :]).copy_(value)
-
-
-def _collect(
-    model: SubspaceModel, batches: Iterable[Any], levels: Sequence[float], forward: Callable[[Any], Any] | None
-) -> dict[float, dict[str, Tensor]]:
-    forward = model if forward is None else forward
-    with torch.inference_mode(False), torch.no_grad(), model.collecting() as collector:
-        empty = True
-        for batch in batches:
-            empty = False
-            for alpha in levels:
-                collector.alpha = alpha
-                forward(batch)
-        if empty:
-            raise ValueError("batches is empty: recalibration of batch norm needs training data")
-        return {alpha: _reduced(tensors) for alpha, tensors in collector.averages().items()}
-
-
-def reduce_ranges(model: SubspaceModel) -> None:
-    """In a distributed run, put the mean over ranks in the place of each rank's ranges of quantized inputs.
-
-    All ranks must have trained the same levels.
-    """
-    for level, ranges in model.ranges.items():
-        if ranges:
-            model.ranges[level] = _reduced(ranges)
-
-
-def statistics_size_bytes(model: SubspaceModel) -> int:
-    """Bytes of all stored statistics."""
-    return sum(t.numel() * t.element_size() for level in model.statistics.values() for t in level.values())
-
-
-def _reduced(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean over ranks, in one message."""
+def over_ranks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of tensors over the ranks of a distributed run, in one message."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return tensors
     flat = torch.cat([value.flatten() for value in tensors.values()])
@@ -128,3 +100,86 @@ def _reduced(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     sizes = [value.numel() for value in tensors.values()]
     parts = torch.split(flat / torch.distributed.get_world_size(), sizes)
     return {name: part.reshape(value.shape) for (name, value), part in zip(tensors.items(), parts, strict=True)}
+
+
+class Collector:
+    """Runs networks, and takes the cumulative averages of their batch-norm statistics at any number of levels.
+
+    Every batch counts the same, whatever the momentum: each starts from zeroed statistics, whose update by the batch's
+    mean and unbiased variance is divided by the momentum again.
+
+    Args:
+        parts: The networks.
+        mode: The mode.
+
+    Attributes:
+        alpha: The level that the next batch belongs to.
+    """
+
+    def __init__(self, parts: Sequence[Part], mode: Mode) -> None:
+        self.alpha = 0.0
+        self._parts = parts
+        self._mode = mode
+        self._sums: dict[float, dict[str, Tensor]] = {}
+        self._counts: dict[float, dict[str, int]] = {}
+        # Weights stay what they are meanwhile: a threshold is searched for once per level, not once per batch.
+        self._known: dict[tuple[str, float], dict[str, Any]] = {}
+        self._ran = False
+
+    @contextlib.contextmanager
+    def flags(self) -> Iterator[None]:
+        """Inside the block layers are in evaluation, but for batch norms; code that is made of layers is in training.
+
+        Such code may give other results in training, which the training step expects: losses, or those of auxiliary
+        heads.
+        """
+        with contextlib.ExitStack() as stack:
+            for part in self._parts:
+                stack.enter_context(training_flags(part.network.module, False))
+                for child in part.network.module.modules():
+                    child.training = isinstance(child, nn.modules.batchnorm._BatchNorm) or _is_made_of_layers(child)
+            yield
+
+    @torch.no_grad()
+    def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a batch at the level and take its statistics."""
+        level = Level(self._mode, self.alpha)
+        execution = level.mode.execution(part, level, args, kwargs)
+        variances = (variance for variance, _ in execution.statistics.values())
+        scratch = {
+            name: part.network.tensor(name).new_zeros(tuple(execution.shape(name)))
+            for name in {*execution.statistics, *variances, *execution.batch_statistics}
+        }
+        known = self._known.setdefault((part.prefix, self.alpha), {})
+        tensors = level_tensors(LevelWeights(part, level, known), execution, {})
+        tensors = [scratch.get(name, value) for name, value in zip(execution.names, tensors, strict=True)]
+        inputs = level.mode.calibration_inputs(part, level, self._add)
+        result = execution.run(tensors, full, args, kwargs, inputs)
+        for mean, (variance, momentum) in execution.statistics.items():
+            for name in (mean, variance):
+                self._add(part.prefix + name, scratch[name].float() / momentum)
+        self._ran = True
+        return result
+
+    def _add(self, name: str, value: Tensor) -> None:
+        sums, counts = self._sums.setdefault(self.alpha, {}), self._counts.setdefault(self.alpha, {})
+        sums[name] = sums[name] + value if name in sums else value
+        counts[name] = counts.get(name, 0) + 1
+
+    def averages(self) -> dict[float, dict[str, Tensor]]:
+        """The running means and variances, and the ranges of quantized inputs, by level and qualified name.
+
+        Raises:
+            RuntimeError: No batch was seen.
+        """
+        if not self._ran:
+            raise RuntimeError("no batch ran through the network: there is nothing to take batch-norm statistics from")
+        return {
+            alpha: {name: total / self._counts[alpha][name] for name, total in sums.items()}
+            for alpha, sums in self._sums.items()
+        }
+
+
+def _is_made_of_layers(module: nn.Module) -> bool:
+    own = not type(module).__module__.startswith("torch.nn.")
+    return own and next(module.children(), None) is not None

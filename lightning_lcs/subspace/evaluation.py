@@ -1,4 +1,4 @@
-"""Tensors of the levels in use, kept from one forward to the next."""
+"""Networks at the level that is set: their tensors are kept from one forward to the next."""
 
 from __future__ import annotations
 
@@ -8,73 +8,90 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lcs.subspace.forward import Execution
-from lightning_lcs.subspace.modes.observers import Inputs
-from lightning_lcs.subspace.modes.registry import Mode
+from lightning_lcs.subspace.forward import Execution, Inputs
+from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.network import Part
-from lightning_lcs.subspace.weights import Compression, level_tensors, setting_of
+from lightning_lcs.subspace.weights import LevelWeights, level_tensors
+from lightning_lcs.utils.warning import warn
 
-# Tensors of a level, and what quantizes inputs of layers.
+NO_STATISTICS = (
+    "running at alpha={alpha:g} on the batch-norm statistics of alpha=1: accuracy will be poor; recalibrate() collects "
+    "statistics for every level (LCSCallback does so by itself)"
+)
 MOST_LEVELS = 256  # whose thresholds are kept: alpha is any number, and a controller may ask for new ones for ever
 Ready = tuple[list[Tensor | None], Inputs | None]
 
 
-class Prepared:
-    """The level of each network, made anew only when a weight, the level or the need for gradients has changed.
+class Evaluation:
+    """Runs networks at a level, whose tensors are made anew only when a weight, the level or gradients demand it.
 
-    Thresholds of sparse levels are kept for the levels set last, until a weight changes: they are a number per weight
-    tensor, and setting a level again then costs little more than copying the weights.
+    What a mode computed for the levels set last is kept until a weight changes (a sparse level: a threshold per weight
+    tensor). Setting such a level again costs little more than copying the weights.
+
+    Attributes:
+        level: The level that is set.
+        warns: Whether to warn of the first level that runs without batch-norm statistics of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, level: Level) -> None:
+        self.level = level
+        self.warns = True
         self._ready: dict[Any, tuple[Any, Ready]] = {}
-        self._thresholds: dict[Any, tuple[Any, dict[str, float | None]]] = {}
+        self._known: dict[Any, tuple[Any, dict[str, Any]]] = {}
 
     def forget_tensors(self) -> None:
-        """Free the tensors of levels: another level is set."""
+        """Free the tensors of the level."""
         self._ready.clear()
 
     def forget(self) -> None:
         """Free everything: weights are about to change."""
         self._ready.clear()
-        self._thresholds.clear()
+        self._known.clear()
 
-    def get(
-        self,
-        part: Part,
-        execution: Execution,
-        mode: Mode,
-        alpha: float,
-        stored: Mapping[str, Tensor] | None,
-        make: Callable[[], tuple[Mapping[str, Tensor], Inputs | None]],
-    ) -> Ready:
-        """The tensors with which a network runs.
+    def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a network at the level; ``full`` is called at the full one."""
+        part.network.remember(args, kwargs)
+        level = self.level
+        if level.is_full:
+            return full(*args, **kwargs)
+        execution = level.mode.execution(part, level, args, kwargs)
+        tensors, inputs = self._tensors(part, execution, level)
+        return execution.run(tensors, full, args, kwargs, inputs)
 
-        Args:
-            part: the network.
-            execution: its forward.
-            mode: of compression.
-            alpha: the level.
-            stored: the level's statistics; other ones are other tensors.
-            make: gives the statistics by the part's own names, and what quantizes inputs.
-        """
+    def statistics_of(self, part: Part, execution: Execution, level: Level) -> Mapping[str, Tensor]:
+        """The stored statistics of a level by the network's own names, or a warning that there are none."""
+        if level.statistics is not None:
+            return part.own(level.statistics)
+        untouched = execution.batch_statistics
+        if any(name not in untouched for name in execution.statistics):
+            self.warn_of_statistics(level)
+        return {}
+
+    def warn_of_statistics(self, level: Level) -> None:
+        """Warn, once, that a level runs on the batch-norm statistics of alpha = 1."""
+        if self.warns:
+            self.warns = False
+            warn(NO_STATISTICS.format(alpha=level.alpha))
+
+    def _tensors(self, part: Part, execution: Execution, level: Level) -> Ready:
         watched = [part.network.tensor(name) for name in execution.names] + list(part.endpoints.values())
         gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched)
         # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
         state = tuple([(tensor._version, tensor.data_ptr()) for tensor in watched])
-        key = (alpha, id(stored), torch.is_inference_mode_enabled(), execution.batch_statistics, state)
+        stored = id(level.statistics)
+        key = (level.alpha, stored, torch.is_inference_mode_enabled(), execution.batch_statistics, state)
         held = self._ready.get((id(part), execution.names))
         if held is not None and held[0] == key:
             return held[1]
-        statistics, inputs = make()
-        known = self._thresholds.get((id(part), alpha))
-        thresholds = {} if known is None or known[0] != state else known[1]
-        level = Compression(part, setting_of(mode, alpha), thresholds=thresholds)
-        ready = (level_tensors(level, execution, statistics), inputs)
-        if thresholds:
-            self._thresholds[id(part), alpha] = (state, thresholds)
-            if len(self._thresholds) > MOST_LEVELS:
-                del self._thresholds[next(iter(self._thresholds))]
+        statistics = self.statistics_of(part, execution, level)
+        before = self._known.get((id(part), level.alpha))
+        known = {} if before is None or before[0] != state else before[1]
+        weights = LevelWeights(part, level, known)
+        ready = (level_tensors(weights, execution, statistics), level.mode.evaluation_inputs(part, level))
+        if known:
+            self._known[id(part), level.alpha] = (state, known)
+            if len(self._known) > MOST_LEVELS:
+                del self._known[next(iter(self._known))]
         # A backward frees the graph in which tensors were cut; buffers that a forward writes are copies for one call.
         if not gradients and not execution.updated:
             self._ready[id(part), execution.names] = (key, ready)
@@ -82,4 +99,4 @@ class Prepared:
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors are views of the weights of this very object, and keys its addresses.
-        return {"_ready": {}, "_thresholds": {}}
+        return {**self.__dict__, "_ready": {}, "_known": {}}

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from lightning_lcs.graph.channels.plan import PlanAtWidth, Selection
 from lightning_lcs.graph.network import TracedNetwork
 from lightning_lcs.graph.program import Program
-from lightning_lcs.subspace.modes.observers import Inputs, QuantizedInput
+
+Inputs = Callable[[str, Tensor], Tensor]
+"""Takes the path of a layer and its input, and gives the input that the layer gets."""
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -147,41 +149,16 @@ def layers_at(module: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
 
 def hook_inputs(layers: Mapping[str, nn.Module], inputs: Inputs) -> list[Any]:
     """Let layers take changed inputs; the handles take this back."""
-    return [layer.register_forward_pre_hook(QuantizedInput(inputs, path)) for path, layer in layers.items()]
+    return [layer.register_forward_pre_hook(ChangedInput(inputs, path)) for path, layer in layers.items()]
 
 
-def attention_weights(module: nn.Module) -> tuple[str, ...]:
-    """Qualified names of the input projections that torch's attention keeps as parameters of its own."""
-    leaves = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    return tuple(
-        f"{path}.{leaf}" if path else leaf
-        for path, child in module.named_modules()
-        if isinstance(child, nn.MultiheadAttention)
-        for leaf in leaves
-        if isinstance(child._parameters.get(leaf), Tensor)
-    )
+class ChangedInput:
+    """A forward pre-hook that changes the first argument of a layer; a plain object, so that it can be copied."""
 
+    def __init__(self, inputs: Inputs, path: str) -> None:
+        self.inputs = inputs
+        self.path = path
 
-def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, ...]:
-    """Qualified names of the weights of convolutions and linear layers.
-
-    Args:
-        module: the network.
-        without: kinds to leave out, any of "first" (the first convolution), "last" (the last linear layer) and
-            "depthwise", by order of registration.
-    """
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    found = [(path, child) for path, child in module.named_modules() if isinstance(child, kinds)]
-    convolutions = [child for _, child in found if isinstance(child, nn.modules.conv._ConvNd)]
-    linear = [child for _, child in found if isinstance(child, nn.Linear)]
-    whole = {
-        "first": set(map(id, convolutions[:1])),
-        "last": set(map(id, linear[-1:])),
-        "depthwise": {id(child) for child in convolutions if child.groups == child.in_channels > 1},
-    }
-    left_out = set[int]().union(*(whole[kind] for kind in without))
-    return tuple(
-        f"{path}.weight" if path else "weight"
-        for path, child in found
-        if id(child) not in left_out and isinstance(child._parameters.get("weight"), Tensor)
-    )
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of the layer, the first of them changed."""
+        return (self.inputs(self.path, args[0]), *args[1:])

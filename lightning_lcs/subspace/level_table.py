@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning_lcs.graph.cost import CurvePoint, Efficiency
-from lightning_lcs.subspace.modes.registry import Mode, Quantized, check_alpha
+from lightning_lcs.subspace.mode import Mode, check_alpha
 
 # Every table of two to seven levels has a "small"; the level of alpha = 1 is "full" in each.
 _WORDS = {
@@ -20,7 +20,6 @@ _WORDS = {
     5: ("tiny", "small", "medium", "large", "xlarge"),
     6: ("nano", "tiny", "small", "medium", "large", "xlarge"),
 }
-DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_LEVELS = 1000
 MOST_TEXT = 200  # characters of a name
 
@@ -70,8 +69,7 @@ def make_table(
             model's.
     """
     if given is None:
-        bits = range(mode.min_bits, mode.max_bits + 1) if isinstance(mode, Quantized) else ()
-        given = [mode.alpha(b) for b in bits] if isinstance(mode, Quantized) else list(DEFAULT_ALPHAS)
+        given = mode.default_alphas()
     named = list(given.items()) if isinstance(given, Mapping) else [(_own_name(value), value) for value in given]
     if not named:
         raise ValueError("levels is empty: give at least one level, or None for the default ones")

@@ -1,8 +1,26 @@
-"""What every compression mode has: the axis along which its levels lie."""
+"""What a compression mode is: the interface that every mode fills, and a level of a mode.
+
+alpha lies in [0, 1] throughout: 1 is the full network, 0 the most compressed one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from lightning_lcs.graph.channels.plan import ChannelPlan
+from lightning_lcs.subspace.cost import Cost, macs_of, parameter_cost
+from lightning_lcs.subspace.coverage import kept_whole, warn_of_whole
+from lightning_lcs.subspace.forward import Execution, Inputs
+from lightning_lcs.subspace.layers import layer_weights
+from lightning_lcs.subspace.network import Part
+
+DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,3 +49,317 @@ class Axis:
     def formatted(self, value: float) -> str:
         """The value as text, with its unit."""
         return f"{value:{self.format}}{f' {self.unit}' if self.unit else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingDefaults:
+    """How a training step visits the levels of a mode unless the user says otherwise.
+
+    Attributes:
+        sampler: A key of :data:`lightning_lcs.functional.sampling.SAMPLERS`.
+        warmup: The share of all steps in which the compression grows, in [0, 1].
+        warmup_schedule: A key of :data:`lightning_lcs.functional.schedules.SCHEDULES`.
+    """
+
+    sampler: str = "uniform_draws"
+    warmup: float = 0.0
+    warmup_schedule: str = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A level of a mode, resolved from an alpha once and handed down.
+
+    Attributes:
+        mode: The mode.
+        alpha: The level that runs, in [0, 1]; see :meth:`Mode.snap`.
+        strength: The share of the compression that applies while a warm-up lasts, in [0, 1].
+        drawn: Values of the mode's axis that single layers drew in place of the level's, by qualified path.
+        statistics: The stored batch-norm statistics, by qualified name; ``None`` where the level has none.
+        ranges: The ranges of quantized inputs, by qualified name.
+    """
+
+    mode: Mode
+    alpha: float
+    strength: float = 1.0
+    drawn: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    statistics: Mapping[str, Tensor] | None = None
+    ranges: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The value of the mode's axis."""
+        return self.mode.value(self.alpha)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the network runs as it is."""
+        return self.mode.is_full(self.alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selected:
+    """Which weights of a network a mode compresses.
+
+    Attributes:
+        weights: Their qualified names.
+        pinned: The values of the mode's axis that some of them have at every level, by name.
+    """
+
+    weights: tuple[str, ...] = ()
+    pinned: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class WeightTransform(Protocol):
+    """What a level does to the compressed weights of one network, as long as they stay what they are."""
+
+    def __call__(self, name: str) -> Tensor:
+        """The weight at the level, of its own shape, differentiable where gradients are recorded."""
+
+    def gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of the weight on the line.
+
+        Args:
+            name: The qualified name of the weight.
+            value: What calling gave for it, detached.
+            gradient: The gradient with respect to ``value``.
+        """
+
+    def kept_entries(self, name: str) -> int:
+        """How many numbers of the weight the level keeps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What the most compressed level has of the tensors of one network.
+
+    Attributes:
+        rows: ``(name, shape, what is left)`` of each tensor that shrinks.
+        kept: The number of entries that are left of these tensors, at alpha = 0.
+        full: The number of all their entries.
+        whole: ``(what, why)`` of what could shrink and does not.
+    """
+
+    rows: list[tuple[str, str, str]]
+    kept: int
+    full: int
+    whole: list[tuple[str, str]]
+
+
+class Mode:
+    """A way to compress a network: options, the map from alpha to a level, and what a level does to weights.
+
+    A mode is a frozen dataclass whose fields are its options. The methods here are those of a mode that replaces
+    weights by compressed ones of the same shape in the network's own forward; such a mode defines :meth:`value` and
+    :meth:`transform`, and overrides what else differs. Register it with
+    :func:`lightning_lcs.subspace.modes.registry.register_mode`.
+
+    Attributes:
+        axis: The quantity that its levels change.
+        default_subspace: "point" or "line": what is trained unless the user says otherwise.
+        runs_as_graph: Whether levels below the full one run as the traced graph of the network; their ``model.lcs``
+            holds the network itself.
+        observes_inputs: Whether levels need ranges of the inputs of layers.
+        has_discrete_levels: Whether there are so few levels that draws of a training step are not rounded.
+        draws_per_layer: Whether single layers may draw levels of their own (on a point).
+        warms_up: Whether the compression may grow over the first steps of the training.
+        sorts_channels: Whether the channels are sorted before the first training.
+        pins_layers: Whether the options name layers that have one level; all of them may be named.
+    """
+
+    axis: ClassVar[Axis]
+    default_subspace: ClassVar[str] = "point"
+    runs_as_graph: ClassVar[bool] = False
+    observes_inputs: ClassVar[bool] = False
+    has_discrete_levels: ClassVar[bool] = False
+    draws_per_layer: ClassVar[bool] = False
+    warms_up: ClassVar[bool] = True
+
+    @property
+    def sorts_channels(self) -> bool:
+        """Whether the channels are sorted before the first training."""
+        return False
+
+    @property
+    def pins_layers(self) -> bool:
+        """Whether the options name layers that have one level; all of them may be named."""
+        return False
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in shown_options(self).items())
+        return f"{type(self).__name__}({options})"
+
+    # -- levels -----------------------------------------------------------------------------------------------------
+
+    def value(self, alpha: float) -> float:
+        """The value of the mode's axis at ``alpha``."""
+        raise NotImplementedError
+
+    def snap(self, alpha: float) -> float:
+        """The level that ``alpha`` stands for; by default itself.
+
+        Raises:
+            ValueError: ``alpha`` is not in [0, 1].
+        """
+        return check_alpha(alpha)
+
+    def is_full(self, alpha: float) -> bool:
+        """Whether ``alpha`` is the network as it is."""
+        return alpha == 1.0
+
+    def default_alphas(self) -> list[float]:
+        """The levels of a level table unless the user gives others."""
+        return list(DEFAULT_ALPHAS)
+
+    def sampling(self, subspace: str) -> SamplingDefaults:
+        """How a training step visits the levels unless the user says otherwise."""
+        return SamplingDefaults()
+
+    def settings(self, alpha: float) -> dict[str, float]:
+        """The value of the axis by its name, as in :class:`Efficiency`."""
+        return {self.axis.name: self.value(alpha)}
+
+    # -- a network --------------------------------------------------------------------------------------------------
+
+    def select_weights(self, module: nn.Module) -> Selected:
+        """Which weights of a network it compresses; by default those of all convolutions and linear layers.
+
+        Raises:
+            ValueError: The options don't fit the network.
+        """
+        return Selected(layer_weights(module))
+
+    def plan(self, module: nn.Module) -> ChannelPlan:
+        """An empty channel plan with the options of the mode.
+
+        Raises:
+            ValueError: The options don't fit the network, or it is of a kind that can't be sliced.
+        """
+        return ChannelPlan()
+
+    def warn_of_whole(self, part: Part) -> None:
+        """Warn where much of a new network stays whole without having been asked for."""
+        warn_of_whole(part.network.module, self.kept_whole(part))
+
+    def kept_whole(self, part: Part) -> dict[str, str]:
+        """What could be compressed and stays whole, each with the reason."""
+        return kept_whole(part.network.module, part.compressed)
+
+    def execution(self, part: Part, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
+        """How the network runs at a level, for this call and the current training flags."""
+        part.network.remember(args, kwargs)
+        return part.replaced()
+
+    def example_execution(self, part: Part, level: Level, training: bool) -> Execution:
+        """How the network runs at a level for the call seen first, wholly in training or in evaluation.
+
+        Raises:
+            RuntimeError: The mode traces the network, which was never called: its input is not known.
+        """
+        return part.replaced()
+
+    def transform(
+        self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
+    ) -> WeightTransform:
+        """What a level does to the compressed weights of a network.
+
+        Args:
+            part: The network.
+            level: The level.
+            on_line: Gives a weight at the level's place on the line, by qualified name, not compressed yet.
+            known: What was computed before for this level and these weights, by name; more may be added. ``None`` to
+                keep nothing, and to read nothing back from an accelerator.
+        """
+        raise NotImplementedError
+
+    # -- inputs of layers -------------------------------------------------------------------------------------------
+
+    def evaluation_inputs(self, part: Part, level: Level) -> Inputs | None:
+        """What changes the inputs of layers in evaluation; by default nothing."""
+        return None
+
+    def training_inputs(self, part: Part, level: Level, ranges: dict[float, dict[str, Tensor]]) -> Inputs | None:
+        """The same in a training step, which moves the ranges of the levels."""
+        return None
+
+    def calibration_inputs(self, part: Part, level: Level, add: Callable[[str, Tensor], None]) -> Inputs | None:
+        """The same while statistics are collected; ``add`` takes each range by qualified name."""
+        return None
+
+    # -- what a level is --------------------------------------------------------------------------------------------
+
+    def cost(self, part: Part, level: Level) -> Cost:
+        """What a level of a network costs; by default a compressed weight has as many numbers as the level keeps."""
+        transform = self.transform(part, level, partial(part.on_line, alpha=level.alpha), None)
+        parameters = dict(part.user_parameters())
+        kept = {name: transform.kept_entries(name) for name in part.compressed}
+        density = {name: entries / parameters[name].numel() for name, entries in kept.items()}
+        count, size_bytes = parameter_cost(parameters, kept)
+        return Cost(count, macs_of(part, density), size_bytes + part.buffer_bytes())
+
+    def describe(self, part: Part) -> Description:
+        """What the most compressed level (alpha = 0) has of the tensors of a network."""
+        level = Level(self, 0.0)
+        transform = self.transform(part, level, partial(part.on_line, alpha=level.alpha), None)
+        parameters = dict(part.network.module.named_parameters())
+        rows, kept, full = [], 0, 0
+        for name in part.compressed:
+            value = parameters[name]
+            left = transform.kept_entries(name)
+            kept, full = kept + left, full + value.numel()
+            rows.append((part.prefix + name, shape_text(value.shape), self.left(part, name, left, value.numel())))
+        return Description(rows, kept, full, list(self.kept_whole(part).items()))
+
+    def left(self, part: Part, name: str, kept: int, numbers: int) -> str:
+        """What the most compressed level leaves of a weight, in words."""
+        return f"{kept:,} of {numbers:,} entries"
+
+    def report(self, part: Part, alpha: float) -> list[str]:
+        """What is compressed in a network at a level, and what stays whole and why, a line each."""
+        sizes = {name: parameter.numel() for name, parameter in part.user_parameters()}
+        inside = sum(sizes.get(name, 0) for name in part.compressed)
+        count = len(part.compressed)
+        lines = [f"{inside:,} of {sum(sizes.values()):,} parameters are in the {count} compressed weights"]
+        whole = self.kept_whole(part)
+        lines.extend(f"  kept whole: {name}, {sizes[name]:,} parameters ({why})" for name, why in whole.items())
+        return lines
+
+    def sort_channels(self, part: Part) -> None:
+        """Sort the channels of a network, the strongest first.
+
+        Raises:
+            RuntimeError: The mode keeps all channels, or the input of the network is not known.
+        """
+        raise RuntimeError(f"sort_channels() is for structured mode: {self} keeps all channels")
+
+
+def check_alpha(alpha: Any) -> float:
+    """``alpha`` as a float.
+
+    Raises:
+        ValueError: It is not a number in [0, 1] (NaN included).
+    """
+    try:
+        value = float(alpha)
+    except (TypeError, ValueError):
+        value = math.nan
+    if math.isnan(value) or not 0.0 <= value <= 1.0:
+        named = "; set_level() takes the name of a level" if isinstance(alpha, str) else ""
+        raise ValueError(f"alpha={alpha!r} is not in [0, 1]: 1 is the full model, 0 the most compressed one{named}")
+    return value
+
+
+def shown_options(mode: Mode) -> dict[str, Any]:
+    """The first option of a mode, and of the others those that are not at their default."""
+    first, *others = dataclasses.fields(mode)  # type: ignore[arg-type]
+    shown = [first, *(field for field in others if getattr(mode, field.name) != _default(field))]
+    return {field.name: getattr(mode, field.name) for field in shown}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def shape_text(sizes: Sequence[int]) -> str:
+    """A shape as text: "8 x 3 x 3" with multiplication signs."""
+    return " \N{MULTIPLICATION SIGN} ".join(map(str, sizes)) or "1"

@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 from lightning_lcs.functional.sampling import PER_LAYER
-from lightning_lcs.subspace.modes.registry import MODES, SUBSPACES, Mode, Quantized, Structured, Unstructured
+from lightning_lcs.subspace.mode import Mode
+from lightning_lcs.subspace.modes import Quantized, Structured, Unstructured
+from lightning_lcs.subspace.modes.registry import MODES, SUBSPACES
 from lightning_lcs.subspace.norms import NORMS
 
 # At which arXiv 2110.04252 evaluates its unstructured subspaces.

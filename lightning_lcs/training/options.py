@@ -13,7 +13,7 @@ from lightning_lcs.functional.sampling import PER_LAYER, SAMPLERS, VISIT_FULL, r
 from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
-from lightning_lcs.subspace.modes.registry import Mode, Quantized, Structured, Unstructured, check_alpha
+from lightning_lcs.subspace.mode import Mode, check_alpha
 
 # Name -> weight of a level's loss, by the number of levels that a step visits.
 LOSS_REDUCTIONS: Mapping[str, Callable[[int], float]] = {"mean": lambda count: 1.0 / count, "sum": lambda count: 1.0}
@@ -72,7 +72,7 @@ class SweepOptions:
         if isinstance(self.sampler, str):
             drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
             # Bit widths are levels already, and drawn evenly.
-            if self.training_levels and not isinstance(self.mode, Quantized):
+            if self.training_levels and not self.mode.has_discrete_levels:
                 drawn = [round_to_levels(alpha, self.training_levels, self.sampler) for alpha in drawn]
         return [self.mode.snap(alpha) for alpha in drawn]
 
@@ -86,12 +86,12 @@ class SweepOptions:
             return ()
         return visited[self.sampler == "sandwich" : len(visited) - (self.sampler in VISIT_FULL)]
 
-    def layer_bits(self, seed: int, step: int, alpha: float, layers: Sequence[str]) -> dict[str, int]:
+    def layer_bits(self, seed: int, step: int, alpha: float, layers: Sequence[str]) -> dict[str, float]:
         """Bits that each layer drew for a level of a step, where the sampler draws them apart."""
-        if self.sampler != PER_LAYER or not isinstance(self.mode, Quantized):
+        if self.sampler != PER_LAYER or not self.mode.draws_per_layer:
             return {}
         draws = torch.rand(len(layers), generator=step_generator(seed, step, f"{alpha:.6f}"), dtype=torch.float64)
-        return {layer: self.mode.bit_width(draw) for layer, draw in zip(layers, draws.tolist(), strict=True)}
+        return {layer: self.mode.value(draw) for layer, draw in zip(layers, draws.tolist(), strict=True)}
 
     def strength(self, progress: float) -> float:
         """Share of a level's compression that applies after ``progress`` of all steps."""
@@ -111,10 +111,8 @@ def sweep_options(
     Raises:
         ValueError: an unknown name, a number out of range, or a warm-up of a mode without sparsity.
     """
-    structured, line = isinstance(mode, Structured), subspace == "line"
-    biased = isinstance(mode, Unstructured) and line
-    default_sampler = "sandwich" if structured else "biased_endpoints" if biased else "uniform_draws"
-    sampler = default_sampler if sampler is None else sampler
+    defaults = mode.sampling(subspace)
+    sampler = defaults.sampler if sampler is None else sampler
     if isinstance(sampler, str):
         if sampler not in SAMPLERS:
             raise ValueError(
@@ -123,7 +121,7 @@ def sweep_options(
             )
         count = (4 if sampler in VISIT_FULL else 1) if alphas_per_step is None else alphas_per_step
         SAMPLERS[sampler](step_generator(0, 0), count)
-        if sampler == PER_LAYER and not (isinstance(mode, Quantized) and not line):
+        if sampler == PER_LAYER and not (mode.draws_per_layer and subspace == "point"):
             raise ValueError(
                 f"sampler={sampler!r} draws the bits of each layer: it needs mode='quantized' and subspace='point', "
                 "where a layer has the same weights at every level"
@@ -135,12 +133,12 @@ def sweep_options(
         count = len(sampler)
         if alphas_per_step not in (None, count):
             raise ValueError(f"alphas_per_step={alphas_per_step}, and sampler gives {count} levels: leave it out")
-    share = (0.0 if structured else 0.8) if warmup is None else warmup
+    share = defaults.warmup if warmup is None else warmup
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"warmup={warmup!r} is not in [0, 1]: it is a share of all training steps; 0 turns it off")
-    if structured and share > 0.0:
+    if not mode.warms_up and share > 0.0:
         raise ValueError(f"warmup={warmup!r}: structured mode trains all widths from the first step; leave it out")
-    schedule = ("linear" if biased else "delayed") if warmup_schedule is None else warmup_schedule
+    schedule = defaults.warmup_schedule if warmup_schedule is None else warmup_schedule
     if schedule not in SCHEDULES:
         raise ValueError(f"warmup_schedule={schedule!r} is not known; choose one of {', '.join(map(repr, SCHEDULES))}")
     return SweepOptions(mode=mode, sampler=sampler, alphas_per_step=count, warmup=share, warmup_schedule=schedule)

@@ -17,7 +17,7 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.reporting.curve import CURVE, TEST_CURVE, Curve, alpha_key, log_values, metric_names, write_csv
 from lightning_lcs.reporting.history import Evaluation, followed, read_history, write_history
 from lightning_lcs.reporting.plots import curve_figure
-from lightning_lcs.reporting.run_summary import summary_of, write_summary
+from lightning_lcs.reporting.run_summary import write_summary
 from lightning_lcs.training.progress import show_curves
 
 
@@ -44,7 +44,7 @@ def publish(
     Returns:
         The evaluations, now with this one.
     """
-    summary = summary_of(model)
+    summary = model.describe()
     values = {**log_values(curve), **diagnostics(summary, curve)}
     trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
     stage, epoch, step = str(getattr(trainer.state.fn, "value", "fit")), trainer.current_epoch, trainer.global_step

@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import Structured
 from lightning_lcs.training.isolation import quiet
 from lightning_lcs.training.loaders import training_batches
 from lightning_lcs.training.stand_in import StandIn
@@ -64,13 +63,13 @@ def sort_untrained(trainer: Trainer, module: LightningModule, model: SubspaceMod
     Raises:
         RuntimeError: there is no training data.
     """
-    if model.settled or not isinstance(model.mode, Structured) or model.mode.order == "given":
+    if model.settled or not model.mode.sorts_channels:
         return
     step = bare_training_step(module)
-    warns, model.warns = model.warns, False
+    warns, model.runner.evaluation.warns = model.runner.evaluation.warns, False
     try:
         with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context(), model.at_alpha(0.0):
             step(*next(iter(training_batches(trainer, module, 1, seed))))
     finally:
-        model.warns = warns
+        model.runner.evaluation.warns = warns
     model.sort_channels()

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.endpoints import is_norm
 from lightning_lcs.subspace.gradients import GradientSum
-from lightning_lcs.subspace.network import layer_of
+from lightning_lcs.subspace.layers import layer_of
 from lightning_lcs.training.isolation import quiet
 from lightning_lcs.training.options import SweepOptions
 from lightning_lcs.training.target import guarded
@@ -68,7 +68,7 @@ class Sweep:
             for alpha in alphas:
                 with (
                     guarded(self.model, alpha, "training_step") as guard,
-                    self.model.training_level(alpha, gradients, strength=strength, layer_bits=drawn(alpha)),
+                    self.model.runner.training_level(alpha, gradients, strength=strength, drawn=drawn(alpha)),
                 ):
                     loss = loss_of(original(*args, **kwargs))
                     guard.skipped = loss is None
@@ -80,7 +80,7 @@ class Sweep:
             gradients.take(self.module.parameters())
         with (
             guarded(self.model, last, "training_step") as guard,
-            self.model.training_level(last, strength=strength, direct=True, layer_bits=drawn(last)),
+            self.model.runner.training_level(last, strength=strength, direct=True, drawn=drawn(last)),
         ):
             output = original(*args, **kwargs)
             guard.skipped = loss_of(output) is None

@@ -95,7 +95,7 @@ class Redirect:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network at the level that the subspace model is set to."""
-        return self.model.run(self.part, self.original, args, kwargs)
+        return self.model.runner.run(self.part, self.original, args, kwargs)
 
 
 @dataclasses.dataclass

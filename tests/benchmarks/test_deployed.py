@@ -17,7 +17,6 @@ from lightning_lcs.export.int8_torch import int8_network
 from lightning_lcs.export.onnx import export_onnx, onnx_of, session
 from lightning_lcs.export.sparse import save_sparse
 from lightning_lcs.export.sparse_layers import use_sparse_layers
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.benchmarks.timing import images, medians
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]
@@ -42,7 +41,7 @@ def runner(opened, x, **feed):
 def test_one_file_of_several_levels(name, tmp_path):
     x = images(1, 3, SIZE)
     model = SubspaceModel(timm.create_model(name), images(2, 3, SIZE), subspace="point").eval()
-    recalibrate(model, [images(4, 3, SIZE)], [0.0])
+    model.recalibrate([images(4, 3, SIZE)], [0.0])
     *singles, several = export_onnx(model, tmp_path, [0.0, 1.0])
     size = several.size_bytes / singles[-1].size_bytes
     opened = session(several.path)
@@ -64,7 +63,7 @@ def test_integers(name, limit, tmp_path):
     x = images(1, 3, SIZE)
     network = timm.create_model(name).eval()
     model = SubspaceModel(network, mode=Quantized(), subspace="point").eval()
-    recalibrate(model, [images(4, 3, SIZE)], [1.0])
+    model.recalibrate([images(4, 3, SIZE)], [1.0])
     file = export_int8(model, tmp_path / "int8.onnx", images(4, 3, SIZE), min_agreement=0.0)
     onnx.save(onnx_of(model, network), tmp_path / "float.onnx")
     contenders = {"int8": runner(session(file.path), x), "float": runner(session(tmp_path / "float.onnx"), x)}
@@ -80,7 +79,7 @@ def test_integers_in_torch(name, limit):
     x = images(1, 3, SIZE)
     network = timm.create_model(name).eval()
     model = SubspaceModel(network, mode=Quantized(), subspace="point").eval()
-    recalibrate(model, [images(4, 3, SIZE)], [1.0])
+    model.recalibrate([images(4, 3, SIZE)], [1.0])
     integers = int8_network(model, images(4, 3, SIZE), min_agreement=0.0).module
     compiled = {"int8": torch.compile(integers), "float": torch.compile(network)}
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):

@@ -53,7 +53,7 @@ NATIVE: list[tuple[str, int, Callable[[], nn.Module] | None]] = [
 def test_half_the_width_of_networks_of_timm(name, pixels, narrow):
     x = images(8, 3, pixels)
     model = SubspaceModel(timm.create_model(name), x[:2], mode=Structured(min_width=0.5), subspace="point").eval()
-    model.warns = False
+    model.runner.evaluation.warns = False
     small = model.materialize(0.0)
     native = small if narrow is None else narrow().eval()
     assert sorted(p.shape for p in native.parameters()) == sorted(p.shape for p in small.parameters())

@@ -65,7 +65,7 @@ def _swept(subspace: str, line_parameters: str = "norm") -> tuple[SubspaceModel,
     def losses(optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
         for alpha in ALPHAS:
-            with model.training_level(alpha):
+            with model.runner.training_level(alpha):
                 nn.functional.cross_entropy(model(x), y).backward()
 
     return model, losses

@@ -76,9 +76,9 @@ def step_ratio(model: SubspaceModel, mode: str, x: torch.Tensor, rounds: int) ->
     def swept() -> None:
         *alphas, last = options.alphas(0, next(steps))
         for alpha in alphas:
-            with model.training_level(alpha):
+            with model.runner.training_level(alpha):
                 nn.functional.cross_entropy(model(x), y).backward()
-        with model.training_level(last, direct=True):
+        with model.runner.training_level(last, direct=True):
             loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
 
@@ -90,7 +90,7 @@ def step_ratio(model: SubspaceModel, mode: str, x: torch.Tensor, rounds: int) ->
 def test_a_forward_with_one_image(mode):
     model = _subspace(mode).eval()
     x = images(1, 3, 32)
-    with model.training_level(0.5), torch.no_grad():
+    with model.runner.training_level(0.5), torch.no_grad():
         model(x)  # ranges of quantized inputs
     model.set_alpha(0.5)
     native = model.materialize(0.5) if mode == "structured" else model.module

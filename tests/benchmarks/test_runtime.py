@@ -13,7 +13,6 @@ import torch
 
 from lightning_lcs import SubspaceModel
 from lightning_lcs.runtime.memory_format import layout_of
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.benchmarks.timing import medians
 
 pytestmark = pytest.mark.benchmark
@@ -38,7 +37,7 @@ def loaded(folder, name, subspace):
         warnings.simplefilter("ignore")
         lines = {"line_parameters": "backbone"} if subspace == "line" else {}
         model = SubspaceModel(network, torch.randn(2, 3, size, size), subspace=subspace, **lines).eval()
-        recalibrate(model, [torch.randn(4, 3, size, size)], [0.0, 1 / 3])
+        model.recalibrate([torch.randn(4, 3, size, size)], [0.0, 1 / 3])
         model.save(folder / "model.lcs", levels=[0.0, 1 / 3, 1.0])
     return SubspaceModel.load(folder / "model.lcs"), torch.randn(1, 3, size, size)
 

@@ -83,7 +83,7 @@ def _hand_written(network: nn.Module, loader: DataLoader) -> Iterator[None]:
     for step, (x, y) in enumerate(loader):
         optimizer.zero_grad()
         for alpha in sandwich(step_generator(0, step), 4):
-            with model.training_level(alpha):
+            with model.runner.training_level(alpha):
                 nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
         for parameter in network.parameters():

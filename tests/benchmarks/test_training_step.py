@@ -23,7 +23,7 @@ def _plain_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
 def _swept_step(model: SubspaceModel, x: torch.Tensor, y: torch.Tensor) -> None:
     gradients = GradientSum()
     for alpha in ALPHAS[:-1]:
-        with model.training_level(alpha, gradients):
+        with model.runner.training_level(alpha, gradients):
             nn.functional.cross_entropy(model(x), y).backward()
     with gradients.added():
         nn.functional.cross_entropy(model(x), y).backward()

@@ -48,9 +48,9 @@ def test_a_training_step(name: str, mode: str) -> None:
     def swept(draws: Iterator[list[float]]) -> torch.Tensor:
         *alphas, last = next(draws)
         for alpha in alphas:
-            with model.training_level(alpha):
+            with model.runner.training_level(alpha):
                 loss(model).backward()
-        with model.training_level(last, direct=True):
+        with model.runner.training_level(last, direct=True):
             return loss(model)
 
     plain, ours = step_of(lambda: loss(model.module)), step_of(lambda: swept(levels))

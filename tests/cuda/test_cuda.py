@@ -71,7 +71,7 @@ def test_levels_are_those_of_the_processor(name, mode, subspace):
 def ranges_of(model, x):
     model.train()
     for alpha in sorted({model.mode.snap(alpha) for alpha in (0.0, 0.4, 1.0)}):
-        with model.training_level(alpha), torch.no_grad():
+        with model.runner.training_level(alpha), torch.no_grad():
             model(x)
 
 
@@ -83,7 +83,7 @@ def test_gradients_are_those_of_the_processor(mode, subspace, direct):
     for model, device in ((here.double(), "cpu"), (there.double(), "cuda")):
         model.train()
         for alpha in (0.0, 0.4, 1.0):
-            with model.training_level(alpha, direct=direct):
+            with model.runner.training_level(alpha, direct=direct):
                 loss = nn.functional.cross_entropy(model(x.to(device).double()), y.to(device))
                 if not direct:
                     loss.backward()
@@ -113,7 +113,7 @@ def test_norms_without_statistics(norm, mode):
         losses = []
         for model in (here, there):
             device = next(model.parameters()).device
-            with model.training_level(alpha):
+            with model.runner.training_level(alpha):
                 loss = nn.functional.cross_entropy(model(x.to(device)), y.to(device))
                 loss.backward()
             losses.append(loss.item())
@@ -142,9 +142,9 @@ def test_a_step_never_waits_for_the_device(name, mode, no_waiting):
 
     def step():
         for alpha in (0.0, 0.3, 0.6):
-            with model.training_level(alpha):
+            with model.runner.training_level(alpha):
                 nn.functional.cross_entropy(model(x), y).backward()
-        with model.training_level(1.0, direct=True):
+        with model.runner.training_level(1.0, direct=True):
             loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
 
@@ -273,7 +273,7 @@ def test_files_of_a_model_on_the_device(tmp_path, mode):
     model = subspace_of("resnet10t", mode, "line").cuda()
     if mode == "quantized":
         ranges_of(model, images().cuda())
-        for alpha in model.ranges:
+        for alpha in model.runner.ranges:
             model.statistics.setdefault(alpha, {})
     model.eval()
     model.save(tmp_path / "model.lcs", levels=[0.0, 0.4, 1.0] if mode != "quantized" else None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.subspace.modes import Structured
 from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Mlp, at_width, relative, scramble
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
@@ -122,7 +122,7 @@ def test_the_graph_at_full_width_is_the_users_network(prepared: Prepared, train:
 def test_gradients_of_a_training_level_are_those_of_autograd(prepared: Prepared, alpha: float) -> None:
     model = prepared.model.train()
     before = prepared.buffers()
-    with model.training_level(alpha):
+    with model.runner.training_level(alpha):
         ours_output = prepared.output(model)
         ours_output.square().sum().backward()
     ours = prepared.gradients()
@@ -147,7 +147,7 @@ def test_levels_one_after_another_are_the_sum_of_their_losses(name: str, subspac
     alphas = (0.0, 0.3, 0.8, 1.0)
     for k, alpha in enumerate(alphas):
         torch.manual_seed(k)
-        with model.training_level(alpha):
+        with model.runner.training_level(alpha):
             model(x).square().sum().backward()
     ours = {key: p.grad.clone() - 1 for key, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -173,7 +173,7 @@ def test_two_calls_within_a_level_add_up() -> None:
     with model.at_alpha(0.3):
         expected = step()
     model.zero_grad()
-    with model.training_level(0.3):
+    with model.runner.training_level(0.3):
         assert step() == {}
     ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert largest_difference(ours, expected) < SAME_GRADIENTS
@@ -183,7 +183,7 @@ def test_a_frozen_parameter_gets_no_gradient() -> None:
     net, x = NETWORKS["chain"]()
     net.conv2.requires_grad_(False)
     model = SubspaceModel(net, x, line_parameters="all").train()
-    with model.training_level(0.3):
+    with model.runner.training_level(0.3):
         model(x).sum().backward()
     without = {name for name, p in model.module.named_parameters() if p.grad is None}
     assert without == {f"conv2.{end}weight" for end in ("", "lcs_endpoint_0.")} | {
@@ -196,7 +196,7 @@ def test_an_error_inside_a_training_level_leaves_no_gradient_and_no_level() -> N
     model = SubspaceModel(net, x).train()
 
     def fail() -> None:
-        with model.training_level(0.3):
+        with model.runner.training_level(0.3):
             model(x).sum().backward()
             raise KeyError("user")
 
@@ -256,7 +256,7 @@ def test_training_below_one_writes_no_running_statistics(norm: Any) -> None:
     before = {name: value.clone() for name, value in net.named_buffers()}
     with model.at_alpha(0.0):
         model(x)
-    with model.training_level(0.0):
+    with model.runner.training_level(0.0):
         model(x).sum().backward()
     assert [name for name, value in net.named_buffers() if not torch.equal(value, before[name])] == []
 

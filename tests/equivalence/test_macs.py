@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_lcs.graph.channels.dims import kept_channels
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.subspace.modes import Structured
 from tests.equivalence.masking import prefix_masks
 from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Mlp, at_width, relative, scramble
 
@@ -160,7 +160,7 @@ def test_cost_of_several_networks_is_their_sum() -> None:
         with pytest.raises(RuntimeError, match="input is not known yet"):
             both.efficiency(0.5)
         with both.at_alpha(0.5):
-            both.run(part, part.network.module, (x,), {})
+            both.runner.run(part, part.network.module, (x,), {})
     single = [SubspaceModel(make(), x, subspace="point").efficiency(0.5) for make in (Chain, Joined)]
     cost = both.efficiency(0.5)
     assert cost.macs == single[0].macs + single[1].macs

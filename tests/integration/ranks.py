@@ -90,7 +90,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         {
             "weights": {**dict(module.named_parameters()), **dict(module.named_buffers())},
             "statistics": model.statistics,
-            "ranges": model.ranges,
+            "ranges": model.runner.ranges,
             "curve": [point.metrics for point in callback.curve],
             "monitored": {k: float(v) for k, v in run.callback_metrics.items() if k.startswith("lcs/")},
             "steps": run.global_step,

@@ -206,7 +206,7 @@ def test_no_levels_tensors_are_kept_alive(tmp_path, monkeypatch, subspace):
     assert len(alive.prepared) > 0
     gc.collect()
     assert alive.count() == 0
-    assert not callback.subspace_model._prepared._ready
+    assert not callback.subspace_model.runner.evaluation._ready
     model = callback.subspace_model.eval()
     for alpha in (0.25, 0.75, 0.25):
         model.set_alpha(alpha)
@@ -214,7 +214,7 @@ def test_no_levels_tensors_are_kept_alive(tmp_path, monkeypatch, subspace):
             model(IMAGES)
         gc.collect()
         # Those of the level that is set, and of no other.
-        assert 0 < alive.count() <= len(tensors_in(list(model._prepared._ready.values())))
+        assert 0 < alive.count() <= len(tensors_in(list(model.runner.evaluation._ready.values())))
 
 
 def test_as_many_tensors_after_every_epoch(tmp_path):

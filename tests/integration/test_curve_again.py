@@ -6,7 +6,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_lcs import BatchNormRecalibration, LCSCallback, SubspaceModel, TradeoffMonitor
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.integration.support import Data, Module, Net, digits, lcs, loader, trainer
 
 # alpha = 1 is averaged by Lightning in float32 at the end of fit.
@@ -141,7 +140,7 @@ def test_the_two_helpers_alone(tmp_path):
     """BatchNormRecalibration and TradeoffMonitor on a trained SubspaceModel, without an LCSCallback."""
     callback, path = fitted(tmp_path)
     model = SubspaceModel.from_checkpoint(path, Net())
-    model.statistics.clear()
+    model.statistics = {}
     recalibration, monitor = BatchNormRecalibration(3), TradeoffMonitor(3, latency=False)
     module = Module(model)
     trainer(tmp_path, recalibration, monitor).validate(module, datamodule=Data(), verbose=False)
@@ -162,7 +161,7 @@ def test_recalibrating_by_hand_afterwards_gives_the_same_curve(tmp_path):
     callback, _ = fitted(tmp_path)
     model = callback.subspace_model
     before = {alpha: dict(tensors) for alpha, tensors in model.statistics.items()}
-    recalibrate(model, [images for images, _ in Data().train_dataloader()], [0.0, 0.5])
+    model.recalibrate([images for images, _ in Data().train_dataloader()], [0.0, 0.5])
     for alpha, tensors in before.items():
         for name, value in tensors.items():
             # Other batches of the same 48 images.

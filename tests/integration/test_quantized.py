@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import LCSCallback, Quantized, SubspaceModel
+from lightning_lcs.subspace.runner import LevelRunner
 from tests.integration.support import Data, Module, Net, digits, group_norm, lcs, loader, trainer
 
 
@@ -47,13 +48,13 @@ def test_a_checkpoint_of_an_epoch_without_a_curve_holds_every_level(tmp_path, tr
 
 def test_inputs_are_quantized_after_the_warm_up(tmp_path, train, val, monkeypatch):
     seen = []
-    original = SubspaceModel.training_level
+    original = LevelRunner.training_level
 
     def spy(self, alpha, *gradients, strength=1.0, **options):
         seen.append((alpha, strength))
         return original(self, alpha, *gradients, strength=strength, **options)
 
-    monkeypatch.setattr(SubspaceModel, "training_level", spy)
+    monkeypatch.setattr(LevelRunner, "training_level", spy)
     callback = lcs(mode=Quantized(min_bits=7), subspace="point", warmup=0.5)
     trainer(tmp_path, callback, max_epochs=2).fit(Module(), train, val)
     assert [strength for _, strength in seen] == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
@@ -74,10 +75,10 @@ def test_resuming_keeps_the_moving_ranges(tmp_path, train, val):
     resumed, second = run(tmp_path / "resumed", 4, ckpt_path=tmp_path / "part" / "last.ckpt")
     for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(a, b), name
-    assert first.subspace_model.ranges.keys() == second.subspace_model.ranges.keys()
-    for level, ranges in first.subspace_model.ranges.items():
+    assert first.subspace_model.runner.ranges.keys() == second.subspace_model.runner.ranges.keys()
+    for level, ranges in first.subspace_model.runner.ranges.items():
         for name, value in ranges.items():
-            assert torch.equal(value, second.subspace_model.ranges[level][name])
+            assert torch.equal(value, second.subspace_model.runner.ranges[level][name])
 
 
 def test_a_curve_midway_changes_nothing(tmp_path):
@@ -95,13 +96,13 @@ def test_a_curve_midway_changes_nothing(tmp_path):
 
 def test_each_layer_draws_bits_of_its_own(tmp_path, train, val, monkeypatch):
     seen = []
-    original = SubspaceModel.training_level
+    original = LevelRunner.training_level
 
     def spy(self, *args, layer_bits=None, **options):
         seen.append(dict(layer_bits))
         return original(self, *args, layer_bits=layer_bits, **options)
 
-    monkeypatch.setattr(SubspaceModel, "training_level", spy)
+    monkeypatch.setattr(LevelRunner, "training_level", spy)
     callback = lcs(mode="quantized", subspace="point", sampler="uniform_draws_per_layer", warmup=0.0)
     trainer(tmp_path, callback, max_epochs=4).fit(Module(Net(group_norm)), train, val)
     assert all(list(bits) == ["conv1", "conv2", "head"] for bits in seen)

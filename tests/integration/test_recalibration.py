@@ -20,7 +20,6 @@ from torch.utils.data import (
 )
 
 from lightning_lcs import SubspaceModel, Unstructured
-from lightning_lcs.subspace.calibration import recalibrate
 from lightning_lcs.training.loaders import batch_size
 from tests.integration.support import Data, Module, Net, digits, group_norm, lcs, loader, trainer
 
@@ -161,7 +160,7 @@ def test_what_a_network_gives_in_training_alone_is_there_without_its_dropout(tmp
     for dropout in (0.9, 0.0):
         module.net.dropout.p = dropout
         model = SubspaceModel(copy.deepcopy(module.net), mode=mode, subspace="point")
-        recalibrate(model, [train.dataset.tensors[0]], [0.5])
+        model.recalibrate([train.dataset.tensors[0]], [0.5])
         found.append(model.statistics)
     torch.testing.assert_close(*found, rtol=0.0, atol=0.0)
 

@@ -6,7 +6,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lcs import SubspaceModel
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.integration.support import digits
 from tests.integration.test_resume import Mine, Run, assert_same
 
@@ -48,7 +47,7 @@ def test_every_file_holds_both_endpoints_and_their_statistics(tmp_path, options,
         statistics = model.statistics
         # The images that the callback's seed chooses.
         order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
-        recalibrate(model, digits(0, 48).tensors[0][order].split(16), list(statistics))
+        model.recalibrate(digits(0, 48).tensors[0][order].split(16), list(statistics))
         assert statistics.keys() == {0.0, 0.5}
         assert_same(statistics, model.statistics)
     assert sorted(found) == expected

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.functional.sampling import SAMPLERS, step_generator
+from lightning_lcs.subspace.runner import LevelRunner
 from tests.integration.support import Module, Net, group_norm, lcs, trainer
 
 # Three steps in float32 against the same sums in another order, relative to the largest entry of each tensor.
@@ -131,13 +132,13 @@ def test_the_diversity_term_is_in_the_update(tmp_path, train):
 
 def recorded_alphas(monkeypatch):
     seen = []
-    original = SubspaceModel.training_level
+    original = LevelRunner.training_level
 
     def spy(self, alpha, *gradients, **options):
         seen.append(alpha)
         return original(self, alpha, *gradients, **options)
 
-    monkeypatch.setattr(SubspaceModel, "training_level", spy)
+    monkeypatch.setattr(LevelRunner, "training_level", spy)
     return seen
 
 

@@ -41,7 +41,7 @@ def test_each_update_is_that_of_the_level_drawn(tmp_path, train, subspace, sched
         done = step / 3
         strength = 1.0 if done >= 0.5 else (done / 0.5 if schedule == "linear" else 0.0)
         own.zero_grad()
-        with own.training_level(alpha, strength=strength):
+        with own.runner.training_level(alpha, strength=strength):
             nn.functional.cross_entropy(own(images), labels).backward()
         with torch.no_grad():
             for parameter in own.parameters():

@@ -156,7 +156,7 @@ def ungraded(model: SubspaceModel, x: Tensor) -> list[str]:
         torch.manual_seed(0)  # of stochastic depth
         net.zero_grad(set_to_none=True)
         if narrow:
-            with model.training_level(0.0):
+            with model.runner.training_level(0.0):
                 _loss(model(x)).backward()
         else:
             _loss(net(x)).backward()

@@ -32,7 +32,7 @@ def chain(**options: Any) -> tuple[SubspaceModel, Tensor]:
 def test_a_wrong_alpha_is_an_error_and_leaves_the_level(alpha: float) -> None:
     model, _ = chain()
     model.set_alpha(0.3)
-    for enter in (model.at_alpha, model.training_level):
+    for enter in (model.at_alpha, model.runner.training_level):
         with pytest.raises(ValueError, match=r"x|alpha=.* is not in \[0, 1\]"), enter(alpha):
             pass
     for call in (model.set_alpha, model.nearest_level, model.efficiency, model.materialize):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_lcs.functional.subspace import endpoint_cosine
 from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.mode import Level
 from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Lambda, Mlp, at_width, relative, scramble
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
@@ -147,7 +148,7 @@ def test_tied_weights_share_one_endpoint() -> None:
         model(x).sum().backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    with model.training_level(0.5):
+    with model.runner.training_level(0.5):
         model(x).sum().backward()
     for name, p in model.named_parameters():
         assert p.grad is not None
@@ -176,9 +177,9 @@ def test_parts_run_each_at_the_level() -> None:
     for part, net in zip(model.parts, (a, b), strict=True):
         alone = SubspaceModel(copy.deepcopy(net), x, subspace="point").eval()
         with torch.no_grad():
-            assert torch.equal(model.run(part, net, (x,), {}), net(x))
+            assert torch.equal(model.runner.run(part, net, (x,), {}), net(x))
             with model.at_alpha(0.5), alone.at_alpha(0.5):
-                assert relative(model.run(part, net, (x,), {}), alone(x)) < SAME_OPS
+                assert relative(model.runner.run(part, net, (x,), {}), alone(x)) < SAME_OPS
         assert part.calls == 2
     small = model.materialize(0.5)
     assert isinstance(small, nn.ModuleDict)
@@ -199,12 +200,12 @@ def test_asking_several_networks_for_one_is_an_error_that_names_them() -> None:
 def test_parts_train_together() -> None:
     x = torch.randn(3, 3, 8, 8)
     model = SubspaceModel({"a": Chain(classes=4), "b": Joined()}).train()
-    with model.training_level(0.5):
-        sum(model.run(part, part.network.module, (x,), {}).sum() for part in model.parts).backward()
+    with model.runner.training_level(0.5):
+        sum(model.runner.run(part, part.network.module, (x,), {}).sum() for part in model.parts).backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     with model.at_alpha(0.5):
-        sum(model.run(part, part.network.module, (x,), {}).sum() for part in model.parts).backward()
+        sum(model.runner.run(part, part.network.module, (x,), {}).sum() for part in model.parts).backward()
     assert ours.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
     scale = max(gradient.abs().max().item() for gradient in ours.values())
     for name, gradient in ours.items():
@@ -243,7 +244,7 @@ def test_the_report_has_all_parts() -> None:
     model = SubspaceModel({"backbone": Mlp(), "head": nn.Linear(4, 3)}, subspace="point").eval()
     with torch.no_grad(), model.at_alpha(0.5):
         for part, x in zip(model.parts, (torch.randn(3, 6), torch.randn(3, 4)), strict=True):
-            part.execution(model.mode, 0.5, (x,), {})
+            model.mode.execution(part, Level(model.mode, 0.5), (x,), {})
     text = model.report()
     assert text.startswith("backbone: ")
     assert "\nhead: 0 of 2 parameters and buffers are sliced" in text

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_lcs.functional.quantization import Grid, fake_quantize, grid_of, range_of, round_to_grid
 
 # Of the moving ranges (arXiv 2110.04252).
 MOMENTUM = 0.1
-
-# Takes the path of a layer and its input, and gives the input that the layer gets.
-Inputs = Callable[[str, Tensor], Tensor]
 
 
 def range_key(prefix: str, path: str) -> str:
@@ -111,15 +107,3 @@ class Reading:
             )
         low, high = held.to(device).unbind()
         return grid_of(low, high, self.bits(path))
-
-
-class QuantizedInput:
-    """A forward pre-hook with a fixed range; a plain object, so that it can be pickled and copied."""
-
-    def __init__(self, inputs: Inputs, path: str) -> None:
-        self.inputs = inputs
-        self.path = path
-
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The layer's arguments, the first of them quantized."""
-        return (self.inputs(self.path, args[0]), *args[1:])

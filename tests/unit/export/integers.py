@@ -6,7 +6,6 @@ from torch import nn
 
 from lightning_lcs import Quantized, SubspaceModel
 from lightning_lcs.data import DigitsDataModule
-from lightning_lcs.subspace.calibration import recalibrate
 
 SIZE = 32
 NETWORKS = {
@@ -37,5 +36,5 @@ def trained(name, data, steps=40):
 
 def quantized(network, batches, **options):
     model = SubspaceModel(network, mode=Quantized(**options), subspace="point").eval()
-    recalibrate(model, batches, [1.0])
+    model.recalibrate(batches, [1.0])
     return model

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from lightning_lcs import Quantized, SubspaceModel
 from lightning_lcs.export.bits import load_bits, save_bits
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.helpers import Chain, Mlp, scramble
 
 NETWORKS = {"resnet18": {}, "mobilenetv3_small_050": {}, "vit_tiny_patch16_224": {"img_size": 32, "depth": 2}}
@@ -23,7 +22,7 @@ def build(name):
 def quantized(network, shape=(4, 3, 32, 32), subspace="point", norm="keep", **options):
     lines = {"line_parameters": "all", "endpoint_start": "independent"} if subspace == "line" else {}
     model = SubspaceModel(scramble(network), mode=Quantized(**options), subspace=subspace, norm=norm, **lines).eval()
-    recalibrate(model, [torch.randn(shape)], [model.mode.alpha(bits) for bits in (3, 8)])
+    model.recalibrate([torch.randn(shape)], [model.mode.alpha(bits) for bits in (3, 8)])
     return model
 
 

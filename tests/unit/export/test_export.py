@@ -15,7 +15,6 @@ from lightning_lcs.export.base import check_difference
 from lightning_lcs.export.onnx import METADATA_KEY, export_onnx, session
 from lightning_lcs.export.onnx_levels import Level, several_levels
 from lightning_lcs.export.torch_export import export_torch
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.helpers import Chain, Mlp, relative, scramble
 
 # Other kernels, and batch norms folded into convolutions.
@@ -30,8 +29,8 @@ NETWORKS = {
 
 def subspace(network, example, **options) -> SubspaceModel:
     model = SubspaceModel(scramble(network), example, **{"subspace": "point", **options}).eval()
-    if model.has_batch_norm:
-        recalibrate(model, [torch.randn(8, *example.shape[1:])], [0.0, 0.5])
+    if model.runner.has_batch_norm:
+        model.recalibrate([torch.randn(8, *example.shape[1:])], [0.0, 0.5])
     return model
 
 
@@ -118,8 +117,8 @@ def test_a_line_shares_what_does_not_lie_on_it(tmp_path):
 def test_the_other_modes(tmp_path, mode):
     model = SubspaceModel(Mlp(96), mode=mode, subspace="point").eval()
     x = torch.randn(4, 6)
-    recalibrate(model, [x], [0.0, 0.5, 1.0])
-    with model.training_level(1.0), model.training_level(0.0), torch.no_grad():
+    model.recalibrate([x], [0.0, 0.5, 1.0])
+    with model.runner.training_level(1.0), model.runner.training_level(0.0), torch.no_grad():
         model(x)
     files = export_onnx(model, tmp_path, [0.0, 0.5])
     several = session(files[-1].path)
@@ -132,7 +131,7 @@ def test_sparse_levels_of_a_point_share_their_weights(tmp_path):
     network = timm.create_model("resnet10t", num_classes=10)
     model = SubspaceModel(network, torch.randn(2, 3, SIZE, SIZE), mode="unstructured", subspace="point").eval()
     model.parts[0].network.remember((torch.randn(2, 3, SIZE, SIZE),), {})
-    model.warns = False
+    model.runner.evaluation.warns = False
     *singles, several = export_onnx(model, tmp_path, [0.0, 1.0])
     assert several.size_bytes < 0.55 * sum(file.size_bytes for file in singles)
 

@@ -11,7 +11,6 @@ from lightning_lcs.cli.level_times import machine, time_levels
 from lightning_lcs.export.level_file import save_level
 from lightning_lcs.graph.cost import CurvePoint
 from lightning_lcs.io.inspect import summary
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.helpers import Chain, Mlp, Nested, relative, scramble
 
 TOLERANCE = 1e-5  # relative to the largest output: batch norms are folded in both
@@ -22,7 +21,7 @@ def file(tmp_path_factory):
     torch.manual_seed(0)
     network = scramble(timm.create_model("mobilenetv3_small_050", num_classes=4))
     model = SubspaceModel(network, torch.randn(2, 3, 32, 32), subspace="line", endpoint_start="independent").eval()
-    recalibrate(model, [torch.randn(8, 3, 32, 32)], [0.0, 0.5])
+    model.recalibrate([torch.randn(8, 3, 32, 32)], [0.0, 0.5])
     curve = [
         CurvePoint(**vars(model.efficiency(alpha)), latency_ms=3.0, metrics={"val_acc": 0.5}) for alpha in (0.0, 0.5, 1)
     ]
@@ -85,7 +84,7 @@ def test_a_file_of_one_level_of_a_model_that_was_never_saved(tmp_path):
     model = SubspaceModel(
         Chain(8, 12), torch.randn(2, 3, 8, 8), mode=Structured(min_width=0.5), subspace="point"
     ).eval()
-    recalibrate(model, [torch.randn(8, 3, 8, 8)], [0.0])
+    model.recalibrate([torch.randn(8, 3, 8, 8)], [0.0])
     made = save_level(model, 0.0, tmp_path / "one.lcs")
     assert made.name == "full"
     assert math.isnan(made.latency_ms)

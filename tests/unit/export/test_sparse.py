@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from lightning_lcs import SubspaceModel, Unstructured
 from lightning_lcs.export.sparse import load_sparse, pack_sparse, save_sparse, unpack_sparse
 from lightning_lcs.functional.sparsity import largest_mask
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.helpers import Mlp, scramble
 
 NETWORKS = {"resnet18": {}, "mobilenetv3_small_050": {}, "vit_tiny_patch16_224": {"img_size": 32, "depth": 2}}
@@ -104,8 +103,8 @@ def unstructured(name, dense=("first", "last")):
     network = scramble(timm.create_model(name, num_classes=10, **NETWORKS[name]))
     mode = Unstructured(max_sparsity=0.95, dense=dense)
     model = SubspaceModel(network, mode=mode, subspace="point").eval()
-    if model.has_batch_norm:
-        recalibrate(model, [torch.randn(4, 3, 32, 32)], [0.0, 0.5])
+    if model.runner.has_batch_norm:
+        model.recalibrate([torch.randn(4, 3, 32, 32)], [0.0, 0.5])
     return model
 
 

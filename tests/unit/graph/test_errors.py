@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lightning_lcs.graph.tracing.errors import TraceError
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.helpers import BATCH_NORM_WARNING, WHOLE_WARNING, Chain, Lambda, relative
 
 pytestmark = [pytest.mark.filterwarnings(BATCH_NORM_WARNING), pytest.mark.filterwarnings(WHOLE_WARNING)]
@@ -124,7 +123,7 @@ def test_the_modes_that_the_error_names_do_run_it(kind: type[Net], mode: str) ->
             self.a = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 3), nn.Conv2d(8, 8, 1))
 
     model = SubspaceModel(Larger(), mode=mode, subspace="point").eval()
-    recalibrate(model, [X], 2)
+    model.recalibrate([X], 2)
     model.set_alpha(0.5)
     assert model(X).shape == (4, 5)
 

@@ -193,7 +193,7 @@ def test_weights_that_torch_computes_in_hooks_stay_trained(wrap: Callable[[nn.Mo
     net = Chain()
     wrap(net.conv2)
     model = subspace(net)
-    with model.training_level(0.5):
+    with model.runner.training_level(0.5):
         model(X).square().sum().backward()
     behind = [name for name, p in net.named_parameters() if name.startswith("conv2") and p.grad is not None]
     assert len(behind) == sum(name.startswith("conv2") for name, _ in net.named_parameters())
@@ -208,7 +208,7 @@ def test_weights_that_a_hook_of_the_user_computes_stay_trained() -> None:
     net.conv2.register_forward_pre_hook(lambda module, args: setattr(module, "weight", 2 * module.own))
     model, messages = told(lambda: subspace(net))
     assert not any("only watch" in message for message in messages)
-    with model.training_level(0.5):
+    with model.runner.training_level(0.5):
         model(X).square().sum().backward()
     assert weight.grad is not None
 
@@ -244,7 +244,7 @@ def test_hooks_around_an_adopted_network_are_none_of_it() -> None:
         model = SubspaceModel(net, subspace="point").eval()
         part = model.parts[0]
         own = net.forward
-        net.forward = lambda *args: model.run(part, own, args, {})  # type: ignore[method-assign]
+        net.forward = lambda *args: model.runner.run(part, own, args, {})  # type: ignore[method-assign]
         model.set_alpha(1e-9 + 1 - 1e-3)  # every channel is kept, and the trace runs
         assert relative(net(X), expected) < 1e-6
         model.set_alpha(0.0)
@@ -271,7 +271,7 @@ def test_gradient_checkpointing_is_told_once() -> None:
         model = subspace(net)
     assert len(caught) == 1
     net.bn1.eval()
-    with model.training_level(0.0):
+    with model.runner.training_level(0.0):
         model(X).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
     # At alpha = 1 it is still there.

@@ -31,7 +31,7 @@ def trained(net: nn.Module, x: Tensor = X) -> tuple[Tensor, dict[str, Tensor | N
 def trained_as_trace(net: nn.Module) -> tuple[Tensor, dict[str, Tensor | None]]:
     model = SubspaceModel(net, subspace="point")
     net.zero_grad(set_to_none=True)
-    with model.training_level(ALL):
+    with model.runner.training_level(ALL):
         out = model(X)
         out.square().sum().backward()
     return out.detach(), {name: p.grad for name, p in net.named_parameters()}
@@ -168,7 +168,7 @@ def test_a_network_traced_in_inference_mode_can_be_trained() -> None:
     with torch.inference_mode(), model.at_alpha(ALL):
         found = model(X)
         assert relative(found, net(X)) < 1e-6
-    with model.training_level(0.0):
+    with model.runner.training_level(0.0):
         model(X).sum().backward()
     assert net.head.weight.grad is not None
 

@@ -127,7 +127,7 @@ def test_training_at_many_sizes_traces_once(traces: list[tuple[int, ...]]) -> No
         x, found = image(*size), []
         for run in (model, SubspaceModel(net, x, subspace="point").train()):
             net.zero_grad()
-            with run.training_level(0.5):
+            with run.runner.training_level(0.5):
                 run(x).square().sum().backward()
             found.append(net.conv1.weight.grad.clone())
         assert relative(*found) < SAME

@@ -107,7 +107,7 @@ def test_training_flags_of_single_modules_are_kept() -> None:
     model = subspace(net)
     net.bn1.eval()
     flags = [child.training for child in model.module.modules()]
-    with model.training_level(0.0), torch.no_grad():
+    with model.runner.training_level(0.0), torch.no_grad():
         first = model(X)
         assert torch.equal(first, model(X))
         net.bn1.train()

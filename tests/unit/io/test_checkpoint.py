@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_lcs.graph.tracing import example_inputs
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.subspace.modes import Structured
 from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Mlp, relative, scramble
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)

@@ -156,7 +156,7 @@ def test_a_header_changed_on_purpose_and_sealed_again_is_refused_or_loads(whole,
         assert "changed.lcs" in found
     else:
         # Some changes make another file that is as good: a class of another name, say. It is whole, then.
-        found.warns = False
+        found.runner.evaluation.warns = False
         found.set_alpha(0.5)
         assert found.alpha == 0.5
 

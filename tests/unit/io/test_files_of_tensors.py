@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.helpers import Chain, Mlp, scramble
 from tests.unit.io.lcs_files import rewritten
 
@@ -28,7 +27,7 @@ def trained(mode, subspace):
         for w0, _ in model.endpoint_pairs():
             w0.add_(0.1 * torch.randn_like(w0))
     model.settle_endpoints()
-    recalibrate(model.eval(), [torch.randn(8, 3, 8, 8)], [0.0, 0.5, 1.0])
+    model.eval().recalibrate([torch.randn(8, 3, 8, 8)], [0.0, 0.5, 1.0])
     return model
 
 

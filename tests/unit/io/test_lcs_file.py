@@ -16,7 +16,6 @@ from torch.utils._pytree import register_pytree_node
 from lightning_lcs import Structured, SubspaceModel
 from lightning_lcs.graph.cost import CurvePoint
 from lightning_lcs.io.graph_json import network_from_data, network_to_data
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.helpers import Chain, Lambda, Nested, relative, scramble
 
 # The same ops, with batch norms folded into convolutions: relative to the largest value.
@@ -31,7 +30,7 @@ def model() -> SubspaceModel:
     with torch.no_grad():
         for w0, _ in made.endpoint_pairs():
             w0.add_(0.1 * torch.randn_like(w0))
-    recalibrate(made, [torch.randn(8, 3, 32, 32)], 5)
+    made.recalibrate([torch.randn(8, 3, 32, 32)], 5)
     return made.eval()
 
 
@@ -190,7 +189,7 @@ def test_sizes_that_the_graph_does_not_fit_are_refused(tmp_path):
 def test_channels_chosen_by_scale_come_back(tmp_path):
     network = scramble(Chain(16, 24))
     model = SubspaceModel(network, torch.randn(2, 3, 8, 8), mode=Structured(select="scale"), subspace="point").eval()
-    recalibrate(model, [torch.randn(8, 3, 8, 8)], 3)
+    model.recalibrate([torch.randn(8, 3, 8, 8)], 3)
     model.save(tmp_path / "m.lcs")
     loaded, x = SubspaceModel.load(tmp_path / "m.lcs"), torch.randn(2, 3, 8, 8)
     with torch.no_grad():

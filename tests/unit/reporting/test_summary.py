@@ -8,8 +8,7 @@ from torch import nn
 
 from lightning_lcs import Structured, SubspaceModel
 from lightning_lcs.functional.statistics import statistics_drift
-from lightning_lcs.reporting.run_summary import drifts_of, read_summary, summary_of, write_summary
-from lightning_lcs.subspace.calibration import recalibrate
+from lightning_lcs.reporting.run_summary import read_summary, write_summary
 from tests.integration.support import Net
 
 
@@ -19,14 +18,14 @@ def images():
 
 def model(mode="structured", subspace="line", net=None):
     made = SubspaceModel(Net() if net is None else net, images(), mode=mode, subspace=subspace)
-    recalibrate(made.eval(), [images(), images()], 3)
+    made.eval().recalibrate([images(), images()], 3)
     return made
 
 
 @pytest.mark.parametrize("mode", ["structured", "unstructured", "quantized"])
 @pytest.mark.parametrize("subspace", ["line", "point"])
 def test_it_is_json_and_comes_back_whole(tmp_path, mode, subspace):
-    summary = summary_of(model(mode, subspace))
+    summary = model(mode, subspace).describe()
     assert read_summary(write_summary(summary, tmp_path / "summary.json")) == summary
     assert summary["settings"]["mode"]["name"] == mode
     assert set(summary["endpoints"]) == ({"cosine", "distance"} if subspace == "line" else set())
@@ -36,7 +35,7 @@ def test_numbers_left_are_those_of_the_materialized_network():
     made = model()
     small = made.materialize(0.0)
     tensors = {k: v for k, v in small.state_dict().items() if "num_batches" not in k}
-    plan = summary_of(made)["plan"]
+    plan = made.describe()["plan"]
     counted = sum(v.numel() for v in tensors.values()) + 2  # the batch norms' counters are in the plan
     assert plan["kept_numbers"] == counted
     left = {name: small for name, _, small in plan["compressed"]}
@@ -46,7 +45,7 @@ def test_numbers_left_are_those_of_the_materialized_network():
 
 
 def test_what_stays_whole_is_named_with_the_reason():
-    plan = summary_of(model("unstructured"))["plan"]
+    plan = model("unstructured").describe()["plan"]
     assert ["conv1.weight", "left out by the mode's options"] in plan["whole"]
     # floor(0.975 * 576) zeros
     assert plan["compressed"] == [
@@ -56,19 +55,19 @@ def test_what_stays_whole_is_named_with_the_reason():
             "15 of 576 entries",
         ]
     ]
-    kept = summary_of(model(Structured(keep=("conv2",))))["plan"]["whole"]
+    kept = model(Structured(keep=("conv2",))).describe()["plan"]["whole"]
     assert any(what == "conv2.weight, dimension 0" and why.startswith("keep=") for what, why in kept)
 
 
 def test_bits_are_named_in_quantized_mode():
-    plan = summary_of(model("quantized"))["plan"]
+    plan = model("quantized").describe()["plan"]
     assert {name: left for name, _, left in plan["compressed"]}["conv2.weight"] == "3 bits"
     assert plan["kept_numbers"] == plan["numbers"]
 
 
 def test_drift_is_taken_on_the_channels_that_a_level_keeps():
     made = model()
-    drift = drifts_of(made)
+    drift = dict(made.describe()["drift"])
     assert sorted(drift) == [0.0, 0.5]
     expected = []
     for name in ("norm1", "norm2"):
@@ -84,12 +83,12 @@ def test_statistics_of_alpha_1_itself_have_not_drifted():
     made = model("unstructured")
     net = made.module
     made.statistics = {0.5: {k: v.clone() for k, v in net.named_buffers() if "running" in k}}
-    assert drifts_of(made) == {0.5: 0.0}
+    assert dict(made.describe()["drift"]) == {0.5: 0.0}
 
 
 def test_without_batch_norm_there_is_no_drift():
     made = SubspaceModel(Net(lambda c: nn.GroupNorm(1, c)), images(), mode="structured")
-    assert summary_of(made)["drift"] == []
+    assert made.describe()["drift"] == []
 
 
 def test_another_version_or_file_is_refused(tmp_path):

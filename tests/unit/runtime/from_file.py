@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from lightning_lcs import SubspaceModel
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.helpers import scramble
 
 # Batch norms are folded into convolutions; relative to the largest output.
@@ -19,7 +18,7 @@ def trained(network, size, subspace="line", **options):
     with torch.no_grad():
         for w0, _ in model.endpoint_pairs():
             w0.add_(0.1 * torch.randn_like(w0))
-    recalibrate(model, [torch.randn(8, 3, size, size)], list(ALPHAS[:-1]))
+    model.recalibrate([torch.randn(8, 3, size, size)], list(ALPHAS[:-1]))
     return model
 
 

@@ -94,7 +94,7 @@ def test_the_report_names_the_norms_that_were_replaced() -> None:
 def test_synchronised_batch_norms_are_replaced_like_others() -> None:
     net = nn.SyncBatchNorm.convert_sync_batchnorm(timm.create_model("resnet10t", num_classes=10))
     model = SubspaceModel(net, torch.randn(2, 3, 64, 64), norm="instance")
-    assert not model.has_batch_norm
+    assert not model.runner.has_batch_norm
 
 
 class Sorting(nn.Module):

@@ -17,7 +17,7 @@ from lightning_lcs.subspace.level_table import (
     table_from_data,
     table_to_data,
 )
-from lightning_lcs.subspace.modes.registry import Quantized, Structured
+from lightning_lcs.subspace.modes import Quantized, Structured
 
 
 def cost(alpha: float) -> Efficiency:

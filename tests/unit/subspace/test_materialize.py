@@ -84,7 +84,7 @@ def test_a_copy_runs_as_the_original_and_lives_on_its_own(name: str, duplicate: 
 def test_a_copy_trains_its_own_parameters(duplicate: Callable[[Any], Any]) -> None:
     model, x = made("joined")
     twin = duplicate(model).train()
-    with twin.training_level(0.3):
+    with twin.runner.training_level(0.3):
         twin(x).sum().backward()
     assert all(p.grad is None for p in model.parameters())
     assert all(p.grad is not None for p in twin.parameters())

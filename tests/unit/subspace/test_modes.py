@@ -6,14 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lcs.subspace.modes.registry import (
-    MODES,
-    Structured,
-    check_alpha,
-    check_subspace,
-    mode_to_dict,
-    parse_mode,
-)
+from lightning_lcs.subspace.mode import check_alpha
+from lightning_lcs.subspace.modes import Structured
+from lightning_lcs.subspace.modes.registry import MODES, check_subspace, mode_to_dict, parse_mode
 
 # One addition and one product in float64.
 ROUNDING = 1e-15
@@ -76,7 +71,7 @@ def test_mode_is_frozen_and_takes_keywords_only() -> None:
 
 @pytest.mark.parametrize("name", ["strucured", "Structured", "", 3])
 def test_unknown_mode_names_itself_and_the_choices(name: str) -> None:
-    with pytest.raises(ValueError, match=f"mode={name!r} is not known; choose one of 'structured'"):
+    with pytest.raises(ValueError, match=f"mode={name!r} is not known; choose one of 'quantized'"):
         parse_mode(name)
     with pytest.raises(ValueError, match=f"mode={name!r}"):
         parse_mode({"name": name})

@@ -68,7 +68,7 @@ def test_group_counts(channels, sliced, groups):
 @pytest.mark.parametrize("mode", ["structured", "unstructured"])
 def test_levels_need_no_statistics(images, norm, mode):
     model = SubspaceModel(Net(first=16, second=32), images, mode=mode, subspace="point", norm=norm).eval()
-    assert not model.has_batch_norm
+    assert not model.runner.has_batch_norm
     for alpha in (0.0, 0.5):
         with model.at_alpha(alpha), torch.no_grad():  # a warning would be an error
             assert torch.equal(model(images), model.materialize(alpha)(images))

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lcs import Quantized, SubspaceModel
 from lightning_lcs.functional.quantization import fake_quantize, range_of
-from lightning_lcs.subspace.calibration import recalibrate
 from tests.integration.support import Net, group_norm
 
 
@@ -22,7 +21,7 @@ def images():
 
 def calibrated(net: nn.Module, images: torch.Tensor, mode: Quantized | None = None, **options) -> SubspaceModel:
     model = SubspaceModel(net, mode=mode or Quantized(), **options).eval()
-    recalibrate(model, [images], alphas=7)
+    model.recalibrate([images], alphas=7)
     return model
 
 
@@ -113,24 +112,24 @@ def test_ranges_move_per_level_and_start_from_the_first_batch(images):
     model = SubspaceModel(Net(group_norm), mode="quantized", subspace="point").train()
     batches = [images, 3 * images, -2 * images]
     for batch in batches:
-        with model.training_level(0.5):
+        with model.runner.training_level(0.5):
             model(batch)
     expected = torch.stack(range_of(batches[0]))
     for batch in batches[1:]:
         expected = expected + 0.1 * (torch.stack(range_of(batch)) - expected)
-    torch.testing.assert_close(model.ranges[0.5]["conv1.input_range"], expected)
-    assert set(model.ranges) == {0.5}
+    torch.testing.assert_close(model.runner.ranges[0.5]["conv1.input_range"], expected)
+    assert set(model.runner.ranges) == {0.5}
 
 
 def test_before_the_warm_up_has_ended_inputs_are_observed_and_weights_quantized(images):
     model = SubspaceModel(Net(group_norm), mode=Quantized(edge_bits=32), subspace="point").train()
-    with torch.no_grad(), model.training_level(0.5, strength=0.5):
+    with torch.no_grad(), model.runner.training_level(0.5, strength=0.5):
         found = model(images)
     twin = copy.deepcopy(model.module)
     with torch.no_grad():
         twin.conv2.weight.copy_(fake_quantize(twin.conv2.weight, *range_of(twin.conv2.weight), 5))
         assert torch.equal(found, twin(images))
-    assert set(model.ranges[0.5]) == {"conv2.input_range"}
+    assert set(model.runner.ranges[0.5]) == {"conv2.input_range"}
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -138,7 +137,7 @@ def test_gradients_pass_straight_through_to_both_endpoints(images, direct):
     """Against the quantized network's own gradients: of each weight a share to each endpoint."""
     alpha = 0.5
     model = SubspaceModel(Net(group_norm), mode="quantized", line_parameters="all").train()
-    with model.training_level(alpha, direct=direct):
+    with model.runner.training_level(alpha, direct=direct):
         loss = model(images).square().sum()
         if not direct:
             loss.backward()
@@ -175,7 +174,7 @@ def test_no_value_is_read_back_to_python(images):
         model(images)
     assert seen.count == 0
     model.train()
-    with _ReadBacks() as seen, model.training_level(0.5):
+    with _ReadBacks() as seen, model.runner.training_level(0.5):
         model(images).sum().backward()
     assert seen.count == 0
 
@@ -225,7 +224,7 @@ def test_bits_of_single_layers(images):
     mode = Quantized(layer_bits={"conv1": 32, "conv*": 4, "head": 6})
     model = calibrated(Net(group_norm), images, mode, subspace="point")
     assert model.parts[0].compressed == ("conv2.weight", "head.weight")
-    assert model.parts[0].fixed_bits == {"conv2.weight": 4, "head.weight": 6}
+    assert model.parts[0].pinned == {"conv2.weight": 4, "head.weight": 6}
     assert "kept whole: conv1.weight" in model.report()
     small = model.materialize(1.0)
     for name, bits in (("conv2", 4), ("head", 6)):
@@ -238,9 +237,13 @@ def test_bits_of_single_layers(images):
 def test_layers_that_drew_bits_of_their_own(images):
     model = SubspaceModel(Net(group_norm), mode=Quantized(layer_bits={"head": 6}), subspace="point").train()
     twin = copy.deepcopy(model.module)
-    with torch.no_grad(), model.training_level(0.5, layer_bits={"conv1": 3, "conv2": 4, "head": 5}):
+    with torch.no_grad(), model.runner.training_level(0.5, drawn={"conv1": 3, "conv2": 4, "head": 5}):
         found = model(images)
-    ranges = {"conv1": model.ranges[1 / 6], "conv2": model.ranges[2 / 6], "head": model.ranges[3 / 6]}
+    ranges = {
+        "conv1": model.runner.ranges[1 / 6],
+        "conv2": model.runner.ranges[2 / 6],
+        "head": model.runner.ranges[3 / 6],
+    }
     with torch.no_grad():
         for (name, held), bits in zip(ranges.items(), (8, 4, 6), strict=True):  # the first convolution keeps its 8
             layer = getattr(twin, name)

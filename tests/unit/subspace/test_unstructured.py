@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_lcs import SubspaceModel, Unstructured
 from lightning_lcs.functional.sparsity import zeros_at
-from lightning_lcs.subspace import weights as level_weights
+from lightning_lcs.subspace.modes import unstructured as unstructured_mode
 from tests.integration.support import Net, group_norm
 
 SPARSE = ("conv1.weight", "conv2.weight", "head.weight")
@@ -21,7 +21,7 @@ def all_sparse(**options) -> Unstructured:
 
 def line(net: nn.Module, mode: Unstructured, **options) -> SubspaceModel:
     model = SubspaceModel(net, mode=mode, line_parameters="all", **options)
-    model.warns = False  # of batch-norm statistics, which are those of alpha = 1 here
+    model.runner.evaluation.warns = False  # of batch-norm statistics, which are those of alpha = 1 here
     with torch.no_grad():
         for w0, _ in model.endpoint_pairs():
             w0.add_(torch.randn(w0.shape, generator=torch.Generator().manual_seed(1)))
@@ -66,7 +66,7 @@ def test_alpha_one_is_the_users_network(images):
     assert torch.equal(model(images), net(images))
     # Not so in a range that ends before the full network.
     sparse = SubspaceModel(Net(), mode=all_sparse(max_sparsity=0.9, min_sparsity=0.5), subspace="point").eval()
-    sparse.warns = False
+    sparse.runner.evaluation.warns = False
     assert not torch.equal(sparse(images), sparse.module(images))
 
 
@@ -77,7 +77,7 @@ def test_gradients_reach_kept_entries_of_both_endpoints_only(images, direct, str
     model = line(net, all_sparse()).train()
     statistics = copy.deepcopy(list(net.buffers()))
     sparsity = strength * model.mode.sparsity(alpha)
-    with model.training_level(alpha, strength=strength, direct=direct):
+    with model.runner.training_level(alpha, strength=strength, direct=direct):
         loss = model(images).square().sum()
         if not direct:
             loss.backward()
@@ -144,7 +144,7 @@ def test_a_forward_that_cannot_be_traced():
             return super().forward(x if x.sum() > 0 else -x)
 
     model = SubspaceModel(Branching(), mode="unstructured", subspace="point").eval()
-    model.warns = False
+    model.runner.evaluation.warns = False
     with model.at_alpha(0.0), torch.no_grad():
         assert model(-torch.ones(2, 1, 8, 8)).shape == (2, 10)
     assert model.efficiency(0.0).params < model.efficiency(1.0).params
@@ -156,7 +156,7 @@ def test_timm_models(name):
     net = timm.create_model(name, num_classes=5).eval()
     x = torch.randn(2, 3, size, size)
     model = SubspaceModel(net, x, mode=Unstructured(max_sparsity=0.9), line_parameters="norm").eval()
-    model.warns = False
+    model.runner.evaluation.warns = False
     with torch.no_grad():
         model.set_alpha(0.0)
         sparse = model(x)
@@ -231,7 +231,7 @@ def test_the_pattern_of_accelerators():
     net = timm.create_model("resnet10t", num_classes=10).eval()
     mode = Unstructured(scope="block", max_sparsity=0.5)
     model = SubspaceModel(net, torch.randn(2, 3, 32, 32), mode=mode, subspace="point").eval()
-    model.warns = False
+    model.runner.evaluation.warns = False
     assert [mode.sparsity(alpha) for alpha in (0.0, 0.2, 0.25, 0.7, 0.75, 1.0)] == [0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
     assert [model.nearest_level(alpha) for alpha in (0.2, 0.3, 0.8)] == [0.0, 0.5, 1.0]
     small = model.materialize(0.0)
@@ -244,7 +244,7 @@ def test_the_pattern_of_accelerators():
 
 def test_layers_that_the_pattern_does_not_fit_are_named():
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 64, 1), nn.Flatten(), nn.Linear(64, 2))
-    with pytest.warns(UserWarning, match=r"2\.weight \(its 6 inputs are no multiple of 4\)"):
+    with pytest.warns(UserWarning, match=r"2\.weight \(its 6 inputs are not a multiple of 4\)"):
         model = SubspaceModel(net, mode=Unstructured(scope="block", max_sparsity=0.5), subspace="point")
     assert model.parts[0].compressed == ("1.weight",)
     with pytest.raises(ValueError, match="has a multiple of 4 inputs"):
@@ -262,7 +262,7 @@ def test_entries_that_are_zero_themselves_learn_where_they_are_kept(images, scop
         net.conv2.weight.zero_()
     mode = Unstructured(dense=("first",), scope=scope, max_sparsity=0.5)
     model = SubspaceModel(net, mode=mode, subspace="point")
-    with model.training_level(0.0, direct=direct):
+    with model.runner.training_level(0.0, direct=direct):
         loss = model(images).square().sum()
         if not direct:
             loss.backward()
@@ -277,8 +277,8 @@ def test_a_level_set_again_remembers_its_thresholds(images, monkeypatch):
     net = Net(group_norm).eval()
     model = SubspaceModel(net, mode=all_sparse(), subspace="point").eval()
     calls = []
-    original = level_weights.threshold_of
-    monkeypatch.setattr(level_weights, "threshold_of", lambda *args: calls.append(args) or original(*args))
+    original = unstructured_mode.threshold_of
+    monkeypatch.setattr(unstructured_mode, "threshold_of", lambda *args: calls.append(args) or original(*args))
 
     def outputs():
         with torch.no_grad():

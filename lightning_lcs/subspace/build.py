@@ -1,0 +1,37 @@
+"""The networks of a new subspace model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from lightning_lcs.graph.network import TracedNetwork
+from lightning_lcs.subspace.mode import Mode
+from lightning_lcs.subspace.network import Part
+
+
+def build_parts(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
+    """The networks of a subspace model, by name, and a warning where much of one can't be compressed.
+
+    Args:
+        modules: The networks.
+        mode: The mode.
+
+    Raises:
+        ValueError: Nothing of any network would be compressed.
+    """
+    parts = []
+    for name, module in modules.items():
+        selected = mode.select_weights(module)
+        network = TracedNetwork(module, mode.plan(module))
+        prefix = f"{name}." if len(modules) > 1 else ""
+        parts.append(Part(name, prefix, network, compressed=selected.weights, pinned=selected.pinned))
+        mode.warn_of_whole(parts[-1])
+    unchanged = all(set(part.compressed) <= set(part.pinned) for part in parts)
+    if not mode.runs_as_graph and unchanged and not mode.pins_layers:
+        networks = ", ".join(type(module).__name__ for module in modules.values())
+        raise ValueError(
+            f"{networks} has no convolution or linear layer to compress, besides those that the options of {mode} keep"
+        )
+    return parts

@@ -1,0 +1,49 @@
+"""Which tensors of a network are weights of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def layer_of(weight: str) -> str:
+    """The path of the layer that a weight belongs to."""
+    return weight.rpartition(".")[0]
+
+
+def attention_weights(module: nn.Module) -> tuple[str, ...]:
+    """Qualified names of the input projections that torch's attention keeps as parameters of its own."""
+    leaves = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    return tuple(
+        f"{path}.{leaf}" if path else leaf
+        for path, child in module.named_modules()
+        if isinstance(child, nn.MultiheadAttention)
+        for leaf in leaves
+        if isinstance(child._parameters.get(leaf), Tensor)
+    )
+
+
+def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """Qualified names of the weights of convolutions and linear layers.
+
+    Args:
+        module: the network.
+        without: kinds to leave out, any of "first" (the first convolution), "last" (the last linear layer) and
+            "depthwise", by order of registration.
+    """
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    found = [(path, child) for path, child in module.named_modules() if isinstance(child, kinds)]
+    convolutions = [child for _, child in found if isinstance(child, nn.modules.conv._ConvNd)]
+    linear = [child for _, child in found if isinstance(child, nn.Linear)]
+    whole = {
+        "first": set(map(id, convolutions[:1])),
+        "last": set(map(id, linear[-1:])),
+        "depthwise": {id(child) for child in convolutions if child.groups == child.in_channels > 1},
+    }
+    left_out = set[int]().union(*(whole[kind] for kind in without))
+    return tuple(
+        f"{path}.weight" if path else "weight"
+        for path, child in found
+        if id(child) not in left_out and isinstance(child._parameters.get("weight"), Tensor)
+    )

@@ -1,0 +1,218 @@
+"""Quantized mode: weights and inputs of layers at a bit width, simulated in floating point."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lightning_lcs.functional.quantization import Grid, fake_quantize, grids_of, range_of, round_to_grid
+from lightning_lcs.subspace.cost import Cost, macs_of
+from lightning_lcs.subspace.layers import layer_of, layer_weights
+from lightning_lcs.subspace.mode import Axis, Level, Mode, SamplingDefaults, Selected, check_alpha
+from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
+from lightning_lcs.subspace.modes.registry import register_mode
+from lightning_lcs.subspace.network import Part
+
+
+@register_mode("quantized")
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Quantized(Mode):
+    """Bit width: weights and input activations of convolutions and linear layers are affine-quantized to b bits.
+
+    With ``n = max_bits - min_bits + 1`` bit widths, ``alpha = k / n`` is the k-th of them, and so is every alpha down
+    to ``(k - 1) / n``; alpha = 0 is the smallest (arXiv 2110.04252, section 4.3, with 3 to 8 bits). The quantization is
+    simulated in floating point. A line is trained at ``k / n`` only, and never at its endpoint 0 itself.
+
+    Args:
+        min_bits: at alpha = 0, in 2..8.
+        max_bits: at alpha = 1, in min_bits..8.
+        edge_bits: of the first convolution and the last linear layer, at every alpha: 2..8, or 32 for full precision,
+            as in the paper.
+        per_channel: a range per output channel of each weight instead of one per weight.
+        layer_bits: bits of single layers at every alpha, by path or pattern: ``{"layer4.*": 8}``; 2..8, or 32. The
+            first pattern that fits a layer holds, before ``edge_bits``.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    axis: ClassVar[Axis] = Axis("bit_width", "Bits", format=".0f", full=32)
+    observes_inputs: ClassVar[bool] = True
+    has_discrete_levels: ClassVar[bool] = True
+    draws_per_layer: ClassVar[bool] = True
+
+    min_bits: int = 3
+    max_bits: int = 8
+    edge_bits: int = 8
+    per_channel: bool = False
+    layer_bits: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.min_bits <= self.max_bits <= 8:
+            raise ValueError(
+                f"min_bits={self.min_bits!r} and max_bits={self.max_bits!r} are not in order in 2..8; use, for "
+                "example, 3 and 8"
+            )
+        pinned = {
+            "edge_bits": self.edge_bits,
+            **{f"layer_bits[{key!r}]": bits for key, bits in self.layer_bits.items()},
+        }
+        for option, bits in pinned.items():
+            if bits not in (*range(2, 9), 32):
+                raise ValueError(f"{option}={bits!r} is neither in 2..8 nor 32, which is full precision")
+        object.__setattr__(self, "layer_bits", dict(self.layer_bits))
+
+    def bit_width(self, alpha: float) -> int:
+        """Bits per weight and activation at ``alpha``."""
+        return self.min_bits - 1 + self._number(alpha)
+
+    def snap(self, alpha: float) -> float:
+        """The level that ``alpha`` stands for: ``k / n``."""
+        return self.alpha(self.bit_width(alpha))
+
+    def alpha(self, bits: int) -> float:
+        """The level of so many bits: the inverse of :meth:`bit_width`."""
+        return (bits - self.min_bits + 1) / (self.max_bits - self.min_bits + 1)
+
+    def is_full(self, alpha: float) -> bool:
+        """Whether ``alpha`` is the network as it is: never."""
+        return False
+
+    def _number(self, alpha: float) -> int:
+        count = self.max_bits - self.min_bits + 1
+        # k / n as a float may lie a little above k / n.
+        return max(1, math.ceil(check_alpha(alpha) * count - 1e-9))
+
+    @property
+    def pins_layers(self) -> bool:
+        """Whether ``layer_bits`` names layers; whoever pins all layers has asked for it."""
+        return bool(self.layer_bits)
+
+    def value(self, alpha: float) -> int:
+        """The bit width at ``alpha``."""
+        return self.bit_width(alpha)
+
+    def default_alphas(self) -> list[float]:
+        """Every bit width."""
+        return [self.alpha(bits) for bits in range(self.min_bits, self.max_bits + 1)]
+
+    def sampling(self, subspace: str) -> SamplingDefaults:
+        """Even draws; the inputs of layers are quantized in the last fifth of the training (arXiv 2110.04252)."""
+        return SamplingDefaults("uniform_draws", warmup=0.8, warmup_schedule="delayed")
+
+    def select_weights(self, module: nn.Module) -> Selected:
+        """The weights of convolutions and linear layers, of which some have the same bits at every level.
+
+        Raises:
+            ValueError: ``layer_bits`` names layers that do not exist.
+        """
+        every = layer_weights(module)
+        inner = layer_weights(module, ("first", "last"))
+        fixed = {name: self.edge_bits for name in every if name not in inner}
+        unused = set(self.layer_bits)
+        for name in every:
+            fits = [pattern for pattern in self.layer_bits if fnmatch.fnmatchcase(layer_of(name), pattern)]
+            if fits:
+                fixed[name] = self.layer_bits[fits[0]]
+                unused.difference_update(fits)
+        if unused:
+            raise ValueError(
+                f"layer_bits names {', '.join(map(repr, sorted(unused)))}, which fits no convolution or linear layer "
+                f"of {type(module).__name__}; its layers are {', '.join(map(repr, map(layer_of, every)))}"
+            )
+        whole = {name for name, bits in fixed.items() if bits == 32}
+        compressed = tuple(name for name in every if name not in whole)
+        return Selected(compressed, {name: bits for name, bits in fixed.items() if name not in whole})
+
+    def transform(
+        self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
+    ) -> QuantizedWeights:
+        """Each weight rounded to the numbers that its bits can represent."""
+        return QuantizedWeights(part.compressed, layer_bits(part, level), self.per_channel, on_line)
+
+    def evaluation_inputs(self, part: Part, level: Level) -> Reading:
+        """The inputs quantized with the stored ranges of the level."""
+        # A copy: training goes on to move the ranges.
+        ranges = {**level.ranges, **(level.statistics or {})}
+        return Reading(ranges, part.prefix, layer_bits(part, level))
+
+    def training_inputs(self, part: Part, level: Level, ranges: dict[float, dict[str, Tensor]]) -> Observing:
+        """The inputs quantized with moving ranges, once the warm-up is over."""
+        visited = {self.bit_width(level.alpha), *map(int, level.drawn.values())}
+        moving = {bits: ranges.setdefault(self.alpha(bits), {}) for bits in visited}
+        return Observing(moving, part.prefix, layer_bits(part, level), quantize=level.strength >= 1.0)
+
+    def calibration_inputs(self, part: Part, level: Level, add: Callable[[str, Tensor], None]) -> Collecting:
+        """The inputs quantized with the range of each batch."""
+        return Collecting(add, part.prefix, layer_bits(part, level))
+
+    def cost(self, part: Part, level: Level) -> Cost:
+        """All numbers, of fewer bits; each range adds a float32 scale and an int8 zero point."""
+        bits = layer_bits(part, level)
+        count = size_bytes = 0
+        for name, value in part.user_parameters():
+            count += value.numel()
+            if name in part.compressed:
+                ranges = value.shape[0] if self.per_channel else 1
+                size_bytes += -(-value.numel() * bits(layer_of(name)) // 8) + 5 * ranges
+            else:
+                size_bytes += value.numel() * value.element_size()
+        return Cost(count, macs_of(part, {}), size_bytes + part.buffer_bytes())
+
+    def left(self, part: Part, name: str, kept: int, numbers: int) -> str:
+        """The bits of a weight at alpha = 0, in words."""
+        return f"{int(part.pinned.get(name, self.min_bits))} bits"
+
+
+def layer_bits(part: Part, level: Level) -> LayerBits:
+    """The bits of the layers of a network at a level of quantized mode."""
+    drawn = {path: int(bits) for path, bits in part.own(level.drawn).items()}  # type: ignore[arg-type]
+    return LayerBits(int(level.value), drawn, {layer_of(name): int(bits) for name, bits in part.pinned.items()})
+
+
+class QuantizedWeights:
+    """The weights of a network at a bit width.
+
+    Args:
+        names: The names of the compressed weights.
+        bits: The bits of each layer, by its path.
+        per_channel: Whether each output channel of a weight has a range of its own.
+        on_line: Gives a weight that is not compressed yet, by its name.
+    """
+
+    def __init__(
+        self, names: tuple[str, ...], bits: LayerBits, per_channel: bool, on_line: Callable[[str], Tensor]
+    ) -> None:
+        self._names = names
+        self._bits = bits
+        self._per_channel = per_channel
+        self._on_line = on_line
+        self._grids: dict[str, Grid] = {}
+        # Weights on the line, from the search for the grids of all of them until each is rounded.
+        self._values: dict[str, Tensor] = {}
+
+    def __call__(self, name: str) -> Tensor:
+        """The weight rounded to its bits; gradients pass straight through."""
+        value = self._values.pop(name) if name in self._values else self._on_line(name)
+        if value.device.type == "cpu":
+            # One by one: the weight is in the cache when it is rounded.
+            return fake_quantize(value, *range_of(value, self._per_channel), self._bits(layer_of(name)))
+        if not self._grids:
+            self._values = {other: self._on_line(other) for other in self._names if other != name}
+            weights = {name: value, **self._values}
+            ranges = {weight: range_of(values, self._per_channel) for weight, values in weights.items()}
+            self._grids = grids_of(ranges, {weight: self._bits(layer_of(weight)) for weight in weights})
+        return round_to_grid(value, self._grids[name])
+
+    def gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient as it is."""
+        return gradient
+
+    def kept_entries(self, name: str) -> int:
+        """The number of all entries: each of them keeps some bits."""
+        return self._on_line(name).numel()

@@ -1,0 +1,215 @@
+"""Unstructured mode: sparsity, the entries of smallest magnitude set to zero."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lcs.functional.sparsity import (
+    BLOCK,
+    block_mask,
+    largest_mask,
+    largest_masks,
+    threshold_of,
+    zeros_at,
+)
+from lightning_lcs.subspace.coverage import kept_whole
+from lightning_lcs.subspace.layers import attention_weights, layer_weights
+from lightning_lcs.subspace.mode import Axis, Level, Mode, SamplingDefaults, Selected, check_alpha
+from lightning_lcs.subspace.modes.registry import register_mode
+from lightning_lcs.subspace.network import Part
+
+SCOPES = ("layer", "global", "block")
+DENSE_LAYERS = ("first", "last", "depthwise")
+
+
+@register_mode("unstructured")
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Unstructured(Mode):
+    """Sparsity: every convolution's and linear layer's weight keeps its entries of largest magnitude.
+
+    ``sparsity(alpha) = max_sparsity - (max_sparsity - min_sparsity) * alpha``. By default the share kept runs from
+    0.025 to 1 (arXiv 2110.04252, section 4.2); its high-sparsity variant is ``max_sparsity=0.995, min_sparsity=0.95``.
+
+    Args:
+        max_sparsity: share of zeros at alpha = 0, in [0, 1).
+        min_sparsity: share of zeros at alpha = 1, in [0, max_sparsity].
+        dense: layers whose weights are kept whole: any of "first" (the first convolution), "last" (the last linear
+            layer, the head) and "depthwise" (convolutions with as many groups as channels), by order of registration.
+        scope: among which entries the largest are kept: "layer" (of each weight), "global" (of all weights of the
+            network together, at least one of each) or "block" (of each four consecutive inputs, as accelerators want it
+            in their 2:4 pattern; both sparsities are then multiples of 0.25, and so is every level's).
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    axis: ClassVar[Axis] = Axis("sparsity", "Share of zeros", full=0.0)
+    default_subspace: ClassVar[str] = "line"
+
+    max_sparsity: float = 0.975
+    min_sparsity: float = 0.0
+    dense: tuple[str, ...] = ("first", "last")
+    scope: str = "layer"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_sparsity < 1.0:
+            raise ValueError(
+                f"max_sparsity={self.max_sparsity!r} is not in [0, 1): it is the share of zeros at alpha = 0, and 1 "
+                "would leave nothing; use, for example, 0.975"
+            )
+        if not 0.0 <= self.min_sparsity <= self.max_sparsity:
+            raise ValueError(
+                f"min_sparsity={self.min_sparsity!r} is not in [0, max_sparsity={self.max_sparsity!r}]: it is the "
+                "share of zeros at alpha = 1; use 0 for the full network there"
+            )
+        if not set(self.dense) <= set(DENSE_LAYERS):
+            raise ValueError(
+                f"dense={self.dense!r} holds something else than {', '.join(map(repr, DENSE_LAYERS))}; give a tuple of "
+                "these, () to make every layer sparse"
+            )
+        if self.scope not in SCOPES:
+            raise ValueError(f"scope={self.scope!r} is not known; choose one of {', '.join(map(repr, SCOPES))}")
+        if self.scope == "block" and any(value % 0.25 for value in (self.min_sparsity, self.max_sparsity)):
+            raise ValueError(
+                f"scope='block' with min_sparsity={self.min_sparsity!r} and max_sparsity={self.max_sparsity!r}: of "
+                "four entries 0 to 3 become zero, so that both are in {0, 0.25, 0.5, 0.75}; use max_sparsity=0.5 for "
+                "the 2:4 pattern"
+            )
+        object.__setattr__(self, "dense", tuple(self.dense))
+
+    def sparsity(self, alpha: float) -> float:
+        """Share of zeros in each compressed weight at ``alpha``; in all together with ``scope="global"``."""
+        return self.max_sparsity - (self.max_sparsity - self.min_sparsity) * self.snap(alpha)
+
+    def is_full(self, alpha: float) -> bool:
+        """Whether ``alpha`` is the network as it is."""
+        return alpha == 1.0 and self.min_sparsity == 0.0
+
+    def snap(self, alpha: float) -> float:
+        """The level that ``alpha`` stands for: itself; with ``scope="block"`` the nearest that four entries allow."""
+        steps = 4 * (self.max_sparsity - self.min_sparsity) if self.scope == "block" else 0
+        return math.floor(check_alpha(alpha) * steps + 0.5) / steps if steps else check_alpha(alpha)
+
+    def value(self, alpha: float) -> float:
+        """The sparsity at ``alpha``."""
+        return self.sparsity(alpha)
+
+    def sampling(self, subspace: str) -> SamplingDefaults:
+        """As in arXiv 2110.04252: a line draws its ends half of the time, a point draws evenly after a dense start."""
+        if subspace == "line":
+            return SamplingDefaults("biased_endpoints", warmup=0.8, warmup_schedule="linear")
+        return SamplingDefaults("uniform_draws", warmup=0.8, warmup_schedule="delayed")
+
+    def select_weights(self, module: nn.Module) -> Selected:
+        """The weights of convolutions, linear layers and attention projections, without those of ``dense``.
+
+        Raises:
+            ValueError: ``scope`` is "block", and no weight has whole blocks.
+        """
+        names = layer_weights(module, self.dense) + attention_weights(module)
+        if self.scope != "block":
+            return Selected(names)
+        fitting = tuple(name for name in names if module.get_parameter(name).shape[1] % BLOCK == 0)
+        if not fitting:
+            raise ValueError(
+                f"scope='block': no convolution or linear layer of {type(module).__name__} has a multiple of {BLOCK} "
+                "inputs"
+            )
+        return Selected(fitting)
+
+    def kept_whole(self, part: Part) -> dict[str, str]:
+        """What could be compressed and stays whole, each with the reason."""
+        module = part.network.module
+        reasons = {}
+        for name in layer_weights(module, self.dense) if self.scope == "block" else ():
+            inputs = module.get_parameter(name).shape[1]
+            if inputs % BLOCK:
+                reasons[name] = f"its {inputs} inputs are not a multiple of {BLOCK}"
+        return kept_whole(module, part.compressed, reasons)
+
+    def transform(
+        self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
+    ) -> SparseWeights:
+        """The largest entries of each weight, and zeros."""
+        return SparseWeights(part.compressed, level.strength * self.sparsity(level.alpha), self.scope, on_line, known)
+
+
+class SparseWeights:
+    """The weights of a network at a sparsity.
+
+    Args:
+        names: The names of the compressed weights.
+        sparsity: The share of zeros, in [0, 1).
+        scope: Among which entries the largest are kept; see :class:`Unstructured`.
+        on_line: Gives a weight that is not compressed yet, by its name.
+        known: The thresholds of this level and these weights, as far as they are known; more are added. ``None`` to
+            keep none, and to read none back from an accelerator.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        sparsity: float,
+        scope: str,
+        on_line: Callable[[str], Tensor],
+        known: dict[str, Any] | None = None,
+    ) -> None:
+        self.sparsity = sparsity
+        self._names = names
+        self._scope = scope
+        self._on_line = on_line
+        self._thresholds: dict[str, float | None] = {} if known is None else known
+        self._reads_back = known is not None
+        self._masks: dict[str, Tensor] = {}
+
+    def __call__(self, name: str) -> Tensor:
+        """The weight with its smallest entries set to zero."""
+        value = self._on_line(name)
+        if self.sparsity == 0.0:
+            return value
+        threshold = self._threshold(name, value)
+        if threshold is not None:
+            return nn.functional.hardshrink(value, threshold)  # one pass, a mask takes four
+        return value * self._mask(name, value)
+
+    def gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of the entries that are kept."""
+        if self.sparsity == 0.0:
+            return gradient
+        # What exceeds a threshold is not zero; without a threshold a kept entry may be.
+        return gradient * (value.ne(0.0) if self._thresholds.get(name) is not None else self._masks[name])
+
+    def kept_entries(self, name: str) -> int:
+        """How many entries of a weight are kept."""
+        value = self._on_line(name)
+        if self._scope == "layer":
+            return value.numel() - zeros_at(value.numel(), self.sparsity)
+        return int(self._mask(name, value).sum(dtype=torch.int64)) if self.sparsity else value.numel()
+
+    def _threshold(self, name: str, value: Tensor) -> float | None:
+        """The magnitude up to which entries of a weight become zero; ``None`` where that is decided otherwise."""
+        read = self._reads_back or value.device.type == "cpu"
+        if self._scope == "layer" and name not in self._thresholds and read:
+            zeros = zeros_at(value.numel(), self.sparsity)
+            self._thresholds[name] = threshold_of(value, zeros) if zeros else None
+        return self._thresholds.get(name)
+
+    @torch.no_grad()
+    def _mask(self, name: str, value: Tensor) -> Tensor:
+        """1 where an entry is kept."""
+        if name not in self._masks:
+            self._masks.update(self._new_masks(name, value))
+        return self._masks[name]
+
+    def _new_masks(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        if self._scope == "layer":
+            return {name: largest_mask(value, self.sparsity)}
+        if self._scope == "block":
+            return {name: block_mask(value, BLOCK - zeros_at(BLOCK, self.sparsity))}
+        return largest_masks({other: self._on_line(other) for other in self._names}, self.sparsity)

@@ -1,0 +1,242 @@
+"""Runs the networks of a subspace at a level: the one that is set, one of a training step, or many to calibrate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_lcs.subspace import calibration
+from lightning_lcs.subspace.calibration import Collector
+from lightning_lcs.subspace.evaluation import Evaluation
+from lightning_lcs.subspace.gradients import GradientSum
+from lightning_lcs.subspace.mode import Level, Mode, check_alpha
+from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.state import LevelTensors
+from lightning_lcs.subspace.training_level import TrainingLevel
+
+
+class Executor(Protocol):
+    """Runs a network: in evaluation, at a level of a training step, to collect statistics, or out of a file."""
+
+    def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of one forward; ``full`` is the network's own."""
+
+
+class Server(Executor, Protocol):
+    """An executor that prepares the level that is set in advance."""
+
+    def switch(self, level: Level) -> None:
+        """Prepare a level, and run it from now on."""
+
+    def forget(self) -> None:
+        """Prepare the level anew before the next forward: weights or statistics are about to change."""
+
+
+class LevelRunner:
+    """The networks of a subspace, what is stored for their levels, and the executor that runs them.
+
+    Args:
+        parts: The networks.
+        mode: The mode.
+
+    Attributes:
+        alpha: The level asked for, in [0, 1].
+        evaluation: Runs the networks at the level that is set.
+        server: Runs them in its place; ``None`` unless the network came out of a file.
+    """
+
+    def __init__(self, parts: Sequence[Part], mode: Mode) -> None:
+        self.parts = parts
+        self.mode = mode
+        self.alpha = 1.0
+        self.evaluation = Evaluation(Level(mode, 1.0))
+        self.server: Server | None = None
+        self._executor: Executor | None = None  # inside a block
+        self._statistics: dict[float, dict[str, Tensor]] = {}
+        self._ranges: dict[float, dict[str, Tensor]] = {}
+        self._resolve()
+
+    # -- the level that is set --------------------------------------------------------------------------------------
+
+    def nearest_level(self, alpha: float) -> float:
+        """The level that runs when ``alpha`` is asked for; see :meth:`SubspaceModel.nearest_level`."""
+        alpha = self.mode.snap(alpha)
+        if not self._statistics:
+            return alpha
+        return min((*self._statistics, 1.0), key=lambda level: (abs(level - alpha), -level))
+
+    def level(self, alpha: float) -> Level:
+        """The level that runs when ``alpha`` is asked for, with what is stored for it."""
+        nearest = self.nearest_level(alpha)
+        statistics, ranges = self._statistics.get(nearest), self._ranges.get(nearest, {})
+        return Level(self.mode, nearest, statistics=statistics, ranges=ranges)
+
+    def set_alpha(self, alpha: float) -> None:
+        """Choose the level at which the networks run from now on; see :meth:`SubspaceModel.set_alpha`."""
+        level = self.level(alpha)
+        if self.server is not None:
+            self.server.switch(level)
+        self.alpha = check_alpha(alpha)
+        self.evaluation.level = level
+        self.evaluation.forget_tensors()
+
+    def _resolve(self) -> None:
+        """Resolve the level that is set again: what is stored for the levels has changed."""
+        self.evaluation.level = self.level(self.alpha)
+        if self.server is not None:
+            self.server.forget()
+
+    @property
+    def statistics(self) -> Mapping[float, Mapping[str, Tensor]]:
+        """The stored batch-norm statistics, by level and qualified name."""
+        return MappingProxyType(self._statistics)
+
+    @statistics.setter
+    def statistics(self, levels: Mapping[float, Mapping[str, Tensor]]) -> None:
+        self._statistics = {alpha: dict(tensors) for alpha, tensors in levels.items()}
+        self._resolve()
+
+    @property
+    def ranges(self) -> Mapping[float, Mapping[str, Tensor]]:
+        """The ranges of quantized inputs that training moved, by level and qualified name."""
+        return MappingProxyType(self._ranges)
+
+    @ranges.setter
+    def ranges(self, levels: Mapping[float, Mapping[str, Tensor]]) -> None:
+        self._ranges = {alpha: dict(tensors) for alpha, tensors in levels.items()}
+        self._resolve()
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one network at the level; ``full``, its own forward, is called at the full one."""
+        executor: Executor = self._executor or self.server or self.evaluation
+        part.calls += 1
+        part.running += 1
+        try:
+            return executor.run(part, full, args, kwargs)
+        finally:
+            part.running -= 1
+
+    @contextlib.contextmanager
+    def _running(self, executor: Executor) -> Iterator[None]:
+        before, self._executor = self._executor, executor
+        try:
+            yield
+        finally:
+            self._executor = before
+
+    @contextlib.contextmanager
+    def training_level(
+        self,
+        alpha: float,
+        gradients: GradientSum | None = None,
+        *,
+        strength: float = 1.0,
+        direct: bool = False,
+        drawn: Mapping[str, float] | None = None,
+    ) -> Iterator[None]:
+        """One level of a training step: forward and backward inside the block, at exactly ``alpha``.
+
+        The level's own tensors and activations are gone at its end. No running statistics are written. At alpha = 1 the
+        network's own parameters are used directly, as without this block.
+
+        Args:
+            alpha: The level, in [0, 1].
+            gradients: Takes the gradients of the network's parameters (both endpoints on a line) below alpha = 1. By
+                default they are added to the parameters' ``.grad`` on a normal exit.
+            strength: The share of the level's compression that applies while a warm-up lasts, in [0, 1]; inputs of
+                layers are quantized at 1 only.
+            direct: Whether to back-propagate into the parameters themselves, for a backward that comes after the block.
+            drawn: The values of the mode's axis that single layers drew in place of the level's, by qualified path.
+
+        Raises:
+            ValueError: ``alpha`` is outside [0, 1] or NaN.
+        """
+        self.forget()  # weights and ranges are about to change
+        own = GradientSum()
+        taker = None if direct else own if gradients is None else gradients
+        level = Level(self.mode, self.mode.snap(alpha), strength=strength, drawn=drawn or {})
+        try:
+            with self._running(TrainingLevel(level, taker, self._ranges)), own.added():
+                yield
+        finally:
+            self._resolve()
+
+    def forget(self) -> None:
+        """Forget what was prepared from the weights."""
+        self.evaluation.forget()
+        if self.server is not None:
+            self.server.forget()
+
+    # -- calibration ------------------------------------------------------------------------------------------------
+
+    def needs_data(self, alphas: Sequence[float]) -> bool:
+        """Whether levels need training images: for batch-norm statistics, or for ranges that no training has seen."""
+        return calibration.needs_data(self.parts, self.mode, self._ranges, alphas)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the networks hold running statistics, which depend on the level."""
+        return calibration.has_batch_norm(self.parts)
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[Collector]:
+        """Collect batch-norm statistics from the batches that run inside the block, at the collector's ``alpha``.
+
+        Layers run as in evaluation, except that batch norms normalise with each batch's own statistics; modules made
+        of layers are in training, and give what a training step expects.
+        """
+        collector = Collector(self.parts, self.mode)
+        with collector.flags(), self._running(collector):
+            yield collector
+
+    def recalibrate(self, batches: Iterable[Any], alphas: int | Sequence[float], forward: Callable[[Any], Any]) -> None:
+        """Collect statistics for a grid of levels, and keep them; see :meth:`SubspaceModel.recalibrate`."""
+        full = self.mode.is_full
+        levels = sorted({self.mode.snap(alpha) for alpha in calibration.level_grid(alphas) if not full(alpha)})
+        if self.needs_data(levels):
+            self.statistics = self._collected(batches, levels, forward)
+
+    def recalibrate_full(self, batches: Iterable[Any], forward: Callable[[Any], Any]) -> None:
+        """Collect statistics for alpha = 1, and put them where it reads them: the network's own running statistics.
+
+        Where alpha = 1 compresses, too, they become a stored level.
+
+        Args:
+            batches: Batches of training data.
+            forward: What to do with a batch, such that the networks run.
+
+        Raises:
+            ValueError: No batch was given.
+        """
+        if not self.needs_data([1.0]):
+            return
+        collected = self._collected(batches, [1.0], forward)
+        if not self.mode.is_full(1.0):
+            self.statistics = collected
+            return
+        with torch.no_grad():
+            for part in self.parts:
+                for name, value in part.own(collected[1.0]).items():
+                    part.network.tensor(name).copy_(value)
+
+    def _collected(
+        self, batches: Iterable[Any], levels: Sequence[float], forward: Callable[[Any], Any]
+    ) -> LevelTensors:
+        with torch.inference_mode(False), torch.no_grad(), self.collecting() as collector:
+            return calibration.collect(collector, batches, levels, forward)
+
+    def reduce_ranges(self) -> None:
+        """In a distributed run, replace the ranges of quantized inputs by their mean over the ranks.
+
+        All ranks must have trained the same levels.
+        """
+        self.ranges = {
+            level: calibration.over_ranks(dict(ranges)) if ranges else ranges for level, ranges in self._ranges.items()
+        }

@@ -1,0 +1,136 @@
+"""What a checkpoint and a file hold of a subspace, and how a network takes it over."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lcs.graph.tracing.example_inputs import Arguments
+from lightning_lcs.subspace import endpoints
+from lightning_lcs.subspace.mode import Mode
+from lightning_lcs.subspace.modes.registry import mode_to_dict
+from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.norms import state_without_statistics
+
+LevelTensors = Mapping[float, Mapping[str, Tensor]]
+"""Tensors by level and qualified name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SubspaceState:
+    """A subspace apart from the weights of its networks, which are endpoint 1.
+
+    Attributes:
+        mode: The mode.
+        subspace: "line" or "point".
+        line_parameters: What lies on the line: "norm", "backbone" or "all".
+        norm: What became of batch norms: "keep", "instance" or "group".
+        targets: The names of the networks.
+        shapes: The shape of each parameter of the networks, by qualified name.
+        endpoint_0: Endpoint 0 of each parameter on the line, by qualified name.
+        statistics: The batch-norm statistics of the levels.
+        ranges: The ranges of quantized inputs, by level.
+        inputs: An example call of each network; ``None`` where it is not known.
+    """
+
+    mode: Mode
+    subspace: str
+    line_parameters: str
+    norm: str
+    targets: list[str]
+    shapes: dict[str, list[int]]
+    endpoint_0: dict[str, Tensor]
+    statistics: LevelTensors
+    ranges: LevelTensors
+    inputs: list[Arguments | None]
+
+    def check(self, model: SubspaceState) -> None:
+        """Check that a model can take this state over.
+
+        Args:
+            model: The state of the model as it was built.
+
+        Raises:
+            ValueError: The model has another mode, subspace, line, norm or architecture.
+        """
+        for key in ("mode", "subspace", "line_parameters", "norm"):
+            theirs, mine = _plain(getattr(self, key)), _plain(getattr(model, key))
+            if mine != theirs and not (key == "line_parameters" and self.subspace == "point"):
+                raise ValueError(
+                    f"the checkpoint holds {key}={theirs!r}, and this model was built with {key}={mine!r}; build it as "
+                    "it was trained"
+                )
+        if model.shapes != self.shapes:
+            raise ValueError(
+                f"the checkpoint is of another architecture: {shape_difference(model.shapes, self.shapes)}"
+            )
+        here, there = ({name: list(v.shape) for name, v in state.endpoint_0.items()} for state in (model, self))
+        if here != there:
+            raise ValueError(f"the checkpoint lies on another line: {shape_difference(here, there)}")
+
+    def apply(self, parts: Sequence[Part]) -> None:
+        """Give networks, which have the shapes of this state, its second endpoint and its example calls."""
+        with torch.no_grad():
+            for part in parts:
+                for name, endpoint in part.endpoints.items():
+                    endpoint.copy_(self.endpoint_0[part.prefix + name])
+                endpoints.settle(part.network.module)
+        for part, arguments in zip(parts, self.inputs, strict=False):
+            if arguments is not None:
+                part.network.remember(*arguments)
+
+    def state_names(self, module: nn.Module) -> set[str]:
+        """The names of the ``state_dict`` that a module has once its norms are as in this state."""
+        return set(module.state_dict()) if self.norm == "keep" else state_without_statistics(module)
+
+    def networks_in(
+        self, module: nn.Module, weights: Mapping[str, Tensor]
+    ) -> tuple[nn.Module | dict[str, nn.Module], dict[str, Tensor]]:
+        """The networks of a module, and its weights.
+
+        Args:
+            module: The LightningModule that was trained, or its only network.
+            weights: The ``state_dict`` of the LightningModule.
+
+        Returns:
+            The networks for :class:`SubspaceModel`, and the weights by the names of ``module``.
+
+        Raises:
+            ValueError: The module has another architecture.
+        """
+        weights, targets = dict(weights), self.targets
+        prefix = f"{targets[0]}." if targets[0] else ""
+        networks: nn.Module | dict[str, nn.Module]
+        if len(targets) > 1:
+            networks = {name: module.get_submodule(name) for name in targets}
+        elif self.state_names(module) == set(weights):
+            networks = module.get_submodule(targets[0])
+        else:
+            # Not the LightningModule, so its network: the weights lie under the name of the target.
+            weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+            networks = module
+        names = self.state_names(module)
+        shapes = {name: list(value.shape) for name, value in module.state_dict().items() if name in names}
+        theirs = {name: list(value.shape) for name, value in weights.items()}
+        if shapes != theirs:
+            raise ValueError(f"the checkpoint is of another architecture: {shape_difference(shapes, theirs)}")
+        return networks, weights
+
+
+def parameter_shapes(parts: Sequence[Part]) -> dict[str, list[int]]:
+    """The shapes of the parameters of networks by qualified name, without second endpoints."""
+    return {part.prefix + name: list(value.shape) for part in parts for name, value in part.user_parameters()}
+
+
+def shape_difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """The first difference between shapes here and shapes in a checkpoint, in words."""
+    name = next(name for name in (*mine, *theirs) if mine.get(name) != theirs.get(name))
+    return f"{name} has shape {mine.get(name)} here and {theirs.get(name)} in the checkpoint"
+
+
+def _plain(value: Any) -> Any:
+    return mode_to_dict(value) if isinstance(value, Mode) else value
