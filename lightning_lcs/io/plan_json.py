@@ -60,7 +60,7 @@ class DimTable:
         if atom not in self._numbers:
             self._numbers[atom] = len(self.atoms)
             s = self._structure
-            self.atoms.append([s.sizes[atom], s.steps.get(atom, 1), s.frozen.get(atom)])
+            self.atoms.append([s.sizes[atom], s.steps.get(atom, 1), s.kept_whole.get(atom)])
         return self._numbers[atom]
 
 
@@ -77,7 +77,7 @@ def plan_from_data(data: Any) -> tuple[ChannelPlan, list[Dim]]:
         structure.sizes.append(size)
         structure.steps[number] = step
         if why is not None:
-            structure.frozen[number] = why
+            structure.kept_whole[number] = why
     atoms = len(structure.sizes)
     dims: list[Dim] = [
         tuple([tuple([natural(atom, atoms) for atom in listed(term, "a term")]) for term in listed(dim, "a dim")])

@@ -114,7 +114,7 @@ def _replaced(part: Part, mode: Mode) -> tuple[list[list[str]], int, int]:
 
 def _whole(part: Part, mode: Mode) -> list[tuple[str, str]]:
     if isinstance(mode, Structured):
-        kept = part.network.plan.whole().items()
+        kept = part.network.plan.dimensions_kept_whole().items()
         return [(f"{name}, dimension {axis}", why) for name, dims in kept for axis, why in dict.fromkeys(dims)]
     return list(left_whole(part.network.module, mode, part.compressed).items())
 

@@ -42,9 +42,9 @@ def warn_of_whole(module: nn.Module, mode: Mode, compressed: Iterable[str]) -> N
     _warn(module, whole, stacklevel=5)
 
 
-def warn_of_frozen(module: nn.Module, plan: ChannelPlan) -> None:
+def warn_of_kept_whole(module: nn.Module, plan: ChannelPlan) -> None:
     """The same in structured mode, where ops without a rule keep what they touch at full width."""
-    _warn(module, plan.left_whole(), stacklevel=5)
+    _warn(module, plan.tensors_kept_whole(), stacklevel=5)
 
 
 def warn_of_lost(lost: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 Every dimension of a tensor is a *sum of products of atoms*: concatenation makes a sum, flattening makes a product.
 An atom is a set of channels that shrink together; `Structure.unify` states that two dimensions must agree, and so
-merges or refines atoms until they do. What cannot be made to agree is *frozen*: kept whole, with the op that froze it.
+merges or refines atoms until they do. What cannot be made to agree is *kept_whole*: kept whole, with the op that froze it.
 
     Dim  = (Term, ...)     summed, in memory order
     Term = (atom, ...)     multiplied, outermost first; the empty term has size 1
@@ -45,7 +45,7 @@ class Structure:
     Attributes:
         sizes: size of each atom, by id.
         bound: atoms that turned out to be made of others.
-        frozen: atoms kept whole, with the reason.
+        kept_whole: atoms kept whole, with the reason.
         products: flattened pairs seen so far.
         least: channels that every group keeps.
         steps: atom -> the number that its kept channels are a multiple of.
@@ -53,21 +53,21 @@ class Structure:
 
     sizes: list[int] = dataclasses.field(default_factory=list)
     bound: dict[int, Dim] = dataclasses.field(default_factory=dict)
-    frozen: dict[int, str] = dataclasses.field(default_factory=dict)
+    kept_whole: dict[int, str] = dataclasses.field(default_factory=dict)
     products: set[Term] = dataclasses.field(default_factory=set)
     least: int = 1
     steps: dict[int, int] = dataclasses.field(default_factory=dict)
 
     # -- making dimensions ------------------------------------------------------------------------------------------
 
-    def fresh(self, size: int, frozen: str | None = None) -> Dim:
-        """A dimension of one new atom (none for size 1, and nothing for size 0), frozen for the reason given."""
+    def fresh(self, size: int, kept_whole: str | None = None) -> Dim:
+        """A dimension of one new atom (none for size 1, and nothing for size 0), kept_whole for the reason given."""
         if size < 2:
             return ONE * size
         self.sizes.append(size)
         atom = len(self.sizes) - 1
-        if frozen is not None:
-            self.frozen[atom] = frozen
+        if kept_whole is not None:
+            self.kept_whole[atom] = kept_whole
         return ((atom,),)
 
     def times(self, outer: Dim, inner: Dim, why: str) -> Dim:
@@ -75,9 +75,9 @@ class Structure:
         outer, inner = self.resolve(outer), self.resolve(inner)
         if len(inner) > 1 and outer != ONE:
             # For each element of the outer dimension the whole inner sum: only writable with the outer one spelled out.
-            self.freeze(outer, why)
+            self.keep_whole(outer, why)
             if self.size(outer) > MOST_COPIES:
-                self.freeze(inner, why)
+                self.keep_whole(inner, why)
                 return self.fresh(self.size(outer) * self.size(inner), why)
             return inner * self.size(outer)
         product = tuple(a + b for a in outer for b in inner)
@@ -107,7 +107,7 @@ class Structure:
             return tuple(a + inner[0] for a in outer)
         if outer == ONE:
             return inner
-        self.freeze(outer, "it multiplies a concatenation")
+        self.keep_whole(outer, "it multiplies a concatenation")
         return inner * self.size(outer)
 
     def term_size(self, term: Term) -> int:
@@ -119,26 +119,26 @@ class Structure:
         return sum(self.term_size(term) for term in dim)
 
     def free(self, dim: Dim) -> list[int]:
-        """The atoms of a dimension that are not frozen."""
-        return [atom for term in self.resolve(dim) for atom in term if atom not in self.frozen]
+        """The atoms of a dimension that are not kept_whole."""
+        return [atom for term in self.resolve(dim) for atom in term if atom not in self.kept_whole]
 
     # -- stating facts ----------------------------------------------------------------------------------------------
 
-    def freeze(self, dim: Dim, why: str) -> None:
+    def keep_whole(self, dim: Dim, why: str) -> None:
         """Keep a dimension whole; the first reason given stays."""
         for term in self.resolve(dim):
             for atom in term:
-                self.frozen.setdefault(atom, why)
+                self.kept_whole.setdefault(atom, why)
 
     def unify(self, a: Dim, b: Dim, why: str) -> None:
-        """State that two dimensions are one; on a mismatch of sizes both are frozen, with ``why``."""
+        """State that two dimensions are one; on a mismatch of sizes both are kept_whole, with ``why``."""
         while True:
             a, b = self.resolve(a), self.resolve(b)
             if a == b:
                 return
             if self.size(a) != self.size(b):
-                self.freeze(a, why)
-                self.freeze(b, why)
+                self.keep_whole(a, why)
+                self.keep_whole(b, why)
                 return
             if not self._refine(a, b, why):
                 return
@@ -162,11 +162,11 @@ class Structure:
             return True
         if len(long) > 1:
             # (g, x) against a concatenation: g copies of x, with g kept whole.
-            self.freeze((long[:-1],), why)
+            self.keep_whole((long[:-1],), why)
             outer = self.term_size(long[:-1])
             if outer > MOST_COPIES:
-                self.freeze(a, why)
-                self.freeze(b, why)
+                self.keep_whole(a, why)
+                self.keep_whole(b, why)
                 return False
             return self._spell_out(a, b, long, outer, why)
         self._bind(long[0], self.fresh(short) + self.fresh(self.sizes[long[0]] - short))
@@ -195,7 +195,7 @@ class Structure:
             return True
         big, small = (x, y) if self.sizes[x] > self.sizes[y] else (y, x)
         if self.sizes[big] % self.sizes[small]:
-            self.freeze((s, t), why)
+            self.keep_whole((s, t), why)
             return False
         outer = self.fresh(self.sizes[big] // self.sizes[small])
         self._bind(big, ((outer[0][0], small),))
@@ -204,8 +204,8 @@ class Structure:
     def _bind(self, atom: int, dim: Dim) -> None:
         self.bound[atom] = dim
         self.products.update(term for term in dim if len(term) > 1)
-        if atom in self.frozen:
-            self.freeze(dim, self.frozen[atom])
+        if atom in self.kept_whole:
+            self.keep_whole(dim, self.kept_whole[atom])
 
     # -- taking dimensions apart ------------------------------------------------------------------------------------
 
@@ -226,17 +226,17 @@ class Structure:
         self.unify(dim, (term,), why)
         resolved = [self.resolve(factor) for factor in factors]
         if self._spelled(dim) != self._spelled((term,)):
-            self.freeze(dim, why)
+            self.keep_whole(dim, why)
             for factor in resolved:
-                self.freeze(factor, why)
+                self.keep_whole(factor, why)
         return resolved
 
     def _spelled(self, dim: Dim) -> list[Term]:
-        """A dimension with the frozen outer factors of each product written as so many copies of the rest."""
+        """A dimension with the kept_whole outer factors of each product written as so many copies of the rest."""
         terms: list[Term] = []
         for term in self.resolve(dim):
             inner = list(term)
-            while len(inner) > 1 and inner[0] in self.frozen:
+            while len(inner) > 1 and inner[0] in self.kept_whole:
                 inner.pop(0)
             terms.extend([tuple(inner)] * (self.term_size(term) // self.term_size(tuple(inner))))
         return terms
@@ -252,9 +252,9 @@ class Structure:
             changed = False
             for product in list(self.products):
                 for term in self.resolve((product,)):
-                    free = [atom for atom in term if atom not in self.frozen]
+                    free = [atom for atom in term if atom not in self.kept_whole]
                     for atom in free[:-1]:
-                        self.frozen[atom] = "an inner dimension of the same product is sliced instead"
+                        self.kept_whole[atom] = "an inner dimension of the same product is sliced instead"
                         changed = True
 
     def round_to(self, multiple: int, dims: Iterable[Dim]) -> None:
@@ -262,7 +262,7 @@ class Structure:
         for dim in dims:
             for term in self.resolve(dim):
                 for atom in term:
-                    if atom not in self.frozen:
+                    if atom not in self.kept_whole:
                         others = self.term_size(term) // self.sizes[atom]
                         step = multiple // math.gcd(multiple, others)
                         self.steps[atom] = math.lcm(self.steps.get(atom, 1), step)
@@ -275,7 +275,7 @@ class Structure:
 
     def _channels(self, atom: int, width: float, chosen: Chosen) -> Sequence[int]:
         size = self.sizes[atom]
-        if atom in self.frozen:
+        if atom in self.kept_whole:
             return range(size)
         return chosen.get(atom) or range(kept_channels(size, width, self.steps.get(atom, 1), self.least))
 

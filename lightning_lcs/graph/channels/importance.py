@@ -74,7 +74,7 @@ def _by_atom(structure: Structure, dim: Dim, values: Tensor) -> list[tuple[int, 
         block = values[offset : offset + math.prod(sizes)].reshape(sizes)
         offset += math.prod(sizes)
         for place, atom in enumerate(term):
-            if atom not in structure.frozen:
+            if atom not in structure.kept_whole:
                 parts.append((atom, block.movedim(place, 0).flatten(1).sum(1) if len(term) > 1 else block))
     return parts
 

@@ -60,23 +60,23 @@ class ChannelPlan:
         """For every tensor, whether any of its dimensions shrinks."""
         return {name: any(self.structure.free(dim) for dim in dims) for name, dims in self.tensors.items()}
 
-    def whole(self) -> dict[str, list[tuple[int, str]]]:
+    def dimensions_kept_whole(self) -> dict[str, list[tuple[int, str]]]:
         """Dimensions kept whole although they are not inputs or outputs: tensor -> (dimension, what froze it)."""
         found: dict[str, list[tuple[int, str]]] = {}
         for name, dims in self.tensors.items():
             for axis, dim in enumerate(dims):
                 for term in self.structure.resolve(dim):
-                    reasons = [self.structure.frozen[atom] for atom in term if atom in self.structure.frozen]
+                    reasons = [self.structure.kept_whole[atom] for atom in term if atom in self.structure.kept_whole]
                     if len(reasons) == len(term) and reasons and reasons[-1] not in _EXPECTED:
                         found.setdefault(name, []).append((axis, reasons[-1]))
         return found
 
-    def left_whole(self) -> dict[str, str]:
+    def tensors_kept_whole(self) -> dict[str, str]:
         """Tensors of which nothing shrinks because of an op, and not of ``keep``: name -> the op."""
         sliced = self.sliced()
         return {
             name: dims[0][1]
-            for name, dims in self.whole().items()
+            for name, dims in self.dimensions_kept_whole().items()
             if not sliced[name] and not dims[0][1].startswith("keep=")
         }
 
@@ -90,9 +90,9 @@ class ChannelPlan:
             f"{sliced} of {len(self.tensors)} parameters and buffers are sliced; at width {width:g} they hold "
             f"{kept:,} of {full:,} numbers ({kept / max(full, 1):.1%})"
         ]
-        for name, dims in self.whole().items():
+        for name, dims in self.dimensions_kept_whole().items():
             lines.extend(f"  kept whole: {name}, dimension {axis} ({why})" for axis, why in dict.fromkeys(dims))
-        others = [name for name, cut in self.sliced().items() if not cut and name not in self.whole()]
+        others = [name for name, cut in self.sliced().items() if not cut and name not in self.dimensions_kept_whole()]
         if others:
             more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
             lines.append(f"  of inputs and outputs, or single numbers: {', '.join(others[:_NAMED])}{more}")

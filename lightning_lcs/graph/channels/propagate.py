@@ -40,8 +40,8 @@ def propagate(trace: Trace, plan: ChannelPlan) -> list[SizeArgument]:
             size_arguments.extend((node, path, dim) for path, dim in call.resized.items())
         elif node.op == "output":
             for result in node.all_input_nodes:
-                _freeze_all(structure, known.get(result), "output of the network")
-    _freeze_loose(structure, tensors)
+                _keep_all_whole(structure, known.get(result), "output of the network")
+    _keep_unshared_whole(structure, tensors)
     structure.settle()
     # A network has few different dimensions once all that was learnt is written into them: a width is quickly set.
     for name, dims in tensors.items():
@@ -50,12 +50,12 @@ def propagate(trace: Trace, plan: ChannelPlan) -> list[SizeArgument]:
     return [(node, path, structure.resolve(dim)) for node, path, dim in size_arguments]
 
 
-def _freeze_loose(structure: Structure, tensors: dict[str, Dims]) -> None:
+def _keep_unshared_whole(structure: Structure, tensors: dict[str, Dims]) -> None:
     """Keep whole what no parameter or buffer shares: sizes of tensors that the code makes and ties to no channels."""
     tied = {atom for dims in tensors.values() for dim in dims for term in structure.resolve(dim) for atom in term}
     for atom in range(len(structure.sizes)):
         if atom not in structure.bound and atom not in tied:
-            structure.freeze(((atom,),), "shared by no parameter")
+            structure.keep_whole(((atom,),), "shared by no parameter")
 
 
 def _placeholder(trace: Trace, node: fx.Node, plan: ChannelPlan) -> Dims | None:
@@ -69,10 +69,10 @@ def _placeholder(trace: Trace, node: fx.Node, plan: ChannelPlan) -> Dims | None:
         if name not in tensors:
             # Integer buffers are tables of positions: their values would have to shrink with their sizes.
             why = kept_by(plan.keep, name) if value.is_floating_point() else "an integer buffer"
-            tensors[name] = [structure.fresh(size, frozen=why) for size in shape]
+            tensors[name] = [structure.fresh(size, kept_whole=why) for size in shape]
         return tensors[name]
     why = "input of the network" if node.name in trace.inputs else "a constant in the code"
-    return [structure.fresh(size, frozen=why) for size in shape]
+    return [structure.fresh(size, kept_whole=why) for size in shape]
 
 
 def kept_by(patterns: Iterable[str], name: str) -> str | None:
@@ -92,7 +92,7 @@ def _apply(call: Call) -> Any:
         result = rule(call)
         if not isinstance(value, Tensor) or _fits(call, result):
             return result
-    call.freeze_inputs()
+    call.keep_inputs_whole()
     return _whole(call, value)
 
 
@@ -107,18 +107,18 @@ def _fits(call: Call, dims: Dims) -> bool:
 
 def _whole(call: Call, value: Any) -> Any:
     if isinstance(value, Tensor):
-        return call.whole([hint(size) for size in value.shape], call.why)
+        return call.whole_dims([hint(size) for size in value.shape], call.why)
     if isinstance(value, (list, tuple)):
         return [_whole(call, item) for item in value]
     return None
 
 
-def _freeze_all(structure: Structure, dims: Any, why: str) -> None:
+def _keep_all_whole(structure: Structure, dims: Any, why: str) -> None:
     for item in dims or []:
         if isinstance(item, list):
-            _freeze_all(structure, item, why)
+            _keep_all_whole(structure, item, why)
         else:
-            structure.freeze(item, why)
+            structure.keep_whole(item, why)
 
 
 def is_batch_statistic(node: fx.Node) -> bool:

@@ -81,19 +81,19 @@ class Call:
             if value != -1:
                 self.resized[path] = dim
         else:
-            self.structure.freeze(dim, f"a computed size of {self.why}")
+            self.structure.keep_whole(dim, f"a computed size of {self.why}")
 
-    def whole(self, shape: list[int], why: str) -> Dims:
+    def whole_dims(self, shape: list[int], why: str) -> Dims:
         """New dimensions that are never sliced."""
-        return [self.structure.fresh(size, frozen=why) for size in shape]
+        return [self.structure.fresh(size, kept_whole=why) for size in shape]
 
-    def freeze_inputs(self) -> None:
+    def keep_inputs_whole(self) -> None:
         """Keep whole every dimension that this op reads."""
         for tensor in self.tensors():
             known = self.known.get(tensor, [])
             for dims in known if known and isinstance(known[0], list) else [known]:
                 for dim in dims:
-                    self.structure.freeze(dim, self.why)
+                    self.structure.keep_whole(dim, self.why)
 
     def broadcast(self, tensors: list[fx.Node]) -> Dims:
         """Dimensions of an elementwise result: aligned from the right, those of equal size unified."""

@@ -15,7 +15,7 @@ def select(call: Call) -> Dims:
     """One entry of a dimension, which goes."""
     x = call.dims(call.arg(0, "self"))
     axis = _axis(call, 1, len(x))
-    call.structure.freeze(x[axis], call.why)
+    call.structure.keep_whole(x[axis], call.why)
     return [*x[:axis], *x[axis + 1 :]]
 
 
@@ -23,7 +23,7 @@ def unbind(call: Call) -> list[Dims]:
     """All entries of a dimension, which goes."""
     x = call.dims(call.arg(0, "self"))
     axis = _axis(call, 1, len(x))
-    call.structure.freeze(x[axis], call.why)
+    call.structure.keep_whole(x[axis], call.why)
     return [[*x[:axis], *x[axis + 1 :]] for _ in call.node.meta["val"]]
 
 
@@ -33,18 +33,18 @@ def index(call: Call) -> Dims:
     indexed = [axis for axis, item in enumerate(indices) if item is not None]
     tensors = [indices[axis] for axis in indexed]
     if any(str(tensor.meta["val"].dtype) == "torch.bool" for tensor in tensors):
-        call.freeze_inputs()
-        return call.whole(call.out_shape, call.why)
+        call.keep_inputs_whole()
+        return call.whole_dims(call.out_shape, call.why)
     for tensor in tensors:
         for dim in call.dims(tensor):
-            call.structure.freeze(dim, call.why)
+            call.structure.keep_whole(dim, call.why)
     for axis in indexed:
-        call.structure.freeze(x[axis], call.why)
+        call.structure.keep_whole(x[axis], call.why)
     rank = max(len(call.dims(tensor)) for tensor in tensors)
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     at = indexed[0] if adjacent else 0
     out = [dim for axis, dim in enumerate(x) if axis not in indexed]
-    picked = call.whole(call.out_shape[at : at + rank], "picked by index")
+    picked = call.whole_dims(call.out_shape[at : at + rank], "picked by index")
     return [*out[:at], *picked, *out[at:]]
 
 
@@ -52,14 +52,14 @@ def index_select(call: Call) -> Dims:
     """Entries of one dimension, by a list of positions."""
     x = call.dims(call.arg(0, "self"))
     axis = _axis(call, 1, len(x))
-    call.structure.freeze(x[axis], call.why)
-    return [*x[:axis], *call.whole([call.out_shape[axis]], call.why), *x[axis + 1 :]]
+    call.structure.keep_whole(x[axis], call.why)
+    return [*x[:axis], *call.whole_dims([call.out_shape[axis]], call.why), *x[axis + 1 :]]
 
 
 def embedding(call: Call) -> Dims:
     """One row of a table for each index."""
     weight, indices = call.dims(call.arg(0, "weight")), call.arg(1, "indices")
-    call.structure.freeze(weight[0], "entries of a table")
+    call.structure.keep_whole(weight[0], "entries of a table")
     return [*call.dims(indices), weight[1]]
 
 
@@ -68,7 +68,7 @@ def along(call: Call) -> Dims:
     x = call.dims(call.arg(0, "self"))
     axes = call.arg(_ALONG[call.name], "dims", call.arg(_ALONG[call.name], "dim"))
     for axis in range(len(x)) if axes in (None, []) else [axes] if isinstance(axes, int) else axes:
-        call.structure.freeze(x[axis], call.why)
+        call.structure.keep_whole(x[axis], call.why)
     return x
 
 
@@ -76,8 +76,8 @@ def ordered(call: Call) -> list[Dims]:
     """Sorted along one dimension, all of it or its first: values and indices."""
     x = call.dims(call.arg(0, "self"))
     axis = _axis(call, _ORDERED[call.name], len(x), -1)
-    call.structure.freeze(x[axis], call.why)
-    picked = call.whole([hint(call.node.meta["val"][0].shape[axis])], call.why)
+    call.structure.keep_whole(x[axis], call.why)
+    picked = call.whole_dims([hint(call.node.meta["val"][0].shape[axis])], call.why)
     return [[*x[:axis], *picked, *x[axis + 1 :]] for _ in range(2)]
 
 
@@ -85,11 +85,11 @@ def gather(call: Call) -> Dims:
     """Entries picked along one dimension, apart for all others."""
     x, picked = call.dims(call.arg(0, "self")), call.arg(2, "index")
     axis = _axis(call, 1, len(x))
-    call.structure.freeze(x[axis], call.why)
+    call.structure.keep_whole(x[axis], call.why)
     out = call.dims(picked) if isinstance(picked, fx.Node) else x
     for position, (ours, theirs) in enumerate(zip(x, out, strict=True)):
         if position == axis:
-            call.structure.freeze(theirs, call.why)
+            call.structure.keep_whole(theirs, call.why)
         else:
             call.unify(ours, theirs)
     return [call.structure.resolve(dim) for dim in out]

@@ -28,7 +28,7 @@ def convolution(call: Call) -> Dims:
     # A kernel of one place mixes nothing but channels: what it passes over may be cut itself.
     passed = call.shape(call.arg(0, "input"))[2:] == call.out_shape[2:]
     pointwise = passed and set(call.shape(call.arg(1, "weight"))[2:]) == {1}
-    places = x[2:] if pointwise else call.whole(call.out_shape[2:], "spatial")
+    places = x[2:] if pointwise else call.whole_dims(call.out_shape[2:], "spatial")
     if not pointwise:
         _keep_kernel(call, x, weight)
     out = _grouped(call, x[1], weight[0], weight[1], groups)
@@ -40,9 +40,9 @@ def convolution(call: Call) -> Dims:
 def _keep_kernel(call: Call, x: Dims, weight: Dims) -> None:
     """What a kernel moves over stays whole, and so does the kernel."""
     for dim in x[2:]:
-        call.structure.freeze(dim, call.why)
+        call.structure.keep_whole(dim, call.why)
     for dim in weight[2:]:
-        call.structure.freeze(dim, "spatial")
+        call.structure.keep_whole(dim, "spatial")
 
 
 def _grouped(call: Call, x: Dim, into: Dim, per_group: Dim, groups: int) -> Dim:
@@ -51,16 +51,18 @@ def _grouped(call: Call, x: Dim, into: Dim, per_group: Dim, groups: int) -> Dim:
         call.unify(x, per_group)
         return into
     if structure.size(per_group) == 1:
-        multiplier = structure.fresh(structure.size(into) // groups, frozen="the multiplier of a depthwise convolution")
+        multiplier = structure.fresh(
+            structure.size(into) // groups, kept_whole="the multiplier of a depthwise convolution"
+        )
         call.unify(into, structure.times(x, multiplier, call.why))
         call.resize((6,), x)
         return into
-    kept_groups = structure.fresh(groups, frozen="groups of a convolution")
+    kept_groups = structure.fresh(groups, kept_whole="groups of a convolution")
     call.unify(x, structure.times(kept_groups, per_group, call.why))
     if structure.size(into) > groups:
-        structure.freeze(structure.factor(into, [groups, structure.size(into) // groups], call.why)[0], "groups")
+        structure.keep_whole(structure.factor(into, [groups, structure.size(into) // groups], call.why)[0], "groups")
     else:
-        structure.freeze(into, call.why)
+        structure.keep_whole(into, call.why)
     return into
 
 
@@ -76,11 +78,11 @@ def conv_transpose(call: Call) -> Dims:
         call.resize((6,), out)
     elif groups > 1:
         kept_groups, _ = call.structure.factor(x[1], [groups, into // groups], call.why)
-        call.structure.freeze(kept_groups, "groups of a convolution")
+        call.structure.keep_whole(kept_groups, "groups of a convolution")
         out = call.structure.times(kept_groups, out, call.why)
     if bias is not None:
         call.unify(call.dims(bias)[0], out)
-    return [x[0], call.structure.resolve(out), *call.whole(call.out_shape[2:], "spatial")]
+    return [x[0], call.structure.resolve(out), *call.whole_dims(call.out_shape[2:], "spatial")]
 
 
 def batch_norm(call: Call) -> Dims:
@@ -107,7 +109,9 @@ def group_norm(call: Call) -> Dims:
     if groups == size:
         call.resize((1,), x[1])
     elif groups > 1:
-        call.structure.freeze(call.structure.factor(x[1], [groups, size // groups], call.why)[0], "groups of a norm")
+        call.structure.keep_whole(
+            call.structure.factor(x[1], [groups, size // groups], call.why)[0], "groups of a norm"
+        )
     return [call.structure.resolve(dim) for dim in x]
 
 
@@ -129,16 +133,16 @@ def pool(call: Call) -> Dims:
     x = call.dims(call.arg(0, "self"))
     spatial = _SPATIAL[call.name]
     for dim in x[-spatial:]:
-        call.structure.freeze(dim, call.why)
-    return [*x[:-spatial], *call.whole(call.out_shape[-spatial:], "spatial")]
+        call.structure.keep_whole(dim, call.why)
+    return [*x[:-spatial], *call.whole_dims(call.out_shape[-spatial:], "spatial")]
 
 
 def sampled(call: Call) -> Dims:
     """Values of an image at the places that a grid names: batch and channels pass."""
     x, grid = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "grid"))
     for dim in (*x[2:], *grid):
-        call.structure.freeze(dim, call.why)
-    return [*x[:2], *call.whole(call.out_shape[2:], "spatial")]
+        call.structure.keep_whole(dim, call.why)
+    return [*x[:2], *call.whole_dims(call.out_shape[2:], "spatial")]
 
 
 _SPATIAL = {
@@ -163,11 +167,11 @@ def pad(call: Call) -> Dims:
         elif (
             call.structure.free(dim) and isinstance(before, int) and isinstance(after, int) and min(before, after) >= 0
         ):
-            padding = [call.structure.fresh(n, frozen="padded channels") if n else () for n in (before, after)]
+            padding = [call.structure.fresh(n, kept_whole="padded channels") if n else () for n in (before, after)]
             out.append(padding[0] + dim + padding[1])
         else:
-            call.structure.freeze(dim, call.why)
-            out.append(call.structure.fresh(call.out_shape[axis], frozen="padded"))
+            call.structure.keep_whole(dim, call.why)
+            out.append(call.structure.fresh(call.out_shape[axis], kept_whole="padded"))
     return out
 
 

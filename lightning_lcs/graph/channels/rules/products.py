@@ -72,8 +72,8 @@ def einsum(call: Call) -> Dims:
     for term, tensor in zip(terms.split(","), call.arg(1, "tensors"), strict=True):
         dims = call.dims(tensor)
         if "." in term or len(term) != len(dims):
-            call.freeze_inputs()
-            return call.whole(call.out_shape, call.why)
+            call.keep_inputs_whole()
+            return call.whole_dims(call.out_shape, call.why)
         for letter, dim in zip(term, dims, strict=True):
             if letter not in letters or call.structure.size(letters[letter]) == 1:
                 letters[letter] = dim

@@ -56,7 +56,7 @@ def cell(call: Call) -> Dims | list[Dims]:
 
 def _gates(call: Call, hidden: Dim) -> Dim:
     count = _GATES[call.name.removesuffix("_cell")]
-    gates = call.structure.fresh(count, frozen="gates of a recurrent layer")
+    gates = call.structure.fresh(count, kept_whole="gates of a recurrent layer")
     return call.structure.times(gates, hidden, call.why)
 
 

@@ -40,14 +40,14 @@ def extreme(call: Call) -> Dims | list[Dims]:
     if call.name not in ("max", "min"):
         _placed(call, x, [axis])
     elif any(user.args[1] == 1 for user in call.node.users):
-        call.structure.freeze(x[axis], call.why)
+        call.structure.keep_whole(x[axis], call.why)
     out = [*x[:axis], *kept, *x[axis + 1 :]]
     return [out, out] if call.name in ("max", "min") else out
 
 
 def _placed(call: Call, x: Dims, axes: Iterable[int]) -> Dims:
     for axis in axes:
-        call.structure.freeze(x[axis], call.why)
+        call.structure.keep_whole(x[axis], call.why)
     return []
 
 

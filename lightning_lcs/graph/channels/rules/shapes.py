@@ -53,8 +53,8 @@ def _regroup(call: Call, dims: Dims, sizes: list[int]) -> Dims:
 def view(call: Call) -> Dims:
     """A reshape whose sizes are arguments; a view as another type is none."""
     if not isinstance(call.node.args[1], (list, tuple)):
-        call.freeze_inputs()
-        return call.whole(call.out_shape, call.why)
+        call.keep_inputs_whole()
+        return call.whole_dims(call.out_shape, call.why)
     out = regroup(call)
     sizes = list(call.node.args[1])
     for position, (size, dim) in enumerate(zip(sizes, out, strict=True)):
@@ -93,7 +93,7 @@ def expand(call: Call) -> Dims:
         dim = x[axis - lead] if axis >= lead else ONE
         if call.structure.size(dim) == 1 and size > 1:
             computed = not isinstance(call.node.args[1][axis], int)  # type: ignore[index]
-            dim = call.structure.fresh(size, frozen="expanded to a computed size" if computed else None)
+            dim = call.structure.fresh(size, kept_whole="expanded to a computed size" if computed else None)
         if call.structure.free(dim):
             call.resize((1, axis), dim)
         out.append(dim)
@@ -150,10 +150,12 @@ def cut(call: Call) -> Dims:
     start, end, step = call.arg(2, "start", None), call.arg(3, "end", None), call.arg(4, "step", 1)
     if not call.structure.free(x[axis]) or call.out_shape == shape:
         size = call.out_shape[axis]
-        return [dim if i != axis or size == shape[i] else call.whole([size], call.why)[0] for i, dim in enumerate(x)]
+        return [
+            dim if i != axis or size == shape[i] else call.whole_dims([size], call.why)[0] for i, dim in enumerate(x)
+        ]
     if step != 1 or not isinstance(start, int | None) or not isinstance(end, int | None):
-        call.structure.freeze(x[axis], call.why)
-        return [*x[:axis], *call.whole([call.out_shape[axis]], call.why), *x[axis + 1 :]]
+        call.structure.keep_whole(x[axis], call.why)
+        return [*x[:axis], *call.whole_dims([call.out_shape[axis]], call.why), *x[axis + 1 :]]
     first, last, _ = slice(start, end).indices(shape[axis])
     sizes = [first, last - first, shape[axis] - last]
     parts = iter(call.structure.split(x[axis], [size for size in sizes if size], call.why))
@@ -178,7 +180,7 @@ def filled(call: Call) -> Dims:
     sizes = call.arg(place, "size")
     out: Dims = []
     for axis, size in enumerate(call.out_shape):
-        dim = call.structure.fresh(size, frozen=None if isinstance(sizes[axis], int) else "a computed size")
+        dim = call.structure.fresh(size, kept_whole=None if isinstance(sizes[axis], int) else "a computed size")
         call.resize((place, axis), dim)
         out.append(dim)
     return out
@@ -205,7 +207,7 @@ def stack(call: Call) -> Dims:
         for ours, theirs in zip(out, call.dims(other), strict=True):
             call.unify(ours, theirs)
     out = [call.structure.resolve(dim) for dim in out]
-    out.insert(call.arg(1, "dim", 0) % (len(out) + 1), call.structure.fresh(len(tensors), frozen="stacked tensors"))
+    out.insert(call.arg(1, "dim", 0) % (len(out) + 1), call.structure.fresh(len(tensors), kept_whole="stacked tensors"))
     return out
 
 
@@ -217,10 +219,10 @@ def repeat(call: Call) -> Dims:
     out: Dims = []
     for dim, count, size in zip(x, counts, call.out_shape, strict=True):
         if isinstance(count, int):
-            out.append(call.structure.times(call.structure.fresh(count, frozen="copies"), dim, call.why))
+            out.append(call.structure.times(call.structure.fresh(count, kept_whole="copies"), dim, call.why))
         else:
-            call.structure.freeze(dim, f"a computed size of {call.why}")
-            out.append(call.structure.fresh(size, frozen=call.why))
+            call.structure.keep_whole(dim, f"a computed size of {call.why}")
+            out.append(call.structure.fresh(size, kept_whole=call.why))
     return out
 
 
@@ -228,9 +230,9 @@ def repeat_interleave(call: Call) -> Dims:
     """Copies of each entry of a dimension."""
     x, count, axis = call.dims(call.arg(0, "self")), call.arg(1, "repeats"), call.arg(2, "dim")
     if not isinstance(count, int) or axis is None:
-        call.freeze_inputs()
-        return call.whole(call.out_shape, call.why)
-    copies = call.structure.fresh(count, frozen="copies")
+        call.keep_inputs_whole()
+        return call.whole_dims(call.out_shape, call.why)
+    copies = call.structure.fresh(count, kept_whole="copies")
     x[axis] = call.structure.times(x[axis], copies, call.why)
     return x
 
@@ -249,8 +251,8 @@ def narrow(call: Call) -> Dims:
     """As a slice, given by its length."""
     axis, start, length = call.node.args[1:4]
     if not (isinstance(start, int) and isinstance(length, int)):
-        call.freeze_inputs()
-        return call.whole(call.out_shape, call.why)
+        call.keep_inputs_whole()
+        return call.whole_dims(call.out_shape, call.why)
     call.node.target = torch.ops.aten.slice.Tensor
     call.node.args, call.node.kwargs = (call.node.args[0], axis, start, start + length), {}
     return cut(call)
@@ -272,43 +274,43 @@ def pixel_shuffle(call: Call) -> Dims:
     x, factor = call.dims(call.arg(0, "self")), int(call.arg(1, "upscale_factor"))
     channels = call.structure.size(x[-3]) // factor**2
     kept, inner = call.structure.factor(x[-3], [channels, factor**2], call.why)
-    call.structure.freeze(inner, "spatial")
-    return [*x[:-3], kept, *call.whole(call.out_shape[-2:], "spatial")]
+    call.structure.keep_whole(inner, "spatial")
+    return [*x[:-3], kept, *call.whole_dims(call.out_shape[-2:], "spatial")]
 
 
 def pixel_unshuffle(call: Call) -> Dims:
     """``(N, C, H * r, W * r) -> (N, C * r * r, H, W)``."""
     x, factor = call.dims(call.arg(0, "self")), int(call.arg(1, "downscale_factor"))
     for dim in x[-2:]:
-        call.structure.freeze(dim, call.why)
-    places = call.structure.fresh(factor**2, frozen="spatial")
-    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole(call.out_shape[-2:], "spatial")]
+        call.structure.keep_whole(dim, call.why)
+    places = call.structure.fresh(factor**2, kept_whole="spatial")
+    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole_dims(call.out_shape[-2:], "spatial")]
 
 
 def patches(call: Call) -> Dims:
     """``(N, C, H, W) -> (N, C * k * k, L)``: what a kernel sees at each place."""
     x, kernel = call.dims(call.arg(0, "self")), call.arg(1, "kernel_size")
     for dim in x[-2:]:
-        call.structure.freeze(dim, call.why)
-    places = call.structure.fresh(prod(kernel), frozen="spatial")
-    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole(call.out_shape[-1:], "spatial")]
+        call.structure.keep_whole(dim, call.why)
+    places = call.structure.fresh(prod(kernel), kept_whole="spatial")
+    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole_dims(call.out_shape[-1:], "spatial")]
 
 
 def folded(call: Call) -> Dims:
     """``(N, C * k * k, L) -> (N, C, H, W)``: the transpose of :func:`patches`."""
     x, kernel = call.dims(call.arg(0, "self")), call.arg(2, "kernel_size")
-    call.structure.freeze(x[-1], call.why)
+    call.structure.keep_whole(x[-1], call.why)
     kept, inner = call.structure.factor(x[-2], [call.structure.size(x[-2]) // prod(kernel), prod(kernel)], call.why)
-    call.structure.freeze(inner, "spatial")
-    return [*x[:-2], kept, *call.whole(call.out_shape[-2:], "spatial")]
+    call.structure.keep_whole(inner, "spatial")
+    return [*x[:-2], kept, *call.whole_dims(call.out_shape[-2:], "spatial")]
 
 
 def windows(call: Call) -> Dims:
     """``Tensor.unfold``: a dimension in windows; their entries become a last dimension."""
     x = call.dims(call.arg(0, "self"))
     axis = call.arg(1, "dimension") % len(x)
-    call.structure.freeze(x[axis], call.why)
-    new = call.whole([call.out_shape[axis], call.out_shape[-1]], call.why)
+    call.structure.keep_whole(x[axis], call.why)
+    new = call.whole_dims([call.out_shape[axis], call.out_shape[-1]], call.why)
     return [*x[:axis], new[0], *x[axis + 1 :], new[1]]
 
 
