@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from lightning_lcs.control import recording as _trace
+from lightning_lcs.control import recording as recordings
 from lightning_lcs.control.decision import Policy, Rules, State, decide, names
 from lightning_lcs.control.recording import Decision
 from lightning_lcs.control.sensors import SYSTEM, Forward, Readings, SystemReader
@@ -66,11 +66,11 @@ class RuntimeController:
         interval_s: least seconds between two readings: ``step()`` does nothing before.
         clock: seconds from any start, never backwards; used for everything, latencies too.
         read: gives readings by name, instead of a :class:`SystemReader` of those that the policies need.
-        trace: file for every decision, as JSON lines, which :func:`replay` takes; an old one is overwritten.
+        recording: file for every decision, as JSON lines, which :func:`replay` takes; an old one is overwritten.
 
     Raises:
         ImportError: a policy needs a reading that psutil gives, and it is missing.
-        OSError: ``trace`` can't be written.
+        OSError: ``recording`` can't be written.
         TypeError: a network without ``set_alpha`` or ``alpha``.
         ValueError: no policies, or levels or times out of range.
     """
@@ -85,7 +85,7 @@ class RuntimeController:
         interval_s: float = 0.1,
         clock: Callable[[], float] = time.monotonic,
         read: Callable[[], Mapping[str, Any]] | None = None,
-        trace: str | os.PathLike[str] | None = None,
+        recording: str | os.PathLike[str] | None = None,
     ) -> None:
         for name in ("alpha", "set_alpha"):
             if not hasattr(net, name):
@@ -108,11 +108,11 @@ class RuntimeController:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._trace: TextIO | None = None
-        if trace is not None:
-            Path(trace).parent.mkdir(parents=True, exist_ok=True)
-            self._trace = Path(trace).open("w")  # noqa: SIM115 - stop() closes it
-            self._write(_trace.header(self.policies, self.rules, self._state.alpha))
+        self._recording_file: TextIO | None = None
+        if recording is not None:
+            Path(recording).parent.mkdir(parents=True, exist_ok=True)
+            self._recording_file = Path(recording).open("w")  # noqa: SIM115 - stop() closes it
+            self._write(recordings.header_line(self.policies, self.rules, self._state.alpha))
         if self._state.alpha != net.alpha:
             net.set_alpha(self._state.alpha)
 
@@ -164,8 +164,8 @@ class RuntimeController:
                 self.net.set_alpha(state.alpha)
             self._state = state
             self.log.append(decision)
-            if self._trace is not None:
-                self._write(_trace.line(decision))
+            if self._recording_file is not None:
+                self._write(recordings.decision_line(decision))
             for name, standing in zip(names(self.policies), state.standings, strict=True):
                 if standing.error:
                     self._warn(
@@ -189,15 +189,15 @@ class RuntimeController:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, if there is one, and close the trace; the level stays."""
+        """End the thread, if there is one, and close the recording; the level stays."""
         if self._thread is not None:
             self._stopping.set()
             self._thread.join()
             self._thread = None
         with self._lock:
-            if self._trace is not None:
-                self._trace.close()
-                self._trace = None
+            if self._recording_file is not None:
+                self._recording_file.close()
+                self._recording_file = None
 
     def __enter__(self) -> RuntimeController:
         """The controller itself; ``stop()`` is called at the end of the block."""
@@ -229,16 +229,16 @@ class RuntimeController:
         return found
 
     def _write(self, text: str) -> None:
-        if self._trace is None:
+        if self._recording_file is None:
             return
         try:
-            self._trace.write(text + "\n")
-            self._trace.flush()
+            self._recording_file.write(text + "\n")
+            self._recording_file.flush()
         except OSError as error:
-            self._warn("trace", f"the trace ends here, it can't be written any more: {error}")
+            self._warn("recording", f"the recording ends here, it can't be written any more: {error}")
             with contextlib.suppress(OSError):
-                self._trace.close()
-            self._trace = None
+                self._recording_file.close()
+            self._recording_file = None
 
     def _warn(self, once: str, text: str) -> None:
         if once not in self._warned:
@@ -296,7 +296,7 @@ def _needs(policies: Sequence[Policy]) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """A reading as a trace holds it; what is no finite number is unknown."""
+    """A reading as a recording holds it; what is no finite number is unknown."""
     if value is None or isinstance(value, bool):
         return value
     return float(value) if math.isfinite(value) else None

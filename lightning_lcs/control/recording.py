@@ -30,15 +30,15 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class Decision:
-    """One line of a trace: what was read, the level chosen, and why."""
+    """One line of a recording: what was read, the level chosen, and why."""
 
     readings: Readings
     alpha: float
     reason: str
 
 
-class Trace(NamedTuple):
-    """What :func:`read_trace` found: rules, level before the first decision, policies as written, and decisions."""
+class Recording(NamedTuple):
+    """What :func:`read_recording` found: rules, level before the first decision, policies as written, and decisions."""
 
     rules: Rules
     alpha: float
@@ -46,11 +46,11 @@ class Trace(NamedTuple):
     decisions: tuple[Decision, ...]
 
 
-def header(policies: Sequence[Policy], rules: Rules, alpha: float) -> str:
-    """First line of a trace."""
+def header_line(policies: Sequence[Policy], rules: Rules, alpha: float) -> str:
+    """First line of a recording."""
     return json.dumps(
         {
-            "lightning_lcs_trace": VERSION,
+            "lightning_lcs_recording": VERSION,
             "levels": rules.levels,
             "dwell_s": rules.dwell_s,
             "alpha": alpha,
@@ -59,7 +59,7 @@ def header(policies: Sequence[Policy], rules: Rules, alpha: float) -> str:
     )
 
 
-def line(decision: Decision) -> str:
+def decision_line(decision: Decision) -> str:
     """One further line; what is unknown is left out of its readings, and floats are written exactly."""
     readings = {name: value for name, value in asdict(decision.readings).items() if value not in (None, ())}
     return json.dumps(
@@ -67,21 +67,21 @@ def line(decision: Decision) -> str:
     )
 
 
-def read_trace(path: str | os.PathLike[str]) -> Trace:
+def read_recording(path: str | os.PathLike[str]) -> Recording:
     """A trace as a controller wrote it; a last line that was cut off is left out.
 
     Raises:
         OSError: the file can't be read.
-        ValueError: it is not a trace, or one of another version.
+        ValueError: it is not a recording, or one of another version.
     """
     lines = Path(path).read_text().splitlines()
     try:
         first = json.loads(lines[0])
-        version = first["lightning_lcs_trace"]
+        version = first["lightning_lcs_recording"]
     except (IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a trace: its first line should be the header of one") from error
+        raise ValueError(f"{os.fspath(path)} is not a recording: its first line should be the header of one") from error
     if version != VERSION:
-        raise ValueError(f"{os.fspath(path)} is a trace of version {version}, and this is version {VERSION}")
+        raise ValueError(f"{os.fspath(path)} is a recording of version {version}, and this is version {VERSION}")
     decisions = []
     for number, text in enumerate(lines[1:], 2):
         try:
@@ -91,28 +91,28 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
                 break  # the process ended while it wrote
             raise ValueError(f"{os.fspath(path)}, line {number}: not a decision ({error})") from error
     rules = Rules(tuple(first["levels"]), first["dwell_s"])
-    return Trace(rules, first["alpha"], tuple(first["policies"]), tuple(decisions))
+    return Recording(rules, first["alpha"], tuple(first["policies"]), tuple(decisions))
 
 
 def replay(path: str | os.PathLike[str], policies: Sequence[Policy] | None = None) -> list[Decision]:
-    """Decide again, from a trace's readings alone.
+    """Decide again, from a recording's readings alone.
 
     With the policies that were recorded, the same levels come out, bit by bit. With others it shows what they would
-    have asked for *of the same readings*: that a latency would have been another at another level is not in a trace.
+    have asked for *of the same readings*: that a latency would have been another at another level is not in a recording.
 
     Args:
-        path: of the trace.
+        path: of the recording.
         policies: by default those that were recorded, which must be this package's own.
 
     Raises:
         OSError: the file can't be read.
-        ValueError: not a trace; or a recorded policy that is not this package's own, and none given.
+        ValueError: not a recording; or a recorded policy that is not this package's own, and none given.
     """
-    trace = read_trace(path)
-    chosen = [_remade(written) for written in trace.policies] if policies is None else list(policies)
-    state, found = State(trace.alpha), []
-    for recorded in trace.decisions:
-        state = decide(chosen, recorded.readings, state, trace.rules)
+    recording = read_recording(path)
+    chosen = [_remade(written) for written in recording.policies] if policies is None else list(policies)
+    state, found = State(recording.alpha), []
+    for recorded in recording.decisions:
+        state = decide(chosen, recorded.readings, state, recording.rules)
         found.append(Decision(recorded.readings, state.alpha, state.reason))
     return found
 

@@ -106,7 +106,7 @@ def test_psutil_is_asked_for_only_where_it_is_needed(monkeypatch):
         SystemReader(["batery"])
 
 
-def test_this_machine_gives_what_a_trace_can_hold():
+def test_this_machine_gives_what_a_recording_can_hold():
     found = SystemReader()()
     readings = Readings(time_s=0.0, **json.loads(json.dumps(found)))
     assert readings.memory_available is None or 0.0 < readings.memory_available <= 1.0
