@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO
 from lightning_lcs.control import recording as recordings
 from lightning_lcs.control.decision import Policy, Rules, State, decide, names
 from lightning_lcs.control.recording import Decision
-from lightning_lcs.control.sensors import SYSTEM, Forward, Readings, SystemReader
+from lightning_lcs.control.sensors import SYSTEM_READINGS, Forward, Readings, SystemReader
 
 DEFAULT_LEVELS = 7
 # Forwards kept between two steps, and decisions kept in the log: a controller may run for months.
@@ -166,11 +166,11 @@ class RuntimeController:
             self.log.append(decision)
             if self._recording_file is not None:
                 self._write(recordings.decision_line(decision))
-            for name, standing in zip(names(self.policies), state.standings, strict=True):
-                if standing.error:
+            for name, policy_state in zip(names(self.policies), state.policy_states, strict=True):
+                if policy_state.error:
                     self._warn(
                         f"policy {name}",
-                        f"the policy {name} raised {standing.error}; its last level, {standing.held:g}, stays",
+                        f"the policy {name} raised {policy_state.error}; its last level, {policy_state.held:g}, stays",
                     )
             return decision
 
@@ -292,7 +292,7 @@ def measure_profile(
 
 
 def _needs(policies: Sequence[Policy]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for policy in policies for name in getattr(policy, "needs", SYSTEM)))
+    return tuple(dict.fromkeys(name for policy in policies for name in getattr(policy, "needs", SYSTEM_READINGS)))
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from lightning_lcs.control.sensors import Readings
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """What a policy asks for.
 
     Attributes:
@@ -35,7 +35,7 @@ class View:
         readings: of this moment.
         alpha: the level at which the network runs.
         levels: all of them, the lowest first; ``alpha`` is one of them.
-        memory: of the policy's last :class:`Ask`; None before the first.
+        memory: of the policy's last :class:`Request`; None before the first.
     """
 
     readings: Readings
@@ -55,8 +55,8 @@ class View:
 
 
 # A function of what it sees, and of nothing else, if its decisions shall be replayable. A number is short for
-# ``Ask(number)``, None abstains; either leaves the memory as it is.
-Policy = Callable[[View], "Ask | float | None"]
+# ``Request(number)``, None abstains; either leaves the memory as it is.
+Policy = Callable[[View], "Request | float | None"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Rules:
         return max((level for level in self.levels if level <= alpha), default=self.levels[0])
 
 
-class Standing(NamedTuple):
+class PolicyState(NamedTuple):
     """What is kept of one policy: its memory and, while it fails, the level that it holds and its error."""
 
     memory: Any = None
@@ -103,13 +103,13 @@ class State:
         alpha: the level, one of the rules'.
         since_s: time of the last switch; None before the first.
         reason: of the last decision.
-        standings: one per policy, in their order; empty before the first decision.
+        policy_states: one per policy, in their order; empty before the first decision.
     """
 
     alpha: float
     since_s: float | None = None
     reason: str = ""
-    standings: tuple[Standing, ...] = ()
+    policy_states: tuple[PolicyState, ...] = ()
 
 
 def decide(policies: Sequence[Policy], readings: Readings, state: State, rules: Rules) -> State:
@@ -128,19 +128,19 @@ def decide(policies: Sequence[Policy], readings: Readings, state: State, rules: 
         rules: levels and dwell time.
     """
     alpha = state.alpha if state.alpha in rules.levels else rules.snap(state.alpha)
-    standings = state.standings or (Standing(),) * len(policies)
-    asks: list[tuple[float, bool, str]] = []
-    kept: list[Standing] = []
+    policy_states = state.policy_states or (PolicyState(),) * len(policies)
+    requests: list[tuple[float, bool, str]] = []
+    kept: list[PolicyState] = []
     said: list[str] = []
-    for name, policy, standing in zip(names(policies), policies, standings, strict=True):
-        ask, after = _ask(policy, View(readings, alpha, rules.levels, standing.memory), standing)
+    for name, policy, policy_state in zip(names(policies), policies, policy_states, strict=True):
+        request, after = _request(policy, View(readings, alpha, rules.levels, policy_state.memory), policy_state)
         kept.append(after)
-        if ask.alpha is None:
-            said.append(f"{name}: {ask.reason or 'abstains'}")
+        if request.alpha is None:
+            said.append(f"{name}: {request.reason or 'abstains'}")
         else:
-            reason = f"{name}: {ask.reason or f'asks for {ask.alpha:g}'}"
-            asks.append((rules.snap(ask.alpha), ask.urgent, reason))
-    chosen, reason = _choose(asks, said, alpha, state.since_s, readings.time_s, rules)
+            reason = f"{name}: {request.reason or f'asks for {request.alpha:g}'}"
+            requests.append((rules.snap(request.alpha), request.urgent, reason))
+    chosen, reason = _choose(requests, said, alpha, state.since_s, readings.time_s, rules)
     since = readings.time_s if chosen != state.alpha else state.since_s
     return State(chosen, since, reason, tuple(kept))
 
@@ -155,37 +155,37 @@ def names(policies: Sequence[Policy]) -> list[str]:
 
 
 def _choose(
-    asks: Sequence[tuple[float, bool, str]],
+    requests: Sequence[tuple[float, bool, str]],
     said: Sequence[str],
     alpha: float,
     since_s: float | None,
     time_s: float,
     rules: Rules,
 ) -> tuple[float, str]:
-    if not asks:
+    if not requests:
         return alpha, "; ".join(said)
     # The first of several that ask for the same speaks for all.
-    wanted, _, reason = min(asks, key=lambda ask: ask[0])
+    wanted, _, reason = min(requests, key=lambda request: request[0])
     dwelling = since_s is not None and time_s - since_s < rules.dwell_s
     if wanted == alpha or not dwelling:
         return wanted, reason
-    urgent = [ask for ask in asks if ask[1] and ask[0] < alpha]
+    urgent = [request for request in requests if request[1] and request[0] < alpha]
     if urgent:
-        wanted, _, reason = min(urgent, key=lambda ask: ask[0])
+        wanted, _, reason = min(urgent, key=lambda request: request[0])
         return wanted, f"{reason} (urgent)"
     return alpha, f"{reason} (wants {wanted:g}, waits for the dwell time)"
 
 
-def _ask(policy: Policy, view: View, standing: Standing) -> tuple[Ask, Standing]:
+def _request(policy: Policy, view: View, policy_state: PolicyState) -> tuple[Request, PolicyState]:
     try:
         answer = policy(view)
         if answer is None:
-            return Ask(None), Standing(standing.memory)
-        ask = answer if isinstance(answer, Ask) else Ask(float(answer), memory=standing.memory)
-        if ask.alpha is not None and not 0.0 <= ask.alpha <= 1.0:
-            raise ValueError(f"asked for alpha={ask.alpha!r}, which is not in [0, 1]")
+            return Request(None), PolicyState(policy_state.memory)
+        request = answer if isinstance(answer, Request) else Request(float(answer), memory=policy_state.memory)
+        if request.alpha is not None and not 0.0 <= request.alpha <= 1.0:
+            raise ValueError(f"asked for alpha={request.alpha!r}, which is not in [0, 1]")
     except Exception as error:  # whatever a user's policy does, inference goes on
-        held = view.alpha if standing.held is None else standing.held
+        held = view.alpha if policy_state.held is None else policy_state.held
         text = f"{type(error).__name__}: {error}"
-        return Ask(held, f"raised {text}; holds {held:g}"), Standing(standing.memory, held, text)
-    return ask, Standing(ask.memory)
+        return Request(held, f"raised {text}; holds {held:g}"), PolicyState(policy_state.memory, held, text)
+    return request, PolicyState(request.memory)

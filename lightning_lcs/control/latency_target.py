@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
-from lightning_lcs.control.decision import Ask, View
+from lightning_lcs.control.decision import Request, View
 from lightning_lcs.control.policies import ABSTAINS
 from lightning_lcs.control.sensors import Forward
 
@@ -26,7 +26,7 @@ _SHORTEST_MS = 1e-6
 _FIXED_COST = 0.2
 
 
-class Learned(NamedTuple):
+class LatencyMemory(NamedTuple):
     """What :class:`LatencyTarget` remembers.
 
     Attributes:
@@ -53,7 +53,7 @@ class Learned(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyTarget:
-    """Ask for the highest level whose latency stays within a target under the load that there is.
+    """Request for the highest level whose latency stays within a target under the load that there is.
 
     A quantile of the last forwards is compared with the target. Above it, the policy goes down to the highest level
     that it expects ``margin`` below the target; it goes up to the highest such level, by as many levels as fit at
@@ -110,7 +110,7 @@ class LatencyTarget:
             raise ValueError(f"profile={self.profile!r} should map levels to positive latencies")
         object.__setattr__(self, "_points", tuple(points))
 
-    def __call__(self, view: View) -> Ask:
+    def __call__(self, view: View) -> Request:
         """The level to go to, with what was learned as the ask's memory."""
         learned = self._learn(view)
         recent, enough = learned.recent, min(self.window, _BESIDE)
@@ -118,8 +118,8 @@ class LatencyTarget:
         urgent = burst > self.urgent * self.latency_ms
         if len(recent) < enough and not urgent:
             if not recent and learned.before is None:
-                return Ask(None, ABSTAINS, memory=learned)
-            return Ask(view.alpha, f"{len(recent)} of {enough} forwards at this level", memory=learned)
+                return Request(None, ABSTAINS, memory=learned)
+            return Request(view.alpha, f"{len(recent)} of {enough} forwards at this level", memory=learned)
         latency = max(_quantile(recent, self.quantile), burst if urgent else 0.0)
         aim = (1.0 - self.margin) * self.latency_ms
         expected = self._expected(view, learned, latency)
@@ -127,16 +127,16 @@ class LatencyTarget:
         said = f"{latency:.3g} ms of {self.latency_ms:.3g}"
         if latency > self.latency_ms:
             if not urgent and len(recent) < self.window // 2:  # one outlier would be enough for a quantile of so few
-                return Ask(view.alpha, f"{said}, too slow by {len(recent)} forwards", memory=learned)
+                return Request(view.alpha, f"{said}, too slow by {len(recent)} forwards", memory=learned)
             lower = [level for level in fitting if level < view.alpha]
-            return Ask(max(lower, default=view.levels[0]), f"{said}, too slow", urgent, learned)
+            return Request(max(lower, default=view.levels[0]), f"{said}, too slow", urgent, learned)
         higher = [level for level in fitting if level > view.alpha]
         stayed = view.readings.time_s - learned.arrived_s
         if higher and stayed >= self._hesitation(learned.failures):
-            return Ask(max(higher), f"{said}, has room", memory=learned)
+            return Request(max(higher), f"{said}, has room", memory=learned)
         if latency <= aim and view.above > view.alpha and stayed >= self._trial(learned.failures):
-            return Ask(view.above, f"{said}, tries the next level", memory=learned)
-        return Ask(view.alpha, f"{said}, in its target", memory=learned)
+            return Request(view.above, f"{said}, tries the next level", memory=learned)
+        return Request(view.alpha, f"{said}, in its target", memory=learned)
 
     def _hesitation(self, failures: int) -> float:
         return self.patience_s * min(2.0 ** (failures - 3), 1.0) if failures else 0.0
@@ -144,12 +144,12 @@ class LatencyTarget:
     def _trial(self, failures: int) -> float:
         return 3.0 * self.patience_s * 2.0 ** min(failures, 5)
 
-    def _learn(self, view: View) -> Learned:
+    def _learn(self, view: View) -> LatencyMemory:
         now = view.readings.time_s
-        if isinstance(view.memory, Learned):
+        if isinstance(view.memory, LatencyMemory):
             learned = view.memory
         else:
-            learned = Learned(view.alpha, now, corrections=(0.0,) * len(view.levels))
+            learned = LatencyMemory(view.alpha, now, corrections=(0.0,) * len(view.levels))
         if learned.alpha != view.alpha:
             learned = self._moved(view, learned)
         elif learned.rose and now - learned.arrived_s >= self.patience_s:
@@ -163,7 +163,7 @@ class LatencyTarget:
             return learned
         return self._compared(view, learned, before)
 
-    def _moved(self, view: View, learned: Learned) -> Learned:
+    def _moved(self, view: View, learned: LatencyMemory) -> LatencyMemory:
         """The level has changed: start anew, with the latency just before for comparison."""
         before = learned.before
         if len(learned.recent) >= min(self.window, _BESIDE):
@@ -175,9 +175,11 @@ class LatencyTarget:
         if not rises:
             soon = learned.rose and now - learned.arrived_s < self.patience_s
             failures = failures + 1 if soon else 0
-        return Learned(view.alpha, now, rose=rises, failures=failures, before=before, corrections=learned.corrections)
+        return LatencyMemory(
+            view.alpha, now, rose=rises, failures=failures, before=before, corrections=learned.corrections
+        )
 
-    def _compared(self, view: View, learned: Learned, before: Forward) -> Learned:
+    def _compared(self, view: View, learned: LatencyMemory, before: Forward) -> LatencyMemory:
         """One switch is over: move the corrections towards the ratio that it showed."""
         start, end = view.levels.index(before.alpha), view.levels.index(view.alpha)
         logs = self._logs(view, learned)
@@ -189,10 +191,10 @@ class LatencyTarget:
         corrections = tuple(c + lesson * share for c, share in zip(learned.corrections, shares, strict=True))
         return learned._replace(before=None, corrections=corrections)
 
-    def _logs(self, view: View, learned: Learned) -> list[float]:
+    def _logs(self, view: View, learned: LatencyMemory) -> list[float]:
         return [math.log(self._profile(a)) + c for a, c in zip(view.levels, learned.corrections, strict=True)]
 
-    def _expected(self, view: View, learned: Learned, latency: float) -> list[float]:
+    def _expected(self, view: View, learned: LatencyMemory, latency: float) -> list[float]:
         """What to expect of each level, where ``latency`` is that of the present one.
 
         A higher level is never expected to be faster. Upwards the median grows with the ratio, and what is above it

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_lcs.control.decision import Ask, View
+from lightning_lcs.control.decision import Request, View
 
 ABSTAINS = "unknown, abstains"
 
@@ -35,7 +35,7 @@ class CpuPressure:
     def __post_init__(self) -> None:
         _check_band("high", self.high, "low", self.low, 0.0, 1.0)
 
-    def __call__(self, view: View) -> Ask:
+    def __call__(self, view: View) -> Request:
         """The next level down, the present one, or the next level up."""
         return _step(view, view.readings.cpu_pressure, self.high, self.low, "pressure", ".0%")
 
@@ -58,7 +58,7 @@ class CpuLoad:
     def __post_init__(self) -> None:
         _check_band("high", self.high, "low", self.low, 0.0, math.inf)
 
-    def __call__(self, view: View) -> Ask:
+    def __call__(self, view: View) -> Request:
         """The next level down, the present one, or the next level up."""
         return _step(view, view.readings.cpu_load, self.high, self.low, "load per CPU", ".2f")
 
@@ -79,7 +79,7 @@ class MemoryAvailable:
     def __post_init__(self) -> None:
         _check_band("high", self.high, "low", self.low, 0.0, 1.0)
 
-    def __call__(self, view: View) -> Ask:
+    def __call__(self, view: View) -> Request:
         """The next level down, the present one, or the next level up."""
         share = view.readings.memory_available
         # In use, so that more is worse as with the others.
@@ -108,11 +108,11 @@ class Temperature:
         if not self.critical_c >= self.high_c:
             raise ValueError(f"critical_c={self.critical_c!r} should not be below high_c={self.high_c!r}")
 
-    def __call__(self, view: View) -> Ask:
+    def __call__(self, view: View) -> Request:
         """The next level down, the present one, or the next level up; from ``critical_c`` on the lowest."""
         degrees = view.readings.temperature_c
         if degrees is not None and degrees >= self.critical_c:
-            return Ask(view.levels[0], f"{degrees:.0f} C is critical", urgent=True)
+            return Request(view.levels[0], f"{degrees:.0f} C is critical", urgent=True)
         return _step(view, degrees, self.high_c, self.low_c, "temperature in C", ".0f")
 
 
@@ -143,29 +143,29 @@ class BatterySaver:
         if not self.margin >= 0.0:
             raise ValueError(f"margin={self.margin!r} should not be negative")
 
-    def __call__(self, view: View) -> Ask:
+    def __call__(self, view: View) -> Request:
         """The level on the line, or the present one within the margin of it."""
         charge = view.readings.battery
         if charge is None:
-            return Ask(None, ABSTAINS)
+            return Request(None, ABSTAINS)
         if view.readings.plugged_in:
-            return Ask(1.0, f"plugged in, battery at {charge:.0%}")
+            return Request(1.0, f"plugged in, battery at {charge:.0%}")
         allowed = max(view.alpha, self._line(charge - self.margin))
-        return Ask(min(allowed, self._line(charge)), f"on battery at {charge:.0%}")
+        return Request(min(allowed, self._line(charge)), f"on battery at {charge:.0%}")
 
     def _line(self, charge: float) -> float:
         share = min(max((charge - self.empty) / (self.below - self.empty), 0.0), 1.0)
         return self.lowest + (1.0 - self.lowest) * share
 
 
-def _step(view: View, value: float | None, high: float, low: float, what: str, form: str) -> Ask:
+def _step(view: View, value: float | None, high: float, low: float, what: str, form: str) -> Request:
     if value is None:
-        return Ask(None, ABSTAINS)
+        return Request(None, ABSTAINS)
     if value > high:
-        return Ask(view.below, f"{what} {value:{form}} is above {high:{form}}")
+        return Request(view.below, f"{what} {value:{form}} is above {high:{form}}")
     if value < low:
-        return Ask(view.above, f"{what} {value:{form}} is below {low:{form}}")
-    return Ask(view.alpha, f"{what} {value:{form}} is between {low:{form}} and {high:{form}}")
+        return Request(view.above, f"{what} {value:{form}} is below {low:{form}}")
+    return Request(view.alpha, f"{what} {value:{form}} is between {low:{form}} and {high:{form}}")
 
 
 def _check_band(upper: str, high: float, lower: str, low: float, least: float, most: float) -> None:

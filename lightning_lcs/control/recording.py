@@ -68,7 +68,7 @@ def decision_line(decision: Decision) -> str:
 
 
 def read_recording(path: str | os.PathLike[str]) -> Recording:
-    """A trace as a controller wrote it; a last line that was cut off is left out.
+    """A recording as a controller wrote it; a last line that was cut off is left out.
 
     Raises:
         OSError: the file can't be read.

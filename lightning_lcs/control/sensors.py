@@ -47,8 +47,8 @@ class Readings:
     forwards: tuple[Forward, ...] = ()
 
 
-SYSTEM = tuple(f.name for f in fields(Readings) if f.name not in ("time_s", "forwards"))
-_OF_PSUTIL = ("memory_available", "battery", "plugged_in", "temperature_c")
+SYSTEM_READINGS = tuple(f.name for f in fields(Readings) if f.name not in ("time_s", "forwards"))
+_PSUTIL_READINGS = ("memory_available", "battery", "plugged_in", "temperature_c")
 
 
 @dataclass
@@ -65,7 +65,7 @@ class SystemReader:
         ValueError: a name that is none of the readings.
     """
 
-    wanted: Iterable[str] = SYSTEM
+    wanted: Iterable[str] = SYSTEM_READINGS
     pressure_file: str | os.PathLike[str] = PRESSURE_FILE
     problems: dict[str, str] = field(default_factory=dict, init=False)  # a failed source's last error, by reading
     _psutil: Any = field(default=None, init=False, repr=False)
@@ -73,9 +73,9 @@ class SystemReader:
     def __post_init__(self) -> None:
         self.wanted = tuple(dict.fromkeys(self.wanted))
         for name in self.wanted:
-            if name not in SYSTEM:
-                raise ValueError(f"there is no reading {name!r}; there are: {', '.join(SYSTEM)}")
-        if any(name in _OF_PSUTIL for name in self.wanted):
+            if name not in SYSTEM_READINGS:
+                raise ValueError(f"there is no reading {name!r}; there are: {', '.join(SYSTEM_READINGS)}")
+        if any(name in _PSUTIL_READINGS for name in self.wanted):
             self._psutil = require_psutil()
 
     def __call__(self) -> dict[str, float | bool | None]:
