@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.functional.quantization import Grid, fake_quantize, grids_of, range_of, round_to_grid
+from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, range_of, round_to_grid
 from lightning_lcs.functional.sparsity import (
     BLOCK,
     block_mask,
@@ -79,7 +79,7 @@ class Compression:
         self._thresholds = {} if thresholds is None else thresholds
         self._reads_back = thresholds is not None
         self._masks: dict[str, Tensor] = {}
-        self._grids: dict[str, Grid] = {}
+        self._grids: dict[str, AffineGrid] = {}
         # Weights on the line, from the search for the grids of all of them until each is rounded.
         self._values: dict[str, Tensor] = {}
 
@@ -113,7 +113,7 @@ class Compression:
             self._values = {other: self.on_line(other) for other in self.part.compressed if other != name}
             weights = {name: value, **self._values}
             ranges = {weight: range_of(values, self.setting.per_channel) for weight, values in weights.items()}
-            self._grids = grids_of(ranges, {weight: bits(layer_of(weight)) for weight in weights})
+            self._grids = affine_grids(ranges, {weight: bits(layer_of(weight)) for weight in weights})
         return round_to_grid(value, self._grids[name])
 
     def kept(self, name: str, compressed: Tensor) -> Tensor | None:

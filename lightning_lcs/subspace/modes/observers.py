@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.functional.quantization import Grid, fake_quantize, grid_of, range_of, round_to_grid
+from lightning_lcs.functional.quantization import AffineGrid, affine_grid, fake_quantize, range_of, round_to_grid
 
 # Of the moving ranges (arXiv 2110.04252).
 MOMENTUM = 0.1
@@ -93,7 +93,7 @@ class Reading:
     ranges: Mapping[str, Tensor]
     prefix: str
     bits: LayerBits
-    _grids: dict[str, Grid] = dataclasses.field(default_factory=dict)
+    _grids: dict[str, AffineGrid] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
@@ -102,7 +102,7 @@ class Reading:
             grid = self._grids[path] = self._grid(path, x.device)
         return round_to_grid(x, grid)
 
-    def _grid(self, path: str, device: torch.device) -> Grid:
+    def _grid(self, path: str, device: torch.device) -> AffineGrid:
         held = self.ranges.get(range_key(self.prefix, path))
         if held is None:
             raise RuntimeError(
@@ -110,7 +110,7 @@ class Reading:
                 "range is not known: train the network at this level, or recalibrate() with training images"
             )
         low, high = held.to(device).unbind()
-        return grid_of(low, high, self.bits(path))
+        return affine_grid(low, high, self.bits(path))
 
 
 class QuantizedInput:

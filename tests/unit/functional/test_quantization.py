@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lcs.functional.quantization import (
+    affine_grid,
+    affine_grids,
     affine_parameters,
     fake_quantize,
-    grid_of,
-    grids_of,
     integer_range,
     integers_of,
     narrowed,
@@ -188,10 +188,10 @@ def test_grids_of_many_ranges_are_those_of_each(channels, bits, seed):
         for number, count in enumerate(channels)
     }
     ranges = {name: (torch.minimum(*pair), torch.maximum(*pair)) for name, pair in ends.items()}
-    found = grids_of(ranges, {name: bits[int(name)] for name in ranges})
+    found = affine_grids(ranges, {name: bits[int(name)] for name in ranges})
     assert found.keys() == ranges.keys()
     for name, (low, high) in ranges.items():
-        ours, expected = found[name], grid_of(low, high, bits[int(name)])
+        ours, expected = found[name], affine_grid(low, high, bits[int(name)])
         assert torch.equal(ours.scale, expected.scale)
         assert torch.equal(ours.zero_point, expected.zero_point)
         assert ours.bits == expected.bits
