@@ -93,7 +93,7 @@ def affine_grids(ranges: Mapping[str, tuple[Tensor, Tensor]], bits: Mapping[str,
     On an accelerator each of its dozen operations on a few numbers costs as much to launch as rounding a weight.
 
     Args:
-        ranges: lower and upper ends by name, as :func:`range_of` gives them.
+        ranges: lower and upper ends by name, as :func:`value_range` gives them.
         bits: 2 to 8, by the same names.
     """
     alike: dict[tuple[int, torch.device], list[str]] = {}
@@ -145,13 +145,13 @@ class _RoundToGrid(torch.autograd.Function):
 
 
 @torch.no_grad()
-def range_of(x: Tensor, per_channel: bool = False) -> tuple[Tensor, Tensor]:
+def value_range(x: Tensor, per_channel: bool = False) -> tuple[Tensor, Tensor]:
     """Smallest and largest value: of all, or of each entry of dimension 0."""
     low, high = torch.aminmax(x.detach().flatten(1), dim=1) if per_channel else torch.aminmax(x.detach())
     return low, high
 
 
-def integers_of(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """``clip(round(x / scale) + zero_point)``: the integers that stand for values.
 
     Args:
@@ -167,16 +167,16 @@ def integers_of(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tens
     return ((x.float() / scale).round() + zero_point).clamp(*integer_range(bits)).to(torch.int8)
 
 
-def values_of(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """``(q - zero_point) * scale``, the inverse of :func:`integers_of` up to half a scale; float32."""
+def dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``(q - zero_point) * scale``, the inverse of :func:`quantize` up to half a scale; float32."""
     return (integers.float() - _along_first(zero_point, integers)) * _along_first(scale, integers)
 
 
-def narrowed(master: Tensor, bits: int) -> Tensor:
+def narrow_bits(master: Tensor, bits: int) -> Tensor:
     """The integers of fewer bits that eight-bit ones stand for: the upper bits, by an arithmetic shift.
 
     Args:
-        master: int8, as :func:`integers_of` gives it with 8 bits.
+        master: int8, as :func:`quantize` gives it with 8 bits.
         bits: 2 to 8.
 
     Returns:
@@ -186,8 +186,8 @@ def narrowed(master: Tensor, bits: int) -> Tensor:
     return master >> (MAX_BITS - bits)
 
 
-def values_of_narrowed(integers: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """Values of what :func:`narrowed` gave, with the scale and the zero point of the eight-bit integers.
+def dequantize_narrowed(integers: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Values of what :func:`narrow_bits` gave, with the scale and the zero point of the eight-bit integers.
 
     A shift drops between 0 and ``2^(8 - bits) - 1``; the middle of these is put back, half a step less half a unit.
     With ``r`` the width of the range, no value within it then lies further from its own than ``2^(8 - bits) / 2 * r /
@@ -200,7 +200,7 @@ def values_of_narrowed(integers: Tensor, scale: Tensor, zero_point: Tensor, bits
     """
     shift = MAX_BITS - bits
     middle = ((1 << shift) - 1) / 2.0
-    return values_of(integers.float() * (1 << shift) + middle, scale, zero_point)
+    return dequantize(integers.float() * (1 << shift) + middle, scale, zero_point)
 
 
 def _along_first(values: Tensor, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, range_of, round_to_grid
+from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, round_to_grid, value_range
 from lightning_lcs.functional.sparsity import (
     BLOCK,
     block_mask,
@@ -108,11 +108,11 @@ class Compression:
         value = self._values.pop(name) if name in self._values else self.on_line(name)
         if value.device.type == "cpu":
             # One by one: the weight is in the cache when it is rounded.
-            return fake_quantize(value, *range_of(value, self.setting.per_channel), bits(layer_of(name)))
+            return fake_quantize(value, *value_range(value, self.setting.per_channel), bits(layer_of(name)))
         if not self._grids:
             self._values = {other: self.on_line(other) for other in self.part.compressed if other != name}
             weights = {name: value, **self._values}
-            ranges = {weight: range_of(values, self.setting.per_channel) for weight, values in weights.items()}
+            ranges = {weight: value_range(values, self.setting.per_channel) for weight, values in weights.items()}
             self._grids = affine_grids(ranges, {weight: bits(layer_of(weight)) for weight in weights})
         return round_to_grid(value, self._grids[name])
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.functional.quantization import AffineGrid, affine_grid, fake_quantize, range_of, round_to_grid
+from lightning_lcs.functional.quantization import AffineGrid, affine_grid, fake_quantize, round_to_grid, value_range
 
 # Of the moving ranges (arXiv 2110.04252).
 MOMENTUM = 0.1
@@ -60,7 +60,7 @@ class Observing:
         """The input that a layer gets."""
         key = range_key(self.prefix, path)
         ranges = self.ranges[self.bits.level(path)]
-        current, held = torch.stack(range_of(x)).float(), ranges.get(key)
+        current, held = torch.stack(value_range(x)).float(), ranges.get(key)
         ranges[key] = current if held is None else torch.lerp(held.to(current), current, MOMENTUM)
         low, high = ranges[key].unbind()
         return fake_quantize(x, low, high, self.bits(path)) if self.quantize else x
@@ -76,7 +76,7 @@ class Collecting:
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
-        current = torch.stack(range_of(x)).float()
+        current = torch.stack(value_range(x)).float()
         self.add(range_key(self.prefix, path), current)
         low, high = current.unbind()
         return fake_quantize(x, low, high, self.bits(path))
