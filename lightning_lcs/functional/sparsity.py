@@ -23,7 +23,7 @@ _SAMPLED_FROM = 1 << 15
 _STRIDE = 149
 
 
-def zeros_at(numel: int, sparsity: float) -> int:
+def zero_count(numel: int, sparsity: float) -> int:
     """Number of entries that become zero: ``floor(sparsity * numel)``, with products such as 0.1 * 30 taken as exact.
 
     Args:
@@ -39,7 +39,7 @@ def zeros_at(numel: int, sparsity: float) -> int:
 
 
 @torch.no_grad()
-def threshold_of(weight: Tensor, zeros: int) -> float | None:
+def magnitude_threshold(weight: Tensor, zeros: int) -> float | None:
     """The magnitude that exactly so many entries do not exceed.
 
     Args:
@@ -105,16 +105,16 @@ def largest_mask(weight: Tensor, sparsity: float) -> Tensor:
         sparsity: share of zeros, in [0, 1).
 
     Returns:
-        A mask of the weight's shape and type, 1 where an entry is kept: exactly ``zeros_at(numel, sparsity)`` are 0.
+        A mask of the weight's shape and type, 1 where an entry is kept: exactly ``zero_count(numel, sparsity)`` are 0.
         Among equal magnitudes the first ones are kept.
 
     Raises:
         ValueError: ``sparsity`` is outside [0, 1), or the weight holds NaN (on the processor).
     """
-    zeros = zeros_at(weight.numel(), sparsity)
+    zeros = zero_count(weight.numel(), sparsity)
     if zeros == 0:
         return torch.ones_like(weight)
-    threshold = threshold_of(weight, zeros) if _is_here(weight) else None
+    threshold = magnitude_threshold(weight, zeros) if _is_here(weight) else None
     if threshold is not None:
         return (weight.detach().abs() > threshold).to(weight.dtype)
     return _first_of_equals(weight.detach().abs().flatten(), zeros).view_as(weight).to(weight.dtype)
@@ -136,7 +136,7 @@ def largest_masks(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, T
         sparsity: share of zeros among all entries together, in [0, 1).
 
     Returns:
-        Masks as :func:`largest_mask` gives them; exactly ``zeros_at(all entries, sparsity)`` are 0, or all but one of
+        Masks as :func:`largest_mask` gives them; exactly ``zero_count(all entries, sparsity)`` are 0, or all but one of
         each weight where that is fewer.
 
     Raises:
@@ -148,10 +148,10 @@ def largest_masks(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, T
             _refuse_nan(magnitude)
         magnitude.scatter_(0, magnitude.argmax(0, keepdim=True), torch.inf)
     together = torch.cat(magnitudes)
-    zeros = min(zeros_at(together.numel(), sparsity), together.numel() - len(magnitudes))
+    zeros = min(zero_count(together.numel(), sparsity), together.numel() - len(magnitudes))
     if zeros == 0:
         return {name: torch.ones_like(weight) for name, weight in weights.items()}
-    threshold = threshold_of(together, zeros) if _is_here(together) else None
+    threshold = magnitude_threshold(together, zeros) if _is_here(together) else None
     kept = together > threshold if threshold is not None else _first_of_equals(together, zeros)
     pieces = torch.split(kept, [magnitude.numel() for magnitude in magnitudes])
     return {

@@ -14,8 +14,8 @@ from lightning_lcs.functional.sparsity import (
     block_mask,
     largest_mask,
     largest_masks,
-    threshold_of,
-    zeros_at,
+    magnitude_threshold,
+    zero_count,
 )
 from lightning_lcs.functional.subspace import interpolate
 from lightning_lcs.graph.channels.plan import Selection, select
@@ -127,15 +127,15 @@ class Compression:
         """How many entries of a compressed weight are kept."""
         value = self.on_line(name)
         if self.setting.scope == "layer":
-            return value.numel() - zeros_at(value.numel(), self.setting.sparsity)
+            return value.numel() - zero_count(value.numel(), self.setting.sparsity)
         return int(self._mask(name, value).sum(dtype=torch.int64)) if self.setting.sparsity else value.numel()
 
     def _threshold(self, name: str, value: Tensor) -> float | None:
         """The magnitude up to which entries of a weight become zero; ``None`` where that is decided otherwise."""
         read = self._reads_back or value.device.type == "cpu"
         if self.setting.scope == "layer" and name not in self._thresholds and read:
-            zeros = zeros_at(value.numel(), self.setting.sparsity)
-            self._thresholds[name] = threshold_of(value, zeros) if zeros else None
+            zeros = zero_count(value.numel(), self.setting.sparsity)
+            self._thresholds[name] = magnitude_threshold(value, zeros) if zeros else None
         return self._thresholds.get(name)
 
     @torch.no_grad()
@@ -150,7 +150,7 @@ class Compression:
         if self.setting.scope == "layer":
             return {name: largest_mask(value, sparsity)}
         if self.setting.scope == "block":
-            return {name: block_mask(value, BLOCK - zeros_at(BLOCK, sparsity))}
+            return {name: block_mask(value, BLOCK - zero_count(BLOCK, sparsity))}
         return largest_masks({other: self.on_line(other) for other in self.part.compressed}, sparsity)
 
 
