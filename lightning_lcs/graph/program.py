@@ -178,7 +178,7 @@ class FixedSize:
         )
 
 
-def materialize(
+def build_materialized_model(
     program: Program,
     at: PlanAtWidth,
     tensors: Mapping[str, Tensor],

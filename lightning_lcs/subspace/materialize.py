@@ -18,7 +18,7 @@ from lightning_lcs.graph.cost import (
     count_sparse_params,
 )
 from lightning_lcs.graph.network import training_flags
-from lightning_lcs.graph.program import materialize
+from lightning_lcs.graph.program import build_materialized_model
 from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.forward import Execution, Traced, hook_inputs, layers_at
 from lightning_lcs.subspace.modes.observers import Inputs
@@ -94,7 +94,7 @@ def own_network(
         trainable = {name: p.requires_grad for name, p in module.named_parameters(remove_duplicate=False)}
         program, saved = execution.program, module.state_dict().keys()
         fixed = part.network.fixed_sizes(program, train)
-        return materialize(program, execution.at, values, trainable, saved, train, fixed)
+        return build_materialized_model(program, execution.at, values, trainable, saved, train, fixed)
     with _own_forward(module):
         twin = copy.deepcopy(module)
     endpoints.detach(twin)
