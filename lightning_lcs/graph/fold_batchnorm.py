@@ -15,12 +15,12 @@ from lightning_lcs.graph.tracing.trace import Trace
 _CONVOLUTIONS = tuple(getattr(torch.ops.aten, name).default for name in ("conv1d", "conv2d", "conv3d"))
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 # Of a name that no parameter has.
-BIAS = ":folded_bias"
+FOLDED_BIAS = ":folded_bias"
 _EXACT = (torch.float32, torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
-class Fold:
+class FoldedBatchNorm:
     """A convolution with the batch norm after it, by qualified names of tensors.
 
     With ``s = scale / sqrt(variance + eps)`` the weight becomes ``s * weight``, and the bias
@@ -47,10 +47,10 @@ class Fold:
     @property
     def new_bias(self) -> str:
         """The name of the bias that the convolution gets."""
-        return self.weight + BIAS
+        return self.weight + FOLDED_BIAS
 
 
-def fold(program: Program, dtypes: Mapping[str, torch.dtype]) -> tuple[Program, dict[str, Fold]]:
+def fold_batch_norms(program: Program, dtypes: Mapping[str, torch.dtype]) -> tuple[Program, dict[str, FoldedBatchNorm]]:
     """The program without the batch norms that can be folded, and the folds by name of the convolution's weight.
 
     A norm is folded where a convolution's result goes to it alone, where both have tensors of their own (no weight that
@@ -70,9 +70,9 @@ def fold(program: Program, dtypes: Mapping[str, torch.dtype]) -> tuple[Program, 
     # Copies may have other names, and everything about a placeholder goes by its name.
     renamed = {node.name: mapping[node].name for node in trace.graph.nodes if node.op == "placeholder"}
     state = {renamed[name]: own for name, own in trace.state.items()}
-    folds: dict[str, Fold] = {}
+    folds: dict[str, FoldedBatchNorm] = {}
     for node in list(graph.nodes):
-        found = _fold_of(node, state, dtypes)
+        found = _find_fold(node, state, dtypes)
         if found is not None:
             conv = node.args[0]
             folds[found.weight] = found
@@ -94,7 +94,7 @@ def fold(program: Program, dtypes: Mapping[str, torch.dtype]) -> tuple[Program, 
     return Program(folded, sizes), folds
 
 
-def _fold_of(node: fx.Node, state: Mapping[str, str], dtypes: Mapping[str, torch.dtype]) -> Fold | None:
+def _find_fold(node: fx.Node, state: Mapping[str, str], dtypes: Mapping[str, torch.dtype]) -> FoldedBatchNorm | None:
     if node.target is not _BATCH_NORM or node.kwargs or node.args[5] is not False:
         return None
     conv: Any = node.args[0]
@@ -110,4 +110,4 @@ def _fold_of(node: fx.Node, state: Mapping[str, str], dtypes: Mapping[str, torch
     if any(dtypes[name] not in _EXACT for name in names.values() if name is not None):
         return None
     eps: Any = node.args[7]
-    return Fold(**names, eps=float(eps))
+    return FoldedBatchNorm(**names, eps=float(eps))
