@@ -26,11 +26,11 @@ ENDPOINT_NAME = "lcs_endpoint_0"
 # Forms of a network whose programs are kept, and of these the first ones, which what is known of the network came from.
 MOST_FORMS, KEPT_FORMS = 64, 4
 MOST_TRIED = 3  # programs, when a call comes with new sizes
-NOT_RUN = (
+HOOKS_NOT_RUN = (
     "the forward hooks of {} only watch: they run at alpha = 1, and not below, where the network runs as its trace; "
     "what they log or collect is of the full network"
 )
-NOT_SAVED = (
+CHECKPOINTING_NOT_USED = (
     "gradient checkpointing (of {}) saves memory at alpha = 1 only: below, the network runs as its trace, which keeps "
     "what its backward needs"
 )
@@ -63,9 +63,9 @@ class TracedNetwork:
         self.module = module
         self.plan = plan
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self.lost: list[str] = []  # what a trace does without, not yet told
-        self._told: set[str] = set()
-        self._settled = False
+        self.pending_warnings: list[str] = []  # what a trace does without, not yet told
+        self._warned: set[str] = set()
+        self._traced_both_forms = False
         self._programs: dict[Any, Program] = {}
         self._fixed: dict[Program, list[FixedSize]] = {}
         self._untraced: list[Hook] = []
@@ -85,8 +85,8 @@ class TracedNetwork:
         key = (tuple([child.training for child in self._children]), *_call_key(args, kwargs), tuple(hooks))
         program = self._programs.get(key)
         if program is None:
-            if not self._settled:
-                self._settled = True
+            if not self._traced_both_forms:
+                self._traced_both_forms = True
                 self.remember(args, kwargs)
                 # The forms for training and evaluation settle the plan together, before either is used.
                 self.in_mode(False)
@@ -167,7 +167,9 @@ class TracedNetwork:
     def _trace(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         watching, around = untraced_hooks(self.module, *sample(args, kwargs))
         if watching:
-            self._lose("hooks", NOT_RUN.format(_listed([hook.path or "the network itself" for hook in watching])))
+            self._warn_once(
+                "hooks", HOOKS_NOT_RUN.format(_abbreviated([hook.path or "the network itself" for hook in watching]))
+            )
         self._untraced = [*watching, *around]
         untraced = {hook.key for hook in self._untraced}
         acting = (*key[:-1], tuple([hook for hook in key[-1] if hook not in untraced]))
@@ -210,10 +212,10 @@ class TracedNetwork:
     def _serves(self, program: Program, few: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
         return serves(self.module, program, [self.plan.structure.size(dim) for dim in program.sizes], *few)
 
-    def _lose(self, what: str, message: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
-            self.lost.append(message)
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            self.pending_warnings.append(message)
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         traced = trace(self.module, args, kwargs)
@@ -232,7 +234,7 @@ class TracedNetwork:
         full = [plan.structure.size(dim) for dim in program.sizes]
         recomputed = check_faithful(self.module, program, full, *sample(args, kwargs))
         if recomputed is not None:
-            self._lose("checkpointing", NOT_SAVED.format(recomputed))
+            self._warn_once("checkpointing", CHECKPOINTING_NOT_USED.format(recomputed))
         self.plan = plan
         return program
 
@@ -249,7 +251,7 @@ def _shapes(program: Program) -> str:
     return " and ".join("(" + ", ".join("batch" if n is None else str(n) for n in shape) + ")" for shape in shapes)
 
 
-def _listed(paths: list[str]) -> str:
+def _abbreviated(paths: list[str]) -> str:
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 

@@ -47,10 +47,10 @@ def warn_of_kept_whole(module: nn.Module, plan: ChannelPlan) -> None:
     _warn(module, plan.tensors_kept_whole(), stacklevel=5)
 
 
-def warn_of_lost(lost: list[str]) -> None:
+def issue_pending_warnings(pending: list[str]) -> None:
     """Warn of what the trace of a network does without, and take it off the list."""
-    while lost:
-        warnings.warn(lost.pop(0), stacklevel=4)
+    while pending:
+        warnings.warn(pending.pop(0), stacklevel=4)
 
 
 def _warn(module: nn.Module, whole: Mapping[str, str], stacklevel: int) -> None:

@@ -15,7 +15,7 @@ from lightning_lcs.graph.channels.importance import importances, largest_scales,
 from lightning_lcs.graph.channels.plan import ChannelPlan, PlanAtWidth
 from lightning_lcs.graph.network import TracedNetwork, training_flags
 from lightning_lcs.graph.tracing.errors import check_kinds
-from lightning_lcs.subspace.coverage import warn_of_kept_whole, warn_of_lost, warn_of_whole
+from lightning_lcs.subspace.coverage import issue_pending_warnings, warn_of_kept_whole, warn_of_whole
 from lightning_lcs.subspace.endpoints import is_norm
 from lightning_lcs.subspace.forward import Execution, Replaced, Traced, attention_weights, layer_weights
 from lightning_lcs.subspace.modes.observers import Inputs, LayerBits, Reading
@@ -64,7 +64,7 @@ class Part:
             if not self.told:
                 self.told = True
                 warn_of_kept_whole(self.network.module, self.network.plan)
-            warn_of_lost(self.network.lost)
+            issue_pending_warnings(self.network.pending_warnings)
             return Traced(program, self.selection(mode, alpha))
         self.network.remember(args, kwargs)
         return self.replaced()
