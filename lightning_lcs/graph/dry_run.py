@@ -20,7 +20,9 @@ ENTRIES_PER_INPUT = 2**14
 FEWEST_ENTRIES, MOST_ENTRIES = 2**26, 2**31
 
 
-def rehearse(program: Program, at: PlanAtWidth, dtypes: Mapping[str, torch.dtype], batch: int) -> list[list[int]]:
+def run_without_data(
+    program: Program, at: PlanAtWidth, dtypes: Mapping[str, torch.dtype], batch: int
+) -> list[list[int]]:
     """Run the ops of a forward on tensors that have a shape and no data.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import ChannelPlan
-from lightning_lcs.graph.dry_run import rehearse
+from lightning_lcs.graph.dry_run import run_without_data
 from lightning_lcs.graph.network import ENDPOINT_NAME
 from lightning_lcs.graph.program import Program
 from lightning_lcs.io import checkpoint, container
@@ -250,8 +250,8 @@ def _load_network(cls: type[SubspaceModel], content: Content, mode: Structured, 
 
 def check_network(program: Program, plan: ChannelPlan, mode: Mode, dtypes: Mapping[str, torch.dtype]) -> None:
     """Raise ``ValueError`` where a network can't run at its full or at its least width."""
-    rehearse(program, plan.selection(1.0), dtypes, 2)
-    rehearse(program, plan.selection(mode.width(0.0)), dtypes, 1)
+    run_without_data(program, plan.selection(1.0), dtypes, 2)
+    run_without_data(program, plan.selection(mode.width(0.0)), dtypes, 1)
 
 
 def _same_shapes(what: str, expected: Mapping[str, Sequence[int]], values: Mapping[str, Tensor]) -> None:
