@@ -18,9 +18,9 @@ from lightning_lcs.graph.program import FixedSize, Program
 from lightning_lcs.graph.resize import open_sizes
 from lightning_lcs.graph.tracing.errors import TraceError
 from lightning_lcs.graph.tracing.example_inputs import resized, sample
-from lightning_lcs.graph.tracing.hooks import Hook, without
+from lightning_lcs.graph.tracing.hooks import Hook, hooks_disabled
 from lightning_lcs.graph.tracing.trace import InputSpec, trace
-from lightning_lcs.graph.verify import check_faithful, fixed_sizes, serves, untraced_hooks
+from lightning_lcs.graph.verify import check_faithful, fixed_sizes, is_faithful_at, untraced_hooks
 
 ENDPOINT_NAME = "lcs_endpoint_0"
 # Forms of a network whose programs are kept, and of these the first ones, which what is known of the network came from.
@@ -108,7 +108,7 @@ class TracedNetwork:
         if program not in self._fixed:
             full = [self.plan.structure.size(dim) for dim in program.sizes]
             hooks = [hook for hook in self._untraced if hook.key in hook.holder]
-            with training_flags(self.module, training), without(hooks):
+            with training_flags(self.module, training), hooks_disabled(hooks):
                 self._fixed[program] = fixed_sizes(self.module, program, full, *self.example_inputs())
         return self._fixed[program]
 
@@ -174,7 +174,7 @@ class TracedNetwork:
         untraced = {hook.key for hook in self._untraced}
         acting = (*key[:-1], tuple([hook for hook in key[-1] if hook not in untraced]))
         if acting not in self._programs:
-            with without(self._untraced):
+            with hooks_disabled(self._untraced):
                 self._programs[acting] = self._of_other_sizes(acting, args, kwargs) or self._traced(args, kwargs)
         self._programs[key] = self._programs[acting]
         while len(self._programs) > MOST_FORMS:
@@ -190,7 +190,7 @@ class TracedNetwork:
             return exact
         latest = list(dict.fromkeys(reversed(others)))[:MOST_TRIED]
         few = sample(args, kwargs)
-        program = next((program for program in latest if self._serves(program, few)), None)
+        program = next((program for program in latest if self._is_faithful_at(program, few)), None)
         if program is not None:
             return program
         try:
@@ -201,16 +201,16 @@ class TracedNetwork:
             opened = open_sizes(other.trace, program.trace, program.size_arguments, self.plan)
             if opened is None:
                 continue
-            if not self._serves(opened, few):
+            if not self._is_faithful_at(opened, few):
                 return self._traced(args, kwargs)
             specs = {place: spec.shape for place, spec in enumerate(other.trace.specs) if isinstance(spec, InputSpec)}
-            if self._serves(opened, resized(few, specs)):
+            if self._is_faithful_at(opened, resized(few, specs)):
                 self._programs = {key: opened if p is other else p for key, p in self._programs.items()}
             return opened
         return program
 
-    def _serves(self, program: Program, few: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
-        return serves(self.module, program, [self.plan.structure.size(dim) for dim in program.sizes], *few)
+    def _is_faithful_at(self, program: Program, few: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+        return is_faithful_at(self.module, program, [self.plan.structure.size(dim) for dim in program.sizes], *few)
 
     def _warn_once(self, what: str, message: str) -> None:
         if what not in self._warned:

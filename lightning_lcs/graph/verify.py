@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_lcs.graph.program import FixedSize, Program
-from lightning_lcs.graph.tracing.errors import INSTEAD, TraceError, unsampled
+from lightning_lcs.graph.tracing.errors import ALTERNATIVES, TraceError, two_samples_error
 from lightning_lcs.graph.tracing.example_inputs import resized
-from lightning_lcs.graph.tracing.hooks import Hook, hooks_of, only_watching, without
-from lightning_lcs.graph.tracing.trace import neutral
+from lightning_lcs.graph.tracing.hooks import Hook, hooks_disabled, hooks_of, observing_hooks
+from lightning_lcs.graph.tracing.trace import plain_forward
 
 # The same ops on the same numbers: most networks agree bitwise. Of the largest entry of a tensor, and, for gradients
 # that are zero but for rounding, of the largest of all.
@@ -35,7 +35,7 @@ def untraced_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         Those that change nothing of what the network computes, and those of an adopted network around its forward.
     """
     inside, around = hooks_of(module)
-    candidates = [hook for hook in inside if not hook.is_torch_s]
+    candidates = [hook for hook in inside if not hook.is_from_torch]
     if not candidates:
         return [], around
     other = pytree.tree_map(_other, (args, kwargs))
@@ -45,8 +45,8 @@ def untraced_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         with torch.no_grad():
             return _run(lambda: module(*given[0], **given[1]), [])[0]
 
-    with _undisturbed(module), without(around):
-        return only_watching(candidates, run), around
+    with _state_restored(module), hooks_disabled(around):
+        return observing_hooks(candidates, run), around
 
 
 def _other(leaf: Any) -> Any:
@@ -75,7 +75,7 @@ def check_faithful(
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     leaves = list(parameters.values()) if module.training else []
-    with _undisturbed(module):
+    with _state_restored(module):
         tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         tensors |= {name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
         (theirs, gradients), recomputed = _theirs(module, args, kwargs, leaves)
@@ -98,7 +98,7 @@ def check_faithful(
     return recomputed
 
 
-def serves(
+def is_faithful_at(
     module: nn.Module, program: Program, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
     """Whether a graph is the network for arguments of other sizes than those that it was traced with, too.
@@ -118,7 +118,7 @@ def serves(
         **dict(module.named_buffers(remove_duplicate=False)),
     }
     try:
-        with neutral(module):
+        with plain_forward(module):
             _check_shapes(program, [state[name] for name in program.names], sizes, (args, kwargs))
         check_faithful(module, program, sizes, args, kwargs)
     except Exception:  # whatever is raised at a size that code does not know
@@ -146,7 +146,7 @@ def fixed_sizes(
     def open_at(place: int, axis: int) -> bool:
         shape = list(leaves[place].shape)
         shape[axis] += OTHER_SIZE
-        return serves(module, program, sizes, *resized((args, kwargs), {place: shape}))
+        return is_faithful_at(module, program, sizes, *resized((args, kwargs), {place: shape}))
 
     return [
         FixedSize(name, axis, tuple(leaf.shape))
@@ -165,7 +165,7 @@ def _check_shapes(program: Program, tensors: Sequence[Tensor], sizes: Sequence[i
         program.run([fake.from_tensor(value) for value in tensors], sizes, args, kwargs)
 
 
-_ADVICE = f"Structured compression would train something else; {INSTEAD}"
+_ADVICE = f"Structured compression would train something else; {ALTERNATIVES}"
 
 
 def _state(module: nn.Module) -> str:
@@ -198,7 +198,7 @@ def _theirs(
         found = _run(forward, leaves)
     except Exception as error:  # whatever a network raises
         if "use_reentrant" not in str(error):
-            raise unsampled(module, error) from error
+            raise two_samples_error(module, error) from error
         raise TraceError(
             f"{type(module).__name__} uses gradient checkpointing of the older kind (use_reentrant=True), whose "
             "forward runs without gradients, as its trace would: use torch.utils.checkpoint.checkpoint(..., "
@@ -266,10 +266,10 @@ def _differ(found: Tensor | None, expected: Tensor | None, largest: float) -> bo
 
 
 @contextlib.contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
+def _state_restored(module: nn.Module) -> Iterator[None]:
     """Whatever the network does inside the block, its buffers and the random generators are as before."""
     devices = sorted({value.device.index for value in module.parameters() if value.device.type == "cuda"})
-    with neutral(module), torch.random.fork_rng(devices=devices), _buffers_restored(module):
+    with plain_forward(module), torch.random.fork_rng(devices=devices), _buffers_restored(module):
         yield
 
 

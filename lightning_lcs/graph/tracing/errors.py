@@ -14,7 +14,7 @@ from torch import SymInt, Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-INSTEAD = (
+ALTERNATIVES = (
     "name a part of the network without it as target=, or use unstructured or quantized mode, which run the network's "
     "own code and need no trace"
 )
@@ -73,30 +73,30 @@ def check_values(module: nn.Module) -> None:
             )
 
 
-def untraceable(module: nn.Module, error: BaseException) -> TraceError:
+def export_error(module: nn.Module, error: BaseException) -> TraceError:
     """What ``torch.export`` raised, as an error of a few lines that names the place in the network's code."""
-    name, place = type(module).__name__, at(place_of(error))
+    name, place = type(module).__name__, in_parentheses(place_of(error))
     if "DataDependent" in type(error).__name__:
         return TraceError(
             f"{name} can't be traced: its code goes one way or another by the values of a tensor{place}. Keep to "
-            f"operations on tensors there (torch.where, masks) or move it out of the network, {INSTEAD}"
+            f"operations on tensors there (torch.where, masks) or move it out of the network, {ALTERNATIVES}"
         )
     text = str(error).strip()
     first = text.splitlines()[0] if text else ""
     first = first if len(first) <= LONGEST else first[:LONGEST] + " ..."
     return TraceError(
         f"{name} can't be traced by torch.export ({type(error).__name__}{': ' if first else ''}{first}){place}. If it "
-        f"runs at alpha = 1 with the same inputs, {INSTEAD}"
+        f"runs at alpha = 1 with the same inputs, {ALTERNATIVES}"
     )
 
 
-def unsampled(module: nn.Module, error: BaseException) -> TraceError:
+def two_samples_error(module: nn.Module, error: BaseException) -> TraceError:
     """What a network raised on few samples of its input, which it is compared with its trace on."""
     name, text = type(module).__name__, str(error).strip().partition("\n")[0][:LONGEST]
     return TraceError(
-        f"{name} does not run on two samples of its input ({type(error).__name__}: {text}){at(place_of(error))}: the "
+        f"{name} does not run on two samples of its input ({type(error).__name__}: {text}){in_parentheses(place_of(error))}: the "
         "first dimension of the first tensor is taken for the batch, and so is that of all tensors of the same length. "
-        f"If it is something else, such as the nodes of a graph, {INSTEAD}"
+        f"If it is something else, such as the nodes of a graph, {ALTERNATIVES}"
     )
 
 
@@ -112,7 +112,7 @@ def check_sizes(module: nn.Module, graph: fx.Graph) -> None:
         if any(isinstance(size, SymInt) and size.node.hint is None for size in sizes):
             raise TraceError(
                 f"{type(module).__name__} can't be compressed by its trace: the size of a tensor depends on the values "
-                f"of another{at(place_in(node.meta.get('stack_trace')))}. Keep the size and mask instead, {INSTEAD}"
+                f"of another{in_parentheses(place_in(node.meta.get('stack_trace')))}. Keep the size and mask instead, {ALTERNATIVES}"
             )
 
 
@@ -134,7 +134,7 @@ def place_in(stack: str | None) -> str | None:
     return None
 
 
-def at(place: str | None) -> str:
+def in_parentheses(place: str | None) -> str:
     """ " (file.py:12: code)", or nothing where the place is not known."""
     return f" ({place})" if place else ""
 
@@ -148,12 +148,12 @@ def _own_tensors(child: nn.Module) -> dict[str, Tensor | None]:
     return {**child._parameters, **child._buffers}
 
 
-class FixedError(Exception):
+class BatchSizeFixedError(Exception):
     """The batch size has just become a number."""
 
 
-class UntilFixed(nn.Module):
-    """A network that raises :class:`FixedError` behind the operation that makes a number of its open batch size."""
+class BatchSizeProbe(nn.Module):
+    """A network that raises :class:`BatchSizeFixedError` behind the operation that makes a number of its open batch size."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -177,5 +177,5 @@ class _Watch(TorchFunctionMode):
             self.batch = size if isinstance(size, SymInt) else None
         result = func(*args, **(kwargs or {}))
         if self.batch is not None and self.batch.node.maybe_as_int() is not None:
-            raise FixedError
+            raise BatchSizeFixedError
         return result

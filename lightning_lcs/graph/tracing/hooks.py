@@ -29,7 +29,7 @@ class Hook:
     before: bool
 
     @property
-    def is_torch_s(self) -> bool:
+    def is_from_torch(self) -> bool:
         """Whether torch registered it: old-style weight norm, spectral norm and pruning compute weights in hooks."""
         hook = self.holder[self.key]
         return str(getattr(hook, "__module__", type(hook).__module__)).partition(".")[0] == "torch"
@@ -51,13 +51,13 @@ def hooks_of(module: nn.Module) -> tuple[list[Hook], list[Hook]]:
 
 
 @contextlib.contextmanager
-def without(hooks: Sequence[Hook]) -> Iterator[None]:
+def hooks_disabled(hooks: Sequence[Hook]) -> Iterator[None]:
     """Inside the block these hooks do nothing."""
     with _replaced(hooks, [_nothing] * len(hooks)):
         yield
 
 
-def only_watching(hooks: Sequence[Hook], run: Callable[[bool], list[Tensor]]) -> list[Hook]:
+def observing_hooks(hooks: Sequence[Hook], run: Callable[[bool], list[Tensor]]) -> list[Hook]:
     """Those among the hooks without which the network computes the same.
 
     Args:
@@ -72,7 +72,7 @@ def only_watching(hooks: Sequence[Hook], run: Callable[[bool], list[Tensor]]) ->
     def needed(some: Sequence[Hook]) -> bool:
         # What a hook has put aside for the forward to find must not be there still, from the inputs that count.
         run(True)
-        with without(some):
+        with hooks_disabled(some):
             try:
                 found = run(False)
             except Exception:  # whatever code raises that misses what its hook has collected

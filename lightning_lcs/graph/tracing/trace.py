@@ -19,15 +19,15 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 
 from lightning_lcs.graph.tracing.errors import (
-    INSTEAD,
-    FixedError,
+    ALTERNATIVES,
+    BatchSizeFixedError,
+    BatchSizeProbe,
     TraceError,
-    UntilFixed,
-    at,
     check_sizes,
     check_values,
+    export_error,
+    in_parentheses,
     place_of,
-    untraceable,
 )
 from lightning_lcs.graph.tracing.inline import inline_regions
 
@@ -82,7 +82,7 @@ class Trace:
 
 
 @contextlib.contextmanager
-def neutral(module: nn.Module) -> Iterator[None]:
+def plain_forward(module: nn.Module) -> Iterator[None]:
     """Run the class's own forward, in full precision, and leave no trace of having done so.
 
     Autocast would be baked in as casts; tensors made in inference mode can't be traced; random numbers drawn while
@@ -153,12 +153,12 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         TraceError: ``torch.export`` fails, or bakes the batch size in.
     """
     check_values(module)
-    with neutral(module):
+    with plain_forward(module):
         args, kwargs, carried = _samples(args, kwargs)
         try:
             program = _export(module, args, kwargs, carried)
         except Exception as error:
-            raise untraceable(module, error) from error
+            raise export_error(module, error) from error
         if _open_batches(program) < len(carried):
             raise _fixed_batch(module, args, kwargs, carried)
     signature = program.graph_signature
@@ -238,13 +238,13 @@ def _open_batches(program: ExportedProgram) -> int:
 def _fixed_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], carried: list[Tensor]) -> TraceError:
     place = None
     try:
-        _export(UntilFixed(module), args, kwargs, carried)
-    except FixedError as error:
+        _export(BatchSizeProbe(module), args, kwargs, carried)
+    except BatchSizeFixedError as error:
         place = place_of(error)
     return TraceError(
-        f"{type(module).__name__} fixes the batch size in its forward{at(place)}, so that its trace would serve that "
+        f"{type(module).__name__} fixes the batch size in its forward{in_parentheses(place)}, so that its trace would serve that "
         "size only; use the shape of the input instead of a stored batch size, and operations on the whole batch "
-        f"instead of a loop over samples, or {INSTEAD}"
+        f"instead of a loop over samples, or {ALTERNATIVES}"
     )
 
 
