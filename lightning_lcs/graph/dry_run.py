@@ -17,7 +17,7 @@ from lightning_lcs.graph.tracing.trace import InputSpec
 
 # Of one tensor on the way, for each entry of the input of one sample; so many are allowed in any case, and no more.
 ENTRIES_PER_INPUT = 2**14
-FEWEST_ENTRIES, MOST_ENTRIES = 2**26, 2**31
+MIN_ENTRIES, MAX_ENTRIES = 2**26, 2**31
 
 
 def run_without_data(
@@ -41,7 +41,7 @@ def run_without_data(
     sizes = resized_arguments(program, at)
     made: dict[fx.Node, Any] = {}
     entries = sum(math.prod(size or 1 for size in spec.shape) for spec in trace.specs if isinstance(spec, InputSpec))
-    limit = batch * min(MOST_ENTRIES, max(FEWEST_ENTRIES, ENTRIES_PER_INPUT * entries))
+    limit = batch * min(MAX_ENTRIES, max(MIN_ENTRIES, ENTRIES_PER_INPUT * entries))
     with FakeTensorMode() as fake, torch.no_grad():
         (leaves, _) = pytree.tree_flatten(program.example_inputs(batch, torch.device("cpu")))
         inputs = dict(zip(trace.inputs, leaves, strict=True))

@@ -24,8 +24,8 @@ from lightning_lcs.graph.verify import check_faithful, fixed_sizes, is_faithful_
 
 ENDPOINT_NAME = "lcs_endpoint_0"
 # Forms of a network whose programs are kept, and of these the first ones, which what is known of the network came from.
-MOST_FORMS, KEPT_FORMS = 64, 4
-MOST_TRIED = 3  # programs, when a call comes with new sizes
+MAX_FORMS, KEPT_FORMS = 64, 4
+MAX_TRIED = 3  # programs, when a call comes with new sizes
 HOOKS_NOT_RUN = (
     "the forward hooks of {} only watch: they run at alpha = 1, and not below, where the network runs as its trace; "
     "what they log or collect is of the full network"
@@ -177,7 +177,7 @@ class TracedNetwork:
             with hooks_disabled(self._untraced):
                 self._programs[acting] = self._of_other_sizes(acting, args, kwargs) or self._traced(args, kwargs)
         self._programs[key] = self._programs[acting]
-        while len(self._programs) > MOST_FORMS:
+        while len(self._programs) > MAX_FORMS:
             del self._programs[next(itertools.islice(self._programs, KEPT_FORMS, None))]
         return self._programs[key]
 
@@ -188,7 +188,7 @@ class TracedNetwork:
         exact = next((program for program in others if _traced_for(program, args, kwargs)), None)
         if exact is not None or not others:
             return exact
-        latest = list(dict.fromkeys(reversed(others)))[:MOST_TRIED]
+        latest = list(dict.fromkeys(reversed(others)))[:MAX_TRIED]
         few = sample(args, kwargs)
         program = next((program for program in latest if self._is_faithful_at(program, few)), None)
         if program is not None:

@@ -70,7 +70,7 @@ def plan_from_data(data: Any) -> tuple[ChannelPlan, list[Dim]]:
     Raises:
         ValueError: it holds what no plan can hold.
     """
-    structure = Structure(least=natural(data["least"], MOST_SIZE))
+    structure = Structure(min_channels=natural(data["least"], MOST_SIZE))
     for number, (size, step, why) in enumerate(listed(data["atoms"], "atoms")):
         if natural(size, MOST_SIZE) < 2 or natural(step, MOST_SIZE) < 1 or not isinstance(why, (str, type(None))):
             raise ValueError(f"the plan in the file is malformed at atom {number}")

@@ -237,4 +237,4 @@ def _empty_plan(module: nn.Module, mode: Mode) -> ChannelPlan:
     for pattern in mode.keep:
         if not any(fnmatch.fnmatchcase(path, pattern) for path, _ in module.named_modules()):
             raise ValueError(f"keep={pattern!r} fits the path of no module of {type(module).__name__}")
-    return ChannelPlan(Structure(least=mode.min_channels), keep=mode.keep, round_to=mode.round_to)
+    return ChannelPlan(Structure(min_channels=mode.min_channels), keep=mode.keep, round_to=mode.round_to)

@@ -20,13 +20,13 @@ Dim = tuple[Term, ...]
 
 ONE: Dim = ((),)
 # Groups of which certain channels are kept, ascending.
-Chosen = Mapping[int, Sequence[int]]
-NONE_CHOSEN: Chosen = MappingProxyType({})
+ChosenChannels = Mapping[int, Sequence[int]]
+NO_CHOSEN_CHANNELS: ChosenChannels = MappingProxyType({})
 # Of a concatenation inside of a product, where the outer factor (heads, and with them the batch) is spelled out.
-MOST_COPIES = 1024
+MAX_COPIES = 1024
 
 
-def kept_channels(size: int, width: float, step: int = 1, least: int = 1) -> int:
+def kept_channels(size: int, width: float, step: int = 1, min_channels: int = 1) -> int:
     """Channels that a group of ``size`` channels keeps at ``width``.
 
     The multiple of ``step`` that is nearest to ``size * width``, at least one step and ``least`` channels, and at most
@@ -34,7 +34,7 @@ def kept_channels(size: int, width: float, step: int = 1, least: int = 1) -> int
     """
     if width == 1.0:
         return size
-    kept = max(step, step * round(size * width / step), step * -(-least // step))
+    kept = max(step, step * round(size * width / step), step * -(-min_channels // step))
     return min(size, kept)
 
 
@@ -47,7 +47,7 @@ class Structure:
         bound: atoms that turned out to be made of others.
         kept_whole: atoms kept whole, with the reason.
         products: flattened pairs seen so far.
-        least: channels that every group keeps.
+        min_channels: channels that every group keeps.
         steps: atom -> the number that its kept channels are a multiple of.
     """
 
@@ -55,7 +55,7 @@ class Structure:
     bound: dict[int, Dim] = dataclasses.field(default_factory=dict)
     kept_whole: dict[int, str] = dataclasses.field(default_factory=dict)
     products: set[Term] = dataclasses.field(default_factory=set)
-    least: int = 1
+    min_channels: int = 1
     steps: dict[int, int] = dataclasses.field(default_factory=dict)
 
     # -- making dimensions ------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ class Structure:
         if len(inner) > 1 and outer != ONE:
             # For each element of the outer dimension the whole inner sum: only writable with the outer one spelled out.
             self.keep_whole(outer, why)
-            if self.size(outer) > MOST_COPIES:
+            if self.size(outer) > MAX_COPIES:
                 self.keep_whole(inner, why)
                 return self.fresh(self.size(outer) * self.size(inner), why)
             return inner * self.size(outer)
@@ -164,7 +164,7 @@ class Structure:
             # (g, x) against a concatenation: g copies of x, with g kept whole.
             self.keep_whole((long[:-1],), why)
             outer = self.term_size(long[:-1])
-            if outer > MOST_COPIES:
+            if outer > MAX_COPIES:
                 self.keep_whole(a, why)
                 self.keep_whole(b, why)
                 return False
@@ -241,7 +241,7 @@ class Structure:
             terms.extend([tuple(inner)] * (self.term_size(term) // self.term_size(tuple(inner))))
         return terms
 
-    def settle(self) -> None:
+    def keep_outer_factors_whole(self) -> None:
         """Freeze all but the innermost free atom of every product.
 
         One atom of a product is sliced: channels within a head before the heads, channels within a group before the
@@ -269,17 +269,17 @@ class Structure:
 
     # -- slicing ----------------------------------------------------------------------------------------------------
 
-    def kept_size(self, dim: Dim, width: float, chosen: Chosen = NONE_CHOSEN) -> int:
+    def kept_size(self, dim: Dim, width: float, chosen: ChosenChannels = NO_CHOSEN_CHANNELS) -> int:
         """Size of a dimension at ``width``."""
         return sum(math.prod(len(self._channels(atom, width, chosen)) for atom in term) for term in self.resolve(dim))
 
-    def _channels(self, atom: int, width: float, chosen: Chosen) -> Sequence[int]:
+    def _channels(self, atom: int, width: float, chosen: ChosenChannels) -> Sequence[int]:
         size = self.sizes[atom]
         if atom in self.kept_whole:
             return range(size)
-        return chosen.get(atom) or range(kept_channels(size, width, self.steps.get(atom, 1), self.least))
+        return chosen.get(atom) or range(kept_channels(size, width, self.steps.get(atom, 1), self.min_channels))
 
-    def kept_indices(self, dim: Dim, width: float, chosen: Chosen = NONE_CHOSEN) -> list[int]:
+    def kept_indices(self, dim: Dim, width: float, chosen: ChosenChannels = NO_CHOSEN_CHANNELS) -> list[int]:
         """Indices of a dimension that are kept at ``width``, ascending.
 
         Args:

@@ -84,7 +84,7 @@ def sorted_orders(found: Mapping[int, Tensor]) -> dict[int, list[int]]:
     return {atom: values.argsort(descending=True, stable=True).tolist() for atom, values in found.items()}
 
 
-def indices(structure: Structure, dim: Dim, orders: Mapping[int, list[int]]) -> list[int]:
+def reordered_indices(structure: Structure, dim: Dim, orders: Mapping[int, list[int]]) -> list[int]:
     """Where each entry of a dimension comes from when the channels of its groups are put in another order."""
     result: list[int] = []
     offset = 0
@@ -110,6 +110,6 @@ def reorder(plan: ChannelPlan, tensors: Mapping[str, list[Tensor]], orders: Mapp
     for name, values in tensors.items():
         for axis, dim in enumerate(plan.tensors.get(name, ())):
             if any(atom in orders for term in plan.structure.resolve(dim) for atom in term):
-                order = torch.tensor(indices(plan.structure, dim, orders))
+                order = torch.tensor(reordered_indices(plan.structure, dim, orders))
                 for value in values:
                     value.copy_(value.index_select(axis, order.to(value.device)))

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_lcs.graph.channels.dims import NONE_CHOSEN, Chosen, Dim, Structure
+from lightning_lcs.graph.channels.dims import NO_CHOSEN_CHANNELS, ChosenChannels, Dim, Structure
 from lightning_lcs.graph.channels.rules import Dims
 
 
@@ -52,7 +52,7 @@ class ChannelPlan:
     keep: tuple[str, ...] = ()
     round_to: int = 1
 
-    def selection(self, width: float, chosen: Chosen = NONE_CHOSEN) -> PlanAtWidth:
+    def selection(self, width: float, chosen: ChosenChannels = NO_CHOSEN_CHANNELS) -> PlanAtWidth:
         """What a width keeps: the first channels of each group, or those chosen."""
         return PlanAtWidth(self, width, chosen)
 
@@ -106,7 +106,7 @@ _EXPECTED = {"input of the network", "output of the network", "spatial", "groups
 class PlanAtWidth:
     """What one width keeps; worked out once per dimension."""
 
-    def __init__(self, plan: ChannelPlan, width: float, chosen: Chosen = NONE_CHOSEN) -> None:
+    def __init__(self, plan: ChannelPlan, width: float, chosen: ChosenChannels = NO_CHOSEN_CHANNELS) -> None:
         self.plan = plan
         self.width = width
         self._chosen = chosen

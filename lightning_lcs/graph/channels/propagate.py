@@ -42,7 +42,7 @@ def propagate(trace: Trace, plan: ChannelPlan) -> list[SizeArgument]:
             for result in node.all_input_nodes:
                 _keep_all_whole(structure, known.get(result), "output of the network")
     _keep_unshared_whole(structure, tensors)
-    structure.settle()
+    structure.keep_outer_factors_whole()
     # A network has few different dimensions once all that was learnt is written into them: a width is quickly set.
     for name, dims in tensors.items():
         tensors[name] = [structure.resolve(dim) for dim in dims]
