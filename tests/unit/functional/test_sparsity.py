@@ -94,7 +94,7 @@ def test_large_weights_against_the_oracle(order, sparsity):
 def test_a_sample_that_misleads_is_noticed():
     # The sample holds the large entries alone, so that it says nothing of where the middle is.
     weight = np.random.default_rng(0).random(70_000).astype(np.float32)
-    weight[:: functional._STRIDE] += 10.0
+    weight[:: functional._SAMPLE_STRIDE] += 10.0
     assert np.array_equal(largest_mask(torch.from_numpy(weight), 0.5).numpy(), oracle(weight, 0.5))
 
 
@@ -151,7 +151,7 @@ def test_four_consecutive_inputs_against_the_oracle(outputs, blocks, kept, seed)
 
 
 def test_blocks_out_of_range():
-    with pytest.raises(ValueError, match="6 inputs, which is no multiple of 4"):
+    with pytest.raises(ValueError, match="6 inputs, which is not a multiple of 4"):
         block_mask(torch.ones(2, 6), 2)
     with pytest.raises(ValueError, match=r"kept=0 is not in 1\.\.4"):
         block_mask(torch.ones(2, 8), 0)
