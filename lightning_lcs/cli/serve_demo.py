@@ -46,9 +46,9 @@ def run(
 ) -> None:
     """Serve real images under CPU load that comes and goes, with latency kept in a target while alpha moves.
 
-    Writes serving.csv, serving.png and recording.jsonl. Without a FILE a small subspace is trained first on scikit-learn's
-    digits, and saved as model.lcs beside its curve.csv. A FILE is served images of its input's shape; what counts is
-    then how often it agrees with its full network, since their labels are not its own.
+    Writes serving.csv, serving.png and recording.jsonl. Without a FILE a small subspace is trained first on
+    scikit-learn's digits, and saved as model.lcs beside its curve.csv. A FILE is served images of its input's shape;
+    what counts is then how often it agrees with its full network, since their labels are not its own.
 
     Args:
         file: saved by SubspaceModel.save; may stand first, without --file.

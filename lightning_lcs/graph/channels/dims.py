@@ -1,8 +1,8 @@
 """The algebra of channel dimensions.
 
-Every dimension of a tensor is a *sum of products of atoms*: concatenation makes a sum, flattening makes a product.
-An atom is a set of channels that shrink together; `Structure.unify` states that two dimensions must agree, and so
-merges or refines atoms until they do. What cannot be made to agree is *kept_whole*: kept whole, with the op that froze it.
+Every dimension of a tensor is a *sum of products of atoms*: concatenation makes a sum, flattening makes a product. An
+atom is a set of channels that shrink together; `Structure.unify` states that two dimensions must agree, and so merges
+or refines atoms until they do. What cannot be made to agree is *kept_whole*: kept whole, with the op that froze it.
 
     Dim  = (Term, ...)     summed, in memory order
     Term = (atom, ...)     multiplied, outermost first; the empty term has size 1

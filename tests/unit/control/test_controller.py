@@ -186,7 +186,7 @@ def test_a_thread_decides_and_survives_a_level_that_can_not_be_set(monkeypatch):
     monkeypatch.setattr(warnings, "warn", lambda text, **options: said.append(text))
     controller = RuntimeController(network, [lambda view: 0.0], levels=LEVELS, interval_s=0.0, read=dict)
     controller.start()
-    with pytest.raises(RuntimeError, match="runs already"):
+    with pytest.raises(RuntimeError, match="already running"):
         controller.start()
     assert decided.wait(30.0)
     controller.stop()
@@ -209,7 +209,7 @@ def test_a_profile_is_measured_and_the_level_comes_back():
         ({"levels": [2.0]}, ValueError, "levels"),
         ({"dwell_s": -1.0}, ValueError, "dwell_s=-1.0"),
         ({"interval_s": -1.0}, ValueError, "interval_s=-1.0"),
-        ({"net": torch.nn.Linear(1, 1)}, TypeError, "Linear without alpha"),
+        ({"net": torch.nn.Linear(1, 1)}, TypeError, "Linear, which has no alpha"),
     ],
 )
 def test_wrong_arguments_are_named(options, error, match):

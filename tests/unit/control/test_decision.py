@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lcs.control.decision import Request, Rules, State, View, decide, names
+from lightning_lcs.control.decision import Request, Rules, State, View, decide, policy_names
 from lightning_lcs.control.latency_target import LatencyTarget
 from lightning_lcs.control.policies import BatterySaver, CpuLoad, CpuPressure, MemoryAvailable, Temperature
 from lightning_lcs.control.sensors import Forward, Readings
@@ -215,7 +215,11 @@ def test_a_memory_comes_back_to_its_policy():
 
 
 def test_names_are_told_apart():
-    assert names([CpuPressure(), CpuPressure(high=0.9), CpuLoad()]) == ["CpuPressure#1", "CpuPressure#2", "CpuLoad"]
+    assert policy_names([CpuPressure(), CpuPressure(high=0.9), CpuLoad()]) == [
+        "CpuPressure#1",
+        "CpuPressure#2",
+        "CpuLoad",
+    ]
 
 
 @pytest.mark.parametrize(
