@@ -26,7 +26,7 @@ from lightning_lcs.graph.tracing.errors import (
     check_sizes,
     check_values,
     export_error,
-    in_parentheses,
+    located,
     place_of,
 )
 from lightning_lcs.graph.tracing.inline import inline_regions
@@ -242,7 +242,7 @@ def _fixed_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     except BatchSizeFixedError as error:
         place = place_of(error)
     return TraceError(
-        f"{type(module).__name__} fixes the batch size in its forward{in_parentheses(place)}, so that its trace would serve that "
+        f"{type(module).__name__} fixes the batch size in its forward{located(place)}, so that its trace would serve that "
         "size only; use the shape of the input instead of a stored batch size, and operations on the whole batch "
         f"instead of a loop over samples, or {ALTERNATIVES}"
     )
