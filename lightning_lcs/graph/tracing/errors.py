@@ -114,8 +114,8 @@ def two_samples_error(module: nn.Module, error: BaseException) -> TraceError:
     name, text = type(module).__name__, str(error).strip().partition("\n")[0][:MAX_MESSAGE]
     return TraceError(
         f"{name} does not run on two samples of its input ({type(error).__name__}: {text}){located(place_of(error))}. "
-        "The first dimension of the first tensor, and of all tensors of the same length, is taken to be the batch. If it "
-        f"is something else, such as the nodes of a graph, {ALTERNATIVES}"
+        "The first dimension of the first tensor, and of all tensors of the same length, is taken to be the batch. If "
+        f"it is something else, such as the nodes of a graph, {ALTERNATIVES}"
     )
 
 
@@ -135,8 +135,8 @@ def check_sizes(module: nn.Module, graph: fx.Graph) -> None:
         if any(isinstance(size, SymInt) and size.node.hint is None for size in sizes):
             place = located(place_in(node.meta.get("stack_trace")))
             raise TraceError(
-                f"{type(module).__name__} can't be compressed by its trace, because the size of a tensor depends on the "
-                f"values of another{place}. Keep the size and use a mask instead, {ALTERNATIVES}"
+                f"{type(module).__name__} can't be compressed by its trace, because the size of a tensor depends on "
+                f"the values of another{place}. Keep the size and use a mask instead, {ALTERNATIVES}"
             )
 
 
@@ -180,7 +180,7 @@ class BatchSizeFixedError(Exception):
 
 
 class BatchSizeProbe(nn.Module):
-    """A network that raises :class:`BatchSizeFixedError` after the operation that turns its batch size into a number."""
+    """A network that raises :class:`BatchSizeFixedError` where its code turns the open batch size into a number."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
