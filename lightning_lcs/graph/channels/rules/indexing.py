@@ -1,4 +1,4 @@
-"""Ops that pick entries of a dimension by position: that dimension stays whole, all others pass."""
+"""Rules for ops that pick entries of a dimension by position: that dimension is kept whole, and the others pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _axis(call: Call, position: int, rank: int, default: int = 0) -> int:
 
 
 def select(call: Call) -> Dims:
-    """One entry of a dimension, which goes."""
+    """One entry of a dimension, which the result does not have."""
     x = call.dims(call.arg(0, "self"))
     axis = _axis(call, 1, len(x))
     call.structure.keep_whole(x[axis], call.why)
@@ -20,7 +20,7 @@ def select(call: Call) -> Dims:
 
 
 def unbind(call: Call) -> list[Dims]:
-    """All entries of a dimension, which goes."""
+    """All entries of a dimension, which the results do not have."""
     x = call.dims(call.arg(0, "self"))
     axis = _axis(call, 1, len(x))
     call.structure.keep_whole(x[axis], call.why)
@@ -28,7 +28,7 @@ def unbind(call: Call) -> list[Dims]:
 
 
 def index(call: Call) -> Dims:
-    """Tables: the dimensions indexed are replaced by those of the indices."""
+    """Indexing with tensors: the indexed dimensions are replaced by those of the indices."""
     x, indices = call.dims(call.arg(0, "self")), list(call.arg(1, "indices"))
     indexed = [axis for axis, item in enumerate(indices) if item is not None]
     tensors = [indices[axis] for axis in indexed]
@@ -49,7 +49,7 @@ def index(call: Call) -> Dims:
 
 
 def index_select(call: Call) -> Dims:
-    """Entries of one dimension, by a list of positions."""
+    """Entries of one dimension at the positions in a list."""
     x = call.dims(call.arg(0, "self"))
     axis = _axis(call, 1, len(x))
     call.structure.keep_whole(x[axis], call.why)
@@ -57,14 +57,14 @@ def index_select(call: Call) -> Dims:
 
 
 def embedding(call: Call) -> Dims:
-    """One row of a table for each index."""
+    """The row of a table for each index."""
     weight, indices = call.dims(call.arg(0, "weight")), call.arg(1, "indices")
     call.structure.keep_whole(weight[0], "entries of a table")
     return [*call.dims(indices), weight[1]]
 
 
 def along(call: Call) -> Dims:
-    """Entries change places, or are summed up, along dimensions."""
+    """Entries change places, or are accumulated, along dimensions."""
     x = call.dims(call.arg(0, "self"))
     axes = call.arg(_ALONG[call.name], "dims", call.arg(_ALONG[call.name], "dim"))
     for axis in range(len(x)) if axes in (None, []) else [axes] if isinstance(axes, int) else axes:
@@ -73,7 +73,7 @@ def along(call: Call) -> Dims:
 
 
 def ordered(call: Call) -> list[Dims]:
-    """Sorted along one dimension, all of it or its first: values and indices."""
+    """All entries of a dimension in sorted order, or the first of them: values and indices."""
     x = call.dims(call.arg(0, "self"))
     axis = _axis(call, _ORDERED[call.name], len(x), -1)
     call.structure.keep_whole(x[axis], call.why)
@@ -82,7 +82,7 @@ def ordered(call: Call) -> list[Dims]:
 
 
 def gather(call: Call) -> Dims:
-    """Entries picked along one dimension, apart for all others."""
+    """Entries picked along one dimension, separately for each entry of the other dimensions."""
     x, picked = call.dims(call.arg(0, "self")), call.arg(2, "index")
     axis = _axis(call, 1, len(x))
     call.structure.keep_whole(x[axis], call.why)
@@ -95,6 +95,7 @@ def gather(call: Call) -> Dims:
     return [call.structure.resolve(dim) for dim in out]
 
 
+# Position of the dimension among the arguments.
 _ALONG = {"roll": 2, "flip": 1, "cumsum": 1, "cumprod": 1}
 _ORDERED = {"sort": 1, "topk": 2}
 RULES: dict[str, Rule] = {

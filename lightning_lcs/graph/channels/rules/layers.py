@@ -1,4 +1,4 @@
-"""Layers with weights: convolutions, linear layers, norms."""
+"""Rules for layers: convolutions, linear layers, norms, pooling and padding."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def linear(call: Call) -> Dims:
 def convolution(call: Call) -> Dims:
     """``(N, in, *) x (out, in / groups, *) -> (N, out, *)``.
 
-    Within a grouped convolution the channels of each group shrink and the groups stay; where a group has a single
-    input channel (depthwise) the groups themselves are the channels.
+    In a grouped convolution, the channels within each group shrink, and the number of groups stays. In a depthwise
+    convolution, whose groups have a single input channel, the number of groups shrinks.
     """
     x, weight, bias = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "weight")), call.arg(2, "bias")
     groups = int(call.arg(6, "groups", 1))
-    # A kernel of one place mixes nothing but channels: what it passes over may be cut itself.
+    # A kernel of size 1 mixes channels only, so the other dimensions may shrink, too.
     passed = call.shape(call.arg(0, "input"))[2:] == call.out_shape[2:]
     pointwise = passed and set(call.shape(call.arg(1, "weight"))[2:]) == {1}
     places = x[2:] if pointwise else call.whole_dims(call.out_shape[2:], "spatial")
@@ -38,7 +38,7 @@ def convolution(call: Call) -> Dims:
 
 
 def _keep_kernel(call: Call, x: Dims, weight: Dims) -> None:
-    """What a kernel moves over stays whole, and so does the kernel."""
+    """Keep the spatial dimensions of the input and of the kernel whole."""
     for dim in x[2:]:
         call.structure.keep_whole(dim, call.why)
     for dim in weight[2:]:
@@ -67,7 +67,7 @@ def _grouped(call: Call, x: Dim, into: Dim, per_group: Dim, groups: int) -> Dim:
 
 
 def conv_transpose(call: Call) -> Dims:
-    """``(N, in, *) x (in, out / groups, *) -> (N, out, *)``; groups as in :func:`convolution`."""
+    """``(N, in, *) x (in, out / groups, *) -> (N, out, *)``, with groups as in :func:`convolution`."""
     x, weight, bias = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "weight")), call.arg(2, "bias")
     groups = int(call.arg(6, "groups", 1))
     _keep_kernel(call, x, weight)
@@ -86,7 +86,7 @@ def conv_transpose(call: Call) -> Dims:
 
 
 def batch_norm(call: Call) -> Dims:
-    """Everything per channel, dimension 1."""
+    """All tensors have one entry per channel, dimension 1."""
     x = call.dims(call.arg(0, "input"))
     for tensor in call.node.args[1:5]:
         if isinstance(tensor, fx.Node):
@@ -95,12 +95,12 @@ def batch_norm(call: Call) -> Dims:
 
 
 def instance_norm(call: Call) -> Dims:
-    """As batch norm."""
+    """The same as batch norm."""
     return batch_norm(call)
 
 
 def group_norm(call: Call) -> Dims:
-    """The channels of each group shrink and the groups stay; with one channel per group the groups shrink."""
+    """The channels within each group shrink, and the number of groups stays; with one channel per group it shrinks."""
     x = call.dims(call.arg(0, "input"))
     groups, size = int(call.arg(1, "num_groups")), call.structure.size(x[1])
     for tensor in (call.arg(2, "weight"), call.arg(3, "bias")):
@@ -116,7 +116,7 @@ def group_norm(call: Call) -> Dims:
 
 
 def layer_norm(call: Call) -> Dims:
-    """Statistics over the last dimensions, taken over the channels that are kept; RMS norm has no bias."""
+    """Statistics over the last dimensions, of the channels that are kept; RMS norm has no bias."""
     x = call.dims(call.arg(0, "input"))
     shape = call.arg(1, "normalized_shape")
     for tensor in (call.arg(2, "weight"), call.arg(3, "bias")):
@@ -129,7 +129,7 @@ def layer_norm(call: Call) -> Dims:
 
 
 def pool(call: Call) -> Dims:
-    """Batch and channels pass; the spatial dimensions are new."""
+    """Batch and channels pass, and the spatial dimensions are new."""
     x = call.dims(call.arg(0, "self"))
     spatial = _SPATIAL[call.name]
     for dim in x[-spatial:]:
@@ -138,13 +138,14 @@ def pool(call: Call) -> Dims:
 
 
 def sampled(call: Call) -> Dims:
-    """Values of an image at the places that a grid names: batch and channels pass."""
+    """Values of an image at the positions in a grid: batch and channels pass."""
     x, grid = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "grid"))
     for dim in (*x[2:], *grid):
         call.structure.keep_whole(dim, call.why)
     return [*x[:2], *call.whole_dims(call.out_shape[2:], "spatial")]
 
 
+# Number of spatial dimensions.
 _SPATIAL = {
     f"{kind}{n}d": n
     for n in (1, 2, 3)
@@ -156,7 +157,7 @@ _SPATIAL |= {f"_upsample_{kind}2d_aa": 2 for kind in ("bilinear", "bicubic", "la
 
 
 def pad(call: Call) -> Dims:
-    """Padding of a channel dimension (a shortcut into a wider stage) adds channels that stay whole."""
+    """Padding of a channel dimension, as in a shortcut into a wider stage, adds channels that are kept whole."""
     x, amounts = call.dims(call.arg(0, "self")), call.arg(1, "pad")
     out = []
     for axis, dim in enumerate(x):
@@ -176,7 +177,7 @@ def pad(call: Call) -> Dims:
 
 
 def weight_norm(call: Call) -> Dims:
-    """A weight divided by its norms, of what is kept, along all dimensions but one; times a length for each of that."""
+    """A weight that is divided by its norms along all dimensions but one, and multiplied by a length for each entry."""
     weight, length = call.dims(call.arg(0, "v")), call.dims(call.arg(1, "g"))
     for ours, theirs in zip(weight, length, strict=True):
         if call.structure.size(theirs) > 1:
