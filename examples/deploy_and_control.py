@@ -37,7 +37,7 @@ def train_and_save(path: Path, model: str, epochs: int, batches: float) -> None:
 
 
 @torch.inference_mode()
-def serve(net: SubspaceModel, trace: Path, rounds: int) -> None:
+def serve(net: SubspaceModel, recording: Path, rounds: int) -> None:
     data = DigitsDataModule(batch_size=16)
     data.setup("validate")
     batches = list(data.val_dataloader())
@@ -49,7 +49,7 @@ def serve(net: SubspaceModel, trace: Path, rounds: int) -> None:
         BatterySaver(below=0.3),  # abstains where there is no battery
         CpuPressure(high=0.8, low=0.5),  # and this one where the kernel has no PSI
     ]
-    with RuntimeController(net, policies, levels=sorted(profile), dwell_s=0.2, trace=trace) as controller:
+    with RuntimeController(net, policies, levels=sorted(profile), dwell_s=0.2, recording=recording) as controller:
         right, images = 0, 0
         for _ in range(rounds):
             for x, labels in batches:
@@ -58,8 +58,8 @@ def serve(net: SubspaceModel, trace: Path, rounds: int) -> None:
                 controller.step()
     print(f"target {target_ms:.1f} ms: now at alpha {controller.alpha:.2f}. {controller.reason}")
     print(f"accuracy over {images} images at the levels chosen: {right / images:.1%}")
-    again = [decision.alpha for decision in replay(trace)]
-    print(f"{len(again)} decisions in {trace}; replayed, they are the same: ", end="")
+    again = [decision.alpha for decision in replay(recording)]
+    print(f"{len(again)} decisions in {recording}; replayed, they are the same: ", end="")
     print(again == [decision.alpha for decision in controller.log][-len(again) :])
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     torch.set_num_threads(1)
     path = arguments.folder / "model.lcs"
     train_and_save(path, arguments.model, arguments.epochs, arguments.batches)
-    serve(SubspaceModel.load(path), arguments.folder / "trace.jsonl", arguments.rounds)
+    serve(SubspaceModel.load(path), arguments.folder / "recording.jsonl", arguments.rounds)
 
 
 if __name__ == "__main__":

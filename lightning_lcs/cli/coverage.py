@@ -173,7 +173,7 @@ def measured(model: SubspaceModel, x: Tensor, alpha: float, seconds: float) -> C
             raise ValueError(f"the result at alpha={alpha:g} is not finite")
     full, small = model.efficiency(1.0), model.efficiency(alpha)
     shares = small.params / full.params, small.macs / max(1, full.macs)
-    whole = Counter(why.split(" in ")[0] for items in model.plan.whole().values() for _, why in items)
+    whole = Counter(why.split(" in ")[0] for items in model.plan.dimensions_kept_whole().values() for _, why in items)
     return Coverage(*shares, seconds, identity(model, x), dict(whole))
 
 

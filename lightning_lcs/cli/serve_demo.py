@@ -46,9 +46,9 @@ def run(
 ) -> None:
     """Serve real images under CPU load that comes and goes, with latency kept in a target while alpha moves.
 
-    Writes serving.csv, serving.png and trace.jsonl. Without a FILE a small subspace is trained first on scikit-learn's
-    digits, and saved as model.lcs beside its curve.csv. A FILE is served images of its input's shape; what counts is
-    then how often it agrees with its full network, since their labels are not its own.
+    Writes serving.csv, serving.png and recording.jsonl. Without a FILE a small subspace is trained first on
+    scikit-learn's digits, and saved as model.lcs beside its curve.csv. A FILE is served images of its input's shape;
+    what counts is then how often it agrees with its full network, since their labels are not its own.
 
     Args:
         file: saved by SubspaceModel.save; may stand first, without --file.
@@ -86,7 +86,7 @@ def run(
     )
     phases = schedule(seconds, usable_cpus())
     policy = LatencyTarget(latency_ms=target, profile=profile)
-    controller = RuntimeController(net, [policy], levels=sorted(profile), trace=output / "trace.jsonl")
+    controller = RuntimeController(net, [policy], levels=sorted(profile), recording=output / "recording.jsonl")
     with controller, Burners() as burners, shown(console, target, seconds, right) as show:
         served = serve(
             controller,
@@ -106,7 +106,7 @@ def run(
         plot_served(
             served, phases, target, output / "serving.png", window=window, right=right, title=f"Serving {images.what}"
         ),
-        output / "trace.jsonl",
+        output / "recording.jsonl",
     ]
     console.print(_table(summary(served, phases, target), right))
     console.print(f"Written: {', '.join(map(str, written))}")

@@ -1,4 +1,7 @@
-"""From readings to a level: how policies combine, when a switch may happen. Pure functions of readings and time."""
+"""From readings to a level: how policies combine, and when the level may change.
+
+These are pure functions of readings and time, so a recorded run can be replayed.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,19 @@ from lightning_lcs.control.sensors import Readings
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """What a policy asks for.
 
     Attributes:
-        alpha: the highest level that it allows, in [0, 1]; None abstains.
-        reason: for the log.
-        urgent: go down to it now, even within the dwell time.
-        memory: what the policy wants to find in its next :class:`View`; immutable.
+        alpha: The highest level that the policy allows, in [0, 1]. None abstains.
+        reason: The reason, for the log. The default is a sentence with the level.
+        urgent: Whether to go down to the level at once, even within the dwell time. The default is no.
+        memory: An immutable value that the policy finds in its next :class:`View`.
+
+    Example:
+        >>> from lightning_lcs.control.decision import Request
+        >>> Request(0.25, "the fan is broken", urgent=True).alpha
+        0.25
     """
 
     alpha: float | None
@@ -32,10 +40,17 @@ class View:
     """What a policy sees.
 
     Attributes:
-        readings: of this moment.
-        alpha: the level at which the network runs.
-        levels: all of them, the lowest first; ``alpha`` is one of them.
-        memory: of the policy's last :class:`Ask`; None before the first.
+        readings: The readings of this moment.
+        alpha: The level at which the network runs, one of ``levels``.
+        levels: All levels in ascending order.
+        memory: The memory of the policy's last :class:`Request`; None before the first.
+
+    Example:
+        >>> from lightning_lcs.control.decision import View
+        >>> from lightning_lcs.control.sensors import Readings
+        >>> view = View(Readings(time_s=0.0), alpha=0.5, levels=(0.0, 0.5, 1.0))
+        >>> view.below, view.above
+        (0.0, 1.0)
     """
 
     readings: Readings
@@ -45,30 +60,35 @@ class View:
 
     @property
     def below(self) -> float:
-        """The next lower level; the lowest one where there is none."""
+        """The next lower level, or the lowest level if there is none."""
         return self.levels[max(self.levels.index(self.alpha) - 1, 0)]
 
     @property
     def above(self) -> float:
-        """The next higher level; the highest one where there is none."""
+        """The next higher level, or the highest level if there is none."""
         return self.levels[min(self.levels.index(self.alpha) + 1, len(self.levels) - 1)]
 
 
-# A function of what it sees, and of nothing else, if its decisions shall be replayable. A number is short for
-# ``Ask(number)``, None abstains; either leaves the memory as it is.
-Policy = Callable[[View], "Ask | float | None"]
+# A policy should depend on its View only; otherwise its decisions can't be replayed. A number means Request(number) and
+# None abstains. Both leave the policy's memory as it is.
+Policy = Callable[[View], "Request | float | None"]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for all policies.
+    """The rules for all policies together.
 
     Attributes:
-        levels: that may be chosen, in [0, 1]; kept sorted, each once.
-        dwell_s: least seconds from any switch to the next one, but for an urgent one down.
+        levels: The levels to choose from, in [0, 1]; they are sorted, and duplicates are dropped.
+        dwell_s: Minimum time between two switches in seconds; an urgent switch down does not wait. The default is 2.
 
     Raises:
-        ValueError: no levels, one outside [0, 1], or a negative time.
+        ValueError: There are no levels, one is outside [0, 1], or the time is negative.
+
+    Example:
+        >>> from lightning_lcs.control.decision import Rules
+        >>> Rules(levels=(1.0, 0.0, 0.5)).snap(0.7)
+        0.5
     """
 
     levels: tuple[float, ...]
@@ -83,12 +103,18 @@ class Rules:
         object.__setattr__(self, "levels", levels)
 
     def snap(self, alpha: float) -> float:
-        """The highest level that is not above ``alpha``; the lowest one where there is none."""
+        """The highest level that is not above ``alpha``, or the lowest level if there is none."""
         return max((level for level in self.levels if level <= alpha), default=self.levels[0])
 
 
-class Standing(NamedTuple):
-    """What is kept of one policy: its memory and, while it fails, the level that it holds and its error."""
+class PolicyState(NamedTuple):
+    """What is kept of one policy between two decisions.
+
+    Attributes:
+        memory: The memory of its last request.
+        held: The level that it holds while it fails.
+        error: Its error while it fails.
+    """
 
     memory: Any = None
     held: float | None = None
@@ -97,56 +123,77 @@ class Standing(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """Where the decisions stand.
+    """The state between two decisions.
 
     Attributes:
-        alpha: the level, one of the rules'.
-        since_s: time of the last switch; None before the first.
-        reason: of the last decision.
-        standings: one per policy, in their order; empty before the first decision.
+        alpha: The level.
+        since_s: Time of the last switch in seconds; None before the first.
+        reason: The reason of the last decision.
+        policy_states: What is kept of each policy, in their order; empty before the first decision.
+
+    Example:
+        >>> from lightning_lcs.control.decision import State
+        >>> State(alpha=1.0)
+        State(alpha=1.0, since_s=None, reason='', policy_states=())
     """
 
     alpha: float
     since_s: float | None = None
     reason: str = ""
-    standings: tuple[Standing, ...] = ()
+    policy_states: tuple[PolicyState, ...] = ()
 
 
 def decide(policies: Sequence[Policy], readings: Readings, state: State, rules: Rules) -> State:
-    """The next state: a pure function, whose time is that of the readings.
+    """The next state. This is a pure function, whose time is that of the readings.
 
-    Each policy says which level it allows at most. The lowest counts, snapped down to one of the levels. Up only when
-    the dwell time since the last switch, up or down, is over; down likewise, unless a policy's ask is urgent: an urgent
-    ask takes effect at once, since a network that is far too slow is worse than one switch more, and starts the dwell
-    time anew. So two switches upwards are never closer than the dwell time. A policy that raises holds the level that
-    it found when it began to fail: others may go lower, and come back to it. Where all abstain, the level stays.
+    Each policy says which level it allows at most. The lowest of these counts, snapped down to one of the levels. If
+    all policies abstain, the level stays.
+
+    A switch waits until the dwell time since the last switch is over. An urgent request takes effect at once, because a
+    network that is far too slow is worse than one more switch, and it starts the dwell time anew. So two switches
+    upwards are never closer together than the dwell time.
+
+    A policy that raises an exception holds the level at which it began to fail. Others may still ask for less.
 
     Args:
-        policies: always the same ones, in the same order.
-        readings: of this moment.
-        state: the state before.
-        rules: levels and dwell time.
+        policies: The policies: the same ones, in the same order, at every call.
+        readings: The readings of this moment.
+        state: The state before.
+        rules: The levels and the dwell time.
+
+    Example:
+        >>> from lightning_lcs.control.decision import Rules, State, decide
+        >>> from lightning_lcs.control.policies import BatterySaver
+        >>> from lightning_lcs.control.sensors import Readings
+        >>> readings = Readings(time_s=0.0, battery=0.2, plugged_in=False)
+        >>> after = decide([BatterySaver()], readings, State(alpha=1.0), Rules(levels=(0.0, 0.25, 0.5, 0.75, 1.0)))
+        >>> after.alpha, after.reason
+        (0.5, 'BatterySaver: on battery at 20%')
     """
     alpha = state.alpha if state.alpha in rules.levels else rules.snap(state.alpha)
-    standings = state.standings or (Standing(),) * len(policies)
-    asks: list[tuple[float, bool, str]] = []
-    kept: list[Standing] = []
-    said: list[str] = []
-    for name, policy, standing in zip(names(policies), policies, standings, strict=True):
-        ask, after = _ask(policy, View(readings, alpha, rules.levels, standing.memory), standing)
-        kept.append(after)
-        if ask.alpha is None:
-            said.append(f"{name}: {ask.reason or 'abstains'}")
+    before = state.policy_states or (PolicyState(),) * len(policies)
+    requests: list[_NamedRequest] = []
+    abstentions: list[str] = []
+    policy_states: list[PolicyState] = []
+    for name, policy, policy_state in zip(policy_names(policies), policies, before, strict=True):
+        view = View(readings, alpha, rules.levels, policy_state.memory)
+        request, policy_state_after = _ask(policy, view, policy_state)
+        policy_states.append(policy_state_after)
+        if request.alpha is None:
+            abstentions.append(f"{name}: {request.reason or 'abstains'}")
         else:
-            reason = f"{name}: {ask.reason or f'asks for {ask.alpha:g}'}"
-            asks.append((rules.snap(ask.alpha), ask.urgent, reason))
-    chosen, reason = _choose(asks, said, alpha, state.since_s, readings.time_s, rules)
+            reason = f"{name}: {request.reason or f'asks for {request.alpha:g}'}"
+            requests.append(_NamedRequest(rules.snap(request.alpha), request.urgent, reason))
+    chosen, reason = _choose(requests, alpha, state.since_s, readings.time_s, rules) or (alpha, "; ".join(abstentions))
     since = readings.time_s if chosen != state.alpha else state.since_s
-    return State(chosen, since, reason, tuple(kept))
+    return State(chosen, since, reason, tuple(policy_states))
 
 
-def names(policies: Sequence[Policy]) -> list[str]:
-    """Names of policies for reasons and logs: of the function or class, numbered where there are several of one."""
+def policy_names(policies: Sequence[Policy]) -> list[str]:
+    """Names of policies for reasons and logs.
+
+    A name is that of the function or class; it gets a number if there are several policies of that name.
+    """
     plain = [getattr(policy, "__name__", type(policy).__name__) for policy in policies]
     return [
         name if plain.count(name) == 1 else f"{name}#{plain[: index + 1].count(name)}"
@@ -154,38 +201,41 @@ def names(policies: Sequence[Policy]) -> list[str]:
     ]
 
 
+class _NamedRequest(NamedTuple):
+    level: float
+    urgent: bool
+    reason: str
+
+
 def _choose(
-    asks: Sequence[tuple[float, bool, str]],
-    said: Sequence[str],
-    alpha: float,
-    since_s: float | None,
-    time_s: float,
-    rules: Rules,
-) -> tuple[float, str]:
-    if not asks:
-        return alpha, "; ".join(said)
-    # The first of several that ask for the same speaks for all.
-    wanted, _, reason = min(asks, key=lambda ask: ask[0])
+    requests: Sequence[_NamedRequest], alpha: float, since_s: float | None, time_s: float, rules: Rules
+) -> tuple[float, str] | None:
+    """The level and the reason; None if there are no requests."""
+    if not requests:
+        return None
+    # min returns the first of several requests for the same level, and its reason is reported.
+    lowest = min(requests, key=lambda request: request.level)
     dwelling = since_s is not None and time_s - since_s < rules.dwell_s
-    if wanted == alpha or not dwelling:
-        return wanted, reason
-    urgent = [ask for ask in asks if ask[1] and ask[0] < alpha]
+    if lowest.level == alpha or not dwelling:
+        return lowest.level, lowest.reason
+    urgent = [request for request in requests if request.urgent and request.level < alpha]
     if urgent:
-        wanted, _, reason = min(urgent, key=lambda ask: ask[0])
-        return wanted, f"{reason} (urgent)"
-    return alpha, f"{reason} (wants {wanted:g}, waits for the dwell time)"
+        lowest = min(urgent, key=lambda request: request.level)
+        return lowest.level, f"{lowest.reason} (urgent)"
+    return alpha, f"{lowest.reason} (wants {lowest.level:g}, waits for the dwell time)"
 
 
-def _ask(policy: Policy, view: View, standing: Standing) -> tuple[Ask, Standing]:
+def _ask(policy: Policy, view: View, policy_state: PolicyState) -> tuple[Request, PolicyState]:
+    """The policy's request, and what is kept of the policy."""
     try:
         answer = policy(view)
         if answer is None:
-            return Ask(None), Standing(standing.memory)
-        ask = answer if isinstance(answer, Ask) else Ask(float(answer), memory=standing.memory)
-        if ask.alpha is not None and not 0.0 <= ask.alpha <= 1.0:
-            raise ValueError(f"asked for alpha={ask.alpha!r}, which is not in [0, 1]")
-    except Exception as error:  # whatever a user's policy does, inference goes on
-        held = view.alpha if standing.held is None else standing.held
+            return Request(None), PolicyState(policy_state.memory)
+        request = answer if isinstance(answer, Request) else Request(float(answer), memory=policy_state.memory)
+        if request.alpha is not None and not 0.0 <= request.alpha <= 1.0:
+            raise ValueError(f"asked for alpha={request.alpha!r}, which is not in [0, 1]")
+    except Exception as error:  # inference goes on, whatever a user's policy does
+        held = view.alpha if policy_state.held is None else policy_state.held
         text = f"{type(error).__name__}: {error}"
-        return Ask(held, f"raised {text}; holds {held:g}"), Standing(standing.memory, held, text)
-    return ask, Standing(ask.memory)
+        return Request(held, f"raised {text}; holds {held:g}"), PolicyState(policy_state.memory, held, text)
+    return request, PolicyState(request.memory)

@@ -1,9 +1,8 @@
-"""Policies: from what the system says to the highest level that it allows. Each is a pure function of a View.
+"""Policies: each maps readings of the system to the highest level that it allows. They are pure functions of a View.
 
-A policy that steps has two thresholds: past one it asks for the next lower level, past the other for the next higher
-one, and between them for the level that there is. One that maps a reading to a level allows an interval of levels, by
-the reading with and without a margin, and asks for the nearest to the present one. So a reading that swings within the
-band between the thresholds, or by less than the margin, moves nothing.
+Most policies step: beyond one threshold they ask for the next lower level, beyond the other for the next higher one,
+and between the two for the present level. BatterySaver maps a reading to a level, with a margin. So a reading that
+swings between the thresholds, or by less than the margin, does not change the level.
 """
 
 from __future__ import annotations
@@ -12,20 +11,31 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_lcs.control.decision import Ask, View
+from lightning_lcs.control.decision import Request, View
 
 ABSTAINS = "unknown, abstains"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuPressure:
-    """Step down while tasks wait for a CPU, up when they no longer do (Linux PSI, an average over 10 s).
+    """Steps down while tasks wait for a CPU, and up when they no longer do (Linux PSI, an average over 10 s).
 
-    The waiting of this process counts, too: with more than one thread per CPU it presses itself.
+    This process counts, too: if it runs more than one thread per CPU, its own threads wait for each other.
 
     Attributes:
-        high: share of time in which some task waits, above which to step down.
-        low: below which to step up.
+        high: Share of time in which some task waits for a CPU, in [0, 1]; above it the policy steps down. The default
+            is 0.4.
+        low: The share below which the policy steps up, less than ``high``. The default is 0.2.
+
+    Raises:
+        ValueError: ``low`` is not below ``high``, or one of them is outside [0, 1].
+
+    Example:
+        >>> from lightning_lcs.control.decision import View
+        >>> from lightning_lcs.control.policies import CpuPressure
+        >>> from lightning_lcs.control.sensors import Readings
+        >>> CpuPressure()(View(Readings(time_s=0.0, cpu_pressure=0.6), alpha=1.0, levels=(0.0, 0.5, 1.0)))
+        Request(alpha=0.5, reason='pressure 60% is above 40%', urgent=False, memory=None)
     """
 
     high: float = 0.4
@@ -35,20 +45,31 @@ class CpuPressure:
     def __post_init__(self) -> None:
         _check_band("high", self.high, "low", self.low, 0.0, 1.0)
 
-    def __call__(self, view: View) -> Ask:
-        """The next level down, the present one, or the next level up."""
+    def __call__(self, view: View) -> Request:
+        """The next lower level, the present level, or the next higher level."""
         return _step(view, view.readings.cpu_pressure, self.high, self.low, "pressure", ".0%")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuLoad:
-    """Step down while there are more runnable tasks than CPUs, up when there are fewer (load average of a minute).
+    """Steps down while there are more runnable tasks than CPUs, and up when there are fewer.
 
-    For systems without PSI: it answers about a minute late.
+    It reads the load average of one minute, so it reacts about a minute late. Use it on systems without PSI.
 
     Attributes:
-        high: runnable tasks per usable CPU above which to step down.
-        low: below which to step up.
+        high: Runnable tasks per usable CPU above which the policy steps down. The default is 1.5.
+        low: Runnable tasks per usable CPU below which the policy steps up, 0 or more and less than ``high``. The
+            default is 1.0.
+
+    Raises:
+        ValueError: ``low`` is not below ``high``, or it is negative.
+
+    Example:
+        >>> from lightning_lcs.control.decision import View
+        >>> from lightning_lcs.control.policies import CpuLoad
+        >>> from lightning_lcs.control.sensors import Readings
+        >>> CpuLoad()(View(Readings(time_s=0.0, cpu_load=0.5), alpha=0.5, levels=(0.0, 0.5, 1.0))).alpha
+        1.0
     """
 
     high: float = 1.5
@@ -58,18 +79,31 @@ class CpuLoad:
     def __post_init__(self) -> None:
         _check_band("high", self.high, "low", self.low, 0.0, math.inf)
 
-    def __call__(self, view: View) -> Ask:
-        """The next level down, the present one, or the next level up."""
+    def __call__(self, view: View) -> Request:
+        """The next lower level, the present level, or the next higher level."""
         return _step(view, view.readings.cpu_load, self.high, self.low, "load per CPU", ".2f")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryAvailable:
-    """Step down while memory is short, up when there is enough. Only activations shrink: weights stay loaded.
+    """Steps down while memory is short, and up when there is enough.
+
+    A lower level saves memory for activations only: the weights stay loaded.
 
     Attributes:
-        low: share of memory available below which to step down.
-        high: above which to step up.
+        low: Share of memory available, in [0, 1], below which the policy steps down. The default is 0.1.
+        high: The share above which the policy steps up, more than ``low``. The default is 0.2.
+
+    Raises:
+        ValueError: ``low`` is not below ``high``, or one of them is outside [0, 1].
+
+    Example:
+        >>> from lightning_lcs.control.decision import View
+        >>> from lightning_lcs.control.policies import MemoryAvailable
+        >>> from lightning_lcs.control.sensors import Readings
+        >>> readings = Readings(time_s=0.0, memory_available=0.05)
+        >>> MemoryAvailable()(View(readings, alpha=1.0, levels=(0.0, 0.5, 1.0))).alpha
+        0.5
     """
 
     low: float = 0.1
@@ -79,10 +113,10 @@ class MemoryAvailable:
     def __post_init__(self) -> None:
         _check_band("high", self.high, "low", self.low, 0.0, 1.0)
 
-    def __call__(self, view: View) -> Ask:
-        """The next level down, the present one, or the next level up."""
+    def __call__(self, view: View) -> Request:
+        """The next lower level, the present level, or the next higher level."""
         share = view.readings.memory_available
-        # In use, so that more is worse as with the others.
+        # Memory in use, so that more is worse, as for the other policies.
         return _step(
             view, None if share is None else 1.0 - share, 1.0 - self.low, 1.0 - self.high, "memory used", ".0%"
         )
@@ -90,12 +124,24 @@ class MemoryAvailable:
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature:
-    """Step down while it is hot, up when it has cooled; the lowest level at once when it is critical.
+    """Steps down while the processor is hot, and up when it has cooled.
+
+    At a critical temperature it asks for the lowest level at once.
 
     Attributes:
-        high_c: above which to step down, in degrees Celsius.
-        low_c: below which to step up.
-        critical_c: from which on the lowest level is urgent.
+        high_c: Temperature above which the policy steps down, in degrees Celsius. The default is 80.
+        low_c: Temperature below which the policy steps up, less than ``high_c``. The default is 70.
+        critical_c: Temperature from which on the lowest level is urgent, ``high_c`` or more. The default is 95.
+
+    Raises:
+        ValueError: ``low_c`` is not below ``high_c``, or ``critical_c`` is below ``high_c``.
+
+    Example:
+        >>> from lightning_lcs.control.decision import View
+        >>> from lightning_lcs.control.policies import Temperature
+        >>> from lightning_lcs.control.sensors import Readings
+        >>> Temperature()(View(Readings(time_s=0.0, temperature_c=97.0), alpha=1.0, levels=(0.0, 0.5, 1.0)))
+        Request(alpha=0.0, reason='97 C is critical', urgent=True, memory=None)
     """
 
     high_c: float = 80.0
@@ -108,26 +154,40 @@ class Temperature:
         if not self.critical_c >= self.high_c:
             raise ValueError(f"critical_c={self.critical_c!r} should not be below high_c={self.high_c!r}")
 
-    def __call__(self, view: View) -> Ask:
-        """The next level down, the present one, or the next level up; from ``critical_c`` on the lowest."""
+    def __call__(self, view: View) -> Request:
+        """The next lower level, the present level, or the next higher level; from ``critical_c`` on the lowest."""
         degrees = view.readings.temperature_c
         if degrees is not None and degrees >= self.critical_c:
-            return Ask(view.levels[0], f"{degrees:.0f} C is critical", urgent=True)
+            return Request(view.levels[0], f"{degrees:.0f} C is critical", urgent=True)
         return _step(view, degrees, self.high_c, self.low_c, "temperature in C", ".0f")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatterySaver:
-    """On battery, lower levels the emptier it is; every level when plugged in.
+    """Lowers the level with the battery's charge; it allows every level while the power supply is connected.
 
-    alpha falls in a straight line from 1 at the charge ``below`` to ``lowest`` at ``empty``. An unknown power supply
-    counts as none; an unknown charge abstains.
+    On battery, alpha falls linearly from 1 at the charge ``below`` to ``lowest`` at the charge ``empty``. If it is
+    unknown whether the power supply is connected, the policy assumes that it is not. If the charge is unknown, the
+    policy abstains.
 
     Attributes:
-        below: charge below which to save, in [0, 1].
-        empty: charge at and below which ``lowest`` is asked for.
-        lowest: level asked for at ``empty``.
-        margin: charge that it takes above the line to go up again.
+        below: Charge below which the policy saves power, in [0, 1]. The default is 0.3.
+        empty: Charge at and below which the policy asks for ``lowest``, in [0, 1] and less than ``below``. The default
+            is 0.1.
+        lowest: The level at ``empty``, in [0, 1]. The default is 0.
+        margin: How far the charge must rise above the line before the level goes up again, 0 or more. The default is
+            0.02.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Example:
+        >>> from lightning_lcs.control.decision import View
+        >>> from lightning_lcs.control.policies import BatterySaver
+        >>> from lightning_lcs.control.sensors import Readings
+        >>> readings = Readings(time_s=0.0, battery=0.05, plugged_in=False)
+        >>> BatterySaver(lowest=0.25)(View(readings, alpha=1.0, levels=(0.0, 0.25, 1.0))).alpha
+        0.25
     """
 
     below: float = 0.3
@@ -139,38 +199,38 @@ class BatterySaver:
     def __post_init__(self) -> None:
         _check_band("below", self.below, "empty", self.empty, 0.0, 1.0)
         if not 0.0 <= self.lowest <= 1.0:
-            raise ValueError(f"lowest={self.lowest!r} should be a level, in [0, 1]")
+            raise ValueError(f"lowest={self.lowest!r} should be a level in [0, 1]")
         if not self.margin >= 0.0:
             raise ValueError(f"margin={self.margin!r} should not be negative")
 
-    def __call__(self, view: View) -> Ask:
-        """The level on the line, or the present one within the margin of it."""
+    def __call__(self, view: View) -> Request:
+        """The level on the line, or the present level if that is within the margin of it."""
         charge = view.readings.battery
         if charge is None:
-            return Ask(None, ABSTAINS)
+            return Request(None, ABSTAINS)
         if view.readings.plugged_in:
-            return Ask(1.0, f"plugged in, battery at {charge:.0%}")
+            return Request(1.0, f"plugged in, battery at {charge:.0%}")
         allowed = max(view.alpha, self._line(charge - self.margin))
-        return Ask(min(allowed, self._line(charge)), f"on battery at {charge:.0%}")
+        return Request(min(allowed, self._line(charge)), f"on battery at {charge:.0%}")
 
     def _line(self, charge: float) -> float:
         share = min(max((charge - self.empty) / (self.below - self.empty), 0.0), 1.0)
         return self.lowest + (1.0 - self.lowest) * share
 
 
-def _step(view: View, value: float | None, high: float, low: float, what: str, form: str) -> Ask:
+def _step(view: View, value: float | None, high: float, low: float, what: str, spec: str) -> Request:
     if value is None:
-        return Ask(None, ABSTAINS)
+        return Request(None, ABSTAINS)
     if value > high:
-        return Ask(view.below, f"{what} {value:{form}} is above {high:{form}}")
+        return Request(view.below, f"{what} {value:{spec}} is above {high:{spec}}")
     if value < low:
-        return Ask(view.above, f"{what} {value:{form}} is below {low:{form}}")
-    return Ask(view.alpha, f"{what} {value:{form}} is between {low:{form}} and {high:{form}}")
+        return Request(view.above, f"{what} {value:{spec}} is below {low:{spec}}")
+    return Request(view.alpha, f"{what} {value:{spec}} is between {low:{spec}} and {high:{spec}}")
 
 
-def _check_band(upper: str, high: float, lower: str, low: float, least: float, most: float) -> None:
-    if not least <= low < high <= most:
+def _check_band(upper: str, high: float, lower: str, low: float, minimum: float, maximum: float) -> None:
+    if not minimum <= low < high <= maximum:
         raise ValueError(
-            f"{upper}={high!r} should be above {lower}={low!r}, and both in [{least:g}, {most:g}]: between the two "
-            "nothing changes"
+            f"{upper}={high!r} should be above {lower}={low!r}, and both should be in [{minimum:g}, {maximum:g}]: "
+            "between the two the level does not change"
         )

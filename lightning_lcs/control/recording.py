@@ -1,4 +1,4 @@
-"""Recorded decisions: JSON lines that can be replayed, by the policies that made them or by others."""
+"""Recordings: the decisions of a controller as JSON lines, which can be replayed with the same or other policies."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_lcs.control import policies as _policies
-from lightning_lcs.control.decision import Policy, Rules, State, decide, names
+from lightning_lcs.control.decision import Policy, Rules, State, decide, policy_names
 from lightning_lcs.control.latency_target import LatencyTarget
 from lightning_lcs.control.sensors import Forward, Readings
 
 VERSION = 1
-_KNOWN = {
+# The package's own policies, which a recording holds with their options.
+_POLICIES = {
     kind.__name__: kind
     for kind in (
         _policies.BatterySaver,
@@ -30,15 +31,41 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class Decision:
-    """One line of a trace: what was read, the level chosen, and why."""
+    """One decision of a controller.
+
+    Attributes:
+        readings: What was read.
+        alpha: The level that was chosen, in [0, 1].
+        reason: Why: the policy that decided, and what it saw.
+
+    Example:
+        >>> from lightning_lcs.control.recording import Decision
+        >>> from lightning_lcs.control.sensors import Readings
+        >>> Decision(Readings(time_s=3.0, battery=0.2), alpha=0.5, reason="BatterySaver: on battery at 20%").alpha
+        0.5
+    """
 
     readings: Readings
     alpha: float
     reason: str
 
 
-class Trace(NamedTuple):
-    """What :func:`read_trace` found: rules, level before the first decision, policies as written, and decisions."""
+class Recording(NamedTuple):
+    """A recorded run of a controller, as :func:`read_recording` returns it.
+
+    Attributes:
+        rules: The levels and the dwell time.
+        alpha: The level before the first decision.
+        policies: The policies, each with its ``name`` and ``options``. The options are None for a policy that is not
+            this package's own.
+        decisions: The decisions, the oldest first.
+
+    Example:
+        >>> from lightning_lcs.control.decision import Rules
+        >>> from lightning_lcs.control.recording import Recording
+        >>> Recording(Rules(levels=(0.0, 1.0)), alpha=1.0, policies=(), decisions=()).rules.dwell_s
+        2.0
+    """
 
     rules: Rules
     alpha: float
@@ -46,97 +73,140 @@ class Trace(NamedTuple):
     decisions: tuple[Decision, ...]
 
 
-def header(policies: Sequence[Policy], rules: Rules, alpha: float) -> str:
-    """First line of a trace."""
+def header_line(policies: Sequence[Policy], rules: Rules, alpha: float) -> str:
+    """The first line of a recording: levels, dwell time, first level and policies."""
     return json.dumps(
         {
-            "lightning_lcs_trace": VERSION,
+            "lightning_lcs_recording": VERSION,
             "levels": rules.levels,
             "dwell_s": rules.dwell_s,
             "alpha": alpha,
-            "policies": [_written(name, policy) for name, policy in zip(names(policies), policies, strict=True)],
+            "policies": [
+                _policy_to_data(name, policy) for name, policy in zip(policy_names(policies), policies, strict=True)
+            ],
         }
     )
 
 
-def line(decision: Decision) -> str:
-    """One further line; what is unknown is left out of its readings, and floats are written exactly."""
+def decision_line(decision: Decision) -> str:
+    """A further line of a recording. Unknown readings are left out, and floats are written exactly."""
     readings = {name: value for name, value in asdict(decision.readings).items() if value not in (None, ())}
     return json.dumps(
         {"time_s": readings.pop("time_s"), "readings": readings, "alpha": decision.alpha, "reason": decision.reason}
     )
 
 
-def read_trace(path: str | os.PathLike[str]) -> Trace:
-    """A trace as a controller wrote it; a last line that was cut off is left out.
+def read_recording(path: str | os.PathLike[str]) -> Recording:
+    """Read a recording that a :class:`RuntimeController` wrote.
+
+    A last line that is incomplete, because the process ended while it wrote, is left out.
+
+    Args:
+        path: The file, with one JSON object per line.
 
     Raises:
-        OSError: the file can't be read.
-        ValueError: it is not a trace, or one of another version.
+        OSError: The file can't be read.
+        ValueError: The file is not a recording, or it is a recording of another version.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from lightning_lcs import RuntimeController
+        >>> from lightning_lcs.control.policies import BatterySaver
+        >>> from lightning_lcs.control.recording import read_recording
+        >>> net = SimpleNamespace(alpha=1.0, set_alpha=lambda alpha: None)
+        >>> read = lambda: {"battery": 0.2, "plugged_in": False}
+        >>> with RuntimeController(net, [BatterySaver()], read=read, recording="run.jsonl") as controller:
+        ...     decision = controller.step()
+        >>> read_recording("run.jsonl").decisions == (decision,)
+        True
     """
     lines = Path(path).read_text().splitlines()
     try:
         first = json.loads(lines[0])
-        version = first["lightning_lcs_trace"]
+        version = first["lightning_lcs_recording"]
     except (IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a trace: its first line should be the header of one") from error
+        raise ValueError(
+            f"{os.fspath(path)} is not a recording: its first line is not the header that a controller writes"
+        ) from error
     if version != VERSION:
-        raise ValueError(f"{os.fspath(path)} is a trace of version {version}, and this is version {VERSION}")
+        raise ValueError(
+            f"{os.fspath(path)} is a recording of version {version}, and this package reads version {VERSION} only"
+        )
     decisions = []
     for number, text in enumerate(lines[1:], 2):
         try:
-            decisions.append(_decision(json.loads(text)))
+            decisions.append(_decision_from_data(json.loads(text)))
         except (KeyError, TypeError, ValueError) as error:
             if number == len(lines):
                 break  # the process ended while it wrote
             raise ValueError(f"{os.fspath(path)}, line {number}: not a decision ({error})") from error
     rules = Rules(tuple(first["levels"]), first["dwell_s"])
-    return Trace(rules, first["alpha"], tuple(first["policies"]), tuple(decisions))
+    return Recording(rules, first["alpha"], tuple(first["policies"]), tuple(decisions))
 
 
 def replay(path: str | os.PathLike[str], policies: Sequence[Policy] | None = None) -> list[Decision]:
-    """Decide again, from a trace's readings alone.
+    """Decide again from the readings of a recording alone.
 
-    With the policies that were recorded, the same levels come out, bit by bit. With others it shows what they would
-    have asked for *of the same readings*: that a latency would have been another at another level is not in a trace.
+    With the recorded policies, the levels are the same, bit by bit. Other policies show what they would have asked for
+    *given the same readings*: a recording does not tell what the latency would have been at another level.
 
     Args:
-        path: of the trace.
-        policies: by default those that were recorded, which must be this package's own.
+        path: The recording.
+        policies: The policies that decide. The default is the recorded ones, which must be this package's own.
+
+    Returns:
+        One decision for each recorded one.
 
     Raises:
-        OSError: the file can't be read.
-        ValueError: not a trace; or a recorded policy that is not this package's own, and none given.
+        OSError: The file can't be read.
+        ValueError: The file is not a recording, or ``policies`` is not given and a recorded policy is not this
+            package's own.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from lightning_lcs import RuntimeController
+        >>> from lightning_lcs.control.policies import BatterySaver
+        >>> from lightning_lcs.control.recording import replay
+        >>> net = SimpleNamespace(alpha=1.0, set_alpha=lambda alpha: None)
+        >>> read = lambda: {"battery": 0.05, "plugged_in": False}
+        >>> with RuntimeController(net, [BatterySaver()], read=read, recording="run.jsonl") as controller:
+        ...     decision = controller.step()
+        >>> replay("run.jsonl") == [decision]
+        True
+        >>> [decision.alpha for decision in replay("run.jsonl", [BatterySaver(lowest=0.5)])]
+        [0.5]
     """
-    trace = read_trace(path)
-    chosen = [_remade(written) for written in trace.policies] if policies is None else list(policies)
-    state, found = State(trace.alpha), []
-    for recorded in trace.decisions:
-        state = decide(chosen, recorded.readings, state, trace.rules)
-        found.append(Decision(recorded.readings, state.alpha, state.reason))
-    return found
+    recording = read_recording(path)
+    chosen = [_policy_from_data(data) for data in recording.policies] if policies is None else list(policies)
+    state, decisions = State(recording.alpha), []
+    for recorded in recording.decisions:
+        state = decide(chosen, recorded.readings, state, recording.rules)
+        decisions.append(Decision(recorded.readings, state.alpha, state.reason))
+    return decisions
 
 
-def _written(name: str, policy: Policy) -> dict[str, Any]:
-    if type(policy) not in _KNOWN.values() or not is_dataclass(policy):
+def _policy_to_data(name: str, policy: Policy) -> dict[str, Any]:
+    if type(policy) not in _POLICIES.values() or not is_dataclass(policy):
         return {"name": name, "options": None}
     options = {f.name: getattr(policy, f.name) for f in fields(policy) if f.init}
     if options.get("profile") is not None:
-        options["profile"] = list(options["profile"].items())  # JSON's keys are strings, these are numbers
+        options["profile"] = list(options["profile"].items())  # its keys are numbers, and those of JSON are strings
     return {"name": type(policy).__name__, "options": options}
 
 
-def _remade(written: dict[str, Any]) -> Policy:
-    if written["options"] is None:
-        raise ValueError(f"the policy {written['name']} was recorded by its name only: give replay(..., policies=)")
-    options = dict(written["options"])
+def _policy_from_data(data: dict[str, Any]) -> Policy:
+    if data["options"] is None:
+        raise ValueError(
+            f"the policy {data['name']} was recorded by its name only: pass the policies to replay(..., policies=...)"
+        )
+    options = dict(data["options"])
     if options.get("profile") is not None:
         options["profile"] = dict(options["profile"])
-    policy: Policy = _KNOWN[written["name"]](**options)
+    policy: Policy = _POLICIES[data["name"]](**options)
     return policy
 
 
-def _decision(data: dict[str, Any]) -> Decision:
+def _decision_from_data(data: dict[str, Any]) -> Decision:
     readings = dict(data["readings"])
     forwards = tuple(Forward(*forward) for forward in readings.pop("forwards", ()))
     return Decision(Readings(time_s=data["time_s"], forwards=forwards, **readings), data["alpha"], data["reason"])

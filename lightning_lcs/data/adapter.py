@@ -1,4 +1,4 @@
-"""Data modules of other class trees than ``lightning.pytorch``: lightning-bolts', ``pytorch_lightning``'s, your own."""
+"""An adapter for data modules that don't derive from ``lightning.pytorch``, such as those of lightning-bolts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 
-# Whatever a trainer asks a data module for, but for ``setup``, which passes the trainer on.
+# All hooks that a trainer calls, except for setup, which also passes the trainer on.
 _HOOKS = (
     "prepare_data",
     "train_dataloader",
@@ -24,55 +24,68 @@ _HOOKS = (
 
 
 class DataModuleLike(Protocol):
-    """What an adapted data module has at least; ``setup`` and all other hooks of a data module are optional."""
+    """What an adapted data module needs; ``setup`` and all other hooks of a data module are optional."""
 
     def train_dataloader(self) -> Any:
-        """Loader or loaders of training batches."""
+        """One or more loaders of training batches."""
 
 
 class AdaptedDataModule(pl.LightningDataModule):
-    """Any object with the methods of a data module, as one of ``lightning.pytorch`` and of its command line.
+    """Makes a data module of ``lightning.pytorch`` out of any object with the methods of one.
 
-    ``lightning.pytorch`` runs only data modules of its own class; those of lightning-bolts 0.7 belong to
-    ``pytorch_lightning``. Attributes of the adapted data module (``num_classes``, ``batch_size``) are read through it.
+    ``lightning.pytorch`` and its command line accept only data modules of their own class, whereas those of
+    lightning-bolts 0.7 derive from ``pytorch_lightning``. Attributes of the adapted data module, such as
+    ``num_classes`` and ``batch_size``, can be read from the adapter.
 
     Args:
-        datamodule: the data module; in YAML a ``class_path`` with ``init_args``.
+        datamodule: The data module to adapt. In YAML it is a ``class_path`` with ``init_args``.
 
     Raises:
-        TypeError: it has no ``train_dataloader`` method.
+        TypeError: ``datamodule`` has no method ``train_dataloader``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs.data import AdaptedDataModule
+        >>> class Noise:
+        ...     num_classes = 10
+        ...     def train_dataloader(self):
+        ...         return [(torch.randn(8, 3, 32, 32), torch.zeros(8, dtype=torch.long))]
+        >>> data = AdaptedDataModule(Noise())
+        >>> data.num_classes, len(data.train_dataloader())
+        (10, 1)
     """
 
     def __init__(self, datamodule: DataModuleLike) -> None:
         super().__init__()
         if not callable(getattr(datamodule, "train_dataloader", None)):
             raise TypeError(
-                f"datamodule={datamodule!r} has no train_dataloader() method: give a data module, or any object with "
-                "its methods"
+                f"datamodule={datamodule!r} has no method train_dataloader(): pass a data module, or any object with "
+                "the methods of one"
             )
         self.datamodule = datamodule
         self.prepare_data_per_node = getattr(datamodule, "prepare_data_per_node", True)
         for hook in _HOOKS:
-            # A trainer asks whether a hook is overridden; bound methods of the other module answer that rightly.
+            # A trainer checks whether a hook is overridden, and bound methods of the other module pass that check.
             if _is_own(datamodule, hook):
                 setattr(self, hook, getattr(datamodule, hook))
 
     def setup(self, stage: str) -> None:
-        """Let the adapted data module see the trainer, and set it up."""
+        """Pass the trainer on to the adapted data module, and set it up."""
         if hasattr(self.datamodule, "trainer"):
             self.datamodule.trainer = self.trainer
         if _is_own(self.datamodule, "setup"):
             self.datamodule.setup(stage)  # type: ignore[attr-defined]
 
     def __getattr__(self, name: str) -> Any:
-        # Only for what this class has not; without the check a half-made copy would look for itself for ever.
+        # Python calls this only for attributes that are missing. "datamodule" itself is missing in an incomplete copy,
+        # where looking it up would never end.
         if name == "datamodule":
             raise AttributeError(name)
         return getattr(self.datamodule, name)
 
 
 def _is_own(datamodule: object, hook: str) -> bool:
-    """Whether a data module brings this hook itself, rather than inheriting what does nothing from its Lightning."""
+    """Whether a data module defines this hook itself, rather than inheriting an empty one from Lightning."""
     if hook in getattr(datamodule, "__dict__", {}):
         return True
     home = next((kind for kind in type(datamodule).__mro__ if hook in vars(kind)), None)

@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: real images without a download."""
+"""scikit-learn's handwritten digits: real images that need no download."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 
 def require_sklearn_datasets() -> Any:
-    """The module ``sklearn.datasets``, whose images come with it.
+    """The module ``sklearn.datasets``, which contains the images.
 
     Raises:
-        ModuleNotFoundError: scikit-learn is missing.
+        ModuleNotFoundError: scikit-learn is not installed.
     """
     try:
         import sklearn.datasets
@@ -23,12 +23,26 @@ def require_sklearn_datasets() -> Any:
 
 
 class DigitsDataModule(pl.LightningDataModule):
-    """scikit-learn's 1,797 digits of 8 x 8 pixels, enlarged; four fifths for training, one fifth for validation.
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, enlarged.
+
+    Four fifths of the images are for training and one fifth is for validation. Images have one channel, with values in
+    [-1, 1]; there are ten classes.
 
     Args:
-        batch_size: of both loaders; the last incomplete training batch is dropped.
-        image_size: height and width after bilinear enlargement, in pixels.
-        seed: of the split.
+        batch_size: Batch size of all loaders; the last, incomplete batch for training is dropped. The default is 64.
+        image_size: Height and width of the images after bilinear enlargement, in pixels. The default is 32.
+        seed: Seed of the split. The default is 0.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed (raised by ``setup``).
+
+    Example:
+        >>> from lightning_lcs.data import DigitsDataModule
+        >>> data = DigitsDataModule(batch_size=16)
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape
+        torch.Size([16, 1, 32, 32])
     """
 
     num_classes = 10
@@ -61,12 +75,12 @@ class DigitsDataModule(pl.LightningDataModule):
         return DataLoader(self._train, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        """Validation images."""
+        """The validation images."""
         assert self._val is not None
         return DataLoader(self._val, batch_size=self.batch_size)
 
     def test_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        """The validation images again: the set is too small for three parts."""
+        """The validation images again, because the data set is too small for three parts."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:

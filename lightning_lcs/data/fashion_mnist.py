@@ -1,4 +1,4 @@
-"""Fashion-MNIST from its four original files, wherever they lie."""
+"""Fashion-MNIST, read from its four original files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 _FILES = {"train": "train", "test": "t10k"}
-# Of the training pixels, in [0, 1]; and what a black pixel becomes.
+# Mean and standard deviation of the training pixels, whose values are in [0, 1].
 _MEAN, _DEVIATION = 0.2860, 0.3530
+# The value of a black pixel after normalization.
 _BLACK = -_MEAN / _DEVIATION
 
 
 class _Augmented(Dataset[tuple[torch.Tensor, ...]]):
-    """Images cropped and flipped at random."""
+    """A data set whose images are cropped and flipped at random."""
 
     def __init__(self, dataset: Dataset[tuple[torch.Tensor, ...]]) -> None:
         from torchvision.transforms import v2
@@ -33,22 +34,29 @@ class _Augmented(Dataset[tuple[torch.Tensor, ...]]):
 
 
 class FashionMNISTDataModule(pl.LightningDataModule):
-    """60,000 training and 10,000 test images of 28 x 28 pixels, padded with 2 to 32 x 32.
+    """Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28 pixels, padded to 32 x 32 pixels.
 
-    The folder holds ``train-images-idx3-ubyte.gz`` and so on: Debian's package ``dataset-fashion-mnist`` puts them into
-    the default folder, torchvision's ``FashionMNIST(root, download=True)`` into ``root/FashionMNIST/raw``.
+    The files are ``train-images-idx3-ubyte.gz``, ``train-labels-idx1-ubyte.gz`` and those of ``t10k``. Debian's package
+    ``dataset-fashion-mnist`` puts them into the default folder; torchvision's ``FashionMNIST(root, download=True)``
+    puts them into ``root/FashionMNIST/raw``.
 
     Args:
-        root: the folder.
-        batch_size: of training.
-        channels: 1, or 3 (the image repeated).
-        train_images: use only the first so many training images.
-        eval_batch_size: of validation and test.
-        augment: crop training images at random after padding with 4 black pixels, and flip half of them (needs
-            torchvision).
+        root: The folder of the files. The default is "/usr/share/datasets/fashion-mnist".
+        batch_size: Batch size for training; the last, incomplete batch is dropped. The default is 128.
+        channels: Number of channels: 1, or 3, which repeats the image. The default is 1.
+        train_images: Number of training images to use, the first ones. The default is all of them.
+        eval_batch_size: Batch size for validation and test. The default is 500.
+        augment: Whether to pad training images with 4 black pixels and crop them at random, and to flip half of them.
+            This needs torchvision. The default is not to.
 
     Raises:
-        FileNotFoundError: a file is missing (from ``setup``).
+        FileNotFoundError: A file is missing (raised by ``setup``).
+
+    Example:
+        >>> from lightning_lcs.data import FashionMNISTDataModule
+        >>> data = FashionMNISTDataModule(root="fashion-mnist", channels=3)
+        >>> data.num_classes, data.channels
+        (10, 3)
     """
 
     num_classes = 10
@@ -88,7 +96,8 @@ class FashionMNISTDataModule(pl.LightningDataModule):
         path = self.root / name
         if not path.exists():
             raise FileNotFoundError(
-                f"{path} is missing: apt-get install dataset-fashion-mnist, or give root= the folder of the .gz files"
+                f"{path} is missing: install it with apt-get install dataset-fashion-mnist, or set root= to the folder "
+                "of the four .gz files"
             )
         with gzip.open(path) as file:
             return torch.frombuffer(bytearray(file.read()[header:]), dtype=torch.uint8)
@@ -98,7 +107,7 @@ class FashionMNISTDataModule(pl.LightningDataModule):
         return DataLoader(self._sets["train"], batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        """The test images: nothing is chosen by them in our recipes."""
+        """The test images. The recipes of this package make no choice by them."""
         return DataLoader(self._sets["test"], batch_size=self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""torchvision's data sets, for users with a network or the files: CIFAR-10, ImageNet and the rest."""
+"""CIFAR-10, CIFAR-100 and ImageNet from torchvision, for users with an internet connection or the files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-# Mean and deviation of the training pixels, per channel.
+# Mean and standard deviation of the training pixels, per channel.
 _STATISTICS = {
     "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -18,18 +18,25 @@ _STATISTICS = {
 class VisionDataModule(pl.LightningDataModule):
     """CIFAR-10, CIFAR-100 or ImageNet with the standard augmentation.
 
-    CIFAR: random crop with padding 4 and flip. ImageNet: random resized crop to 224 and flip; evaluation at 224 out of
-    256.
+    CIFAR images have 32 x 32 pixels; those for training are cropped at random after padding with 4 pixels, and flipped
+    at random. ImageNet images for training are cropped at random, resized to 224 x 224 pixels, and flipped at random.
+    For evaluation they are resized to 256 pixels, and their centre of 224 x 224 pixels is taken.
 
     Args:
-        dataset: "CIFAR10", "CIFAR100" or "ImageNet".
-        root: where the files lie, or are downloaded to (CIFAR).
-        batch_size: of both loaders.
-        num_workers: of both loaders.
-        download: download CIFAR where it is missing.
+        dataset: The data set, "CIFAR10", "CIFAR100" or "ImageNet". The default is "CIFAR10".
+        root: The folder of the files, to which CIFAR is downloaded. The default is "data".
+        batch_size: Batch size of all loaders. The default is 128.
+        num_workers: Number of worker processes of each loader. The default is 4.
+        download: Whether to download CIFAR if it is not in ``root``. The default is to do so.
 
     Raises:
-        ValueError: the data set is not known.
+        ValueError: ``dataset`` is none of the three.
+
+    Example:
+        >>> from lightning_lcs.data import VisionDataModule
+        >>> data = VisionDataModule("CIFAR100", root="data", batch_size=256)
+        >>> data.batch_size
+        256
     """
 
     def __init__(
@@ -51,7 +58,7 @@ class VisionDataModule(pl.LightningDataModule):
         self._sets: dict[bool, Any] = {}
 
     def prepare_data(self) -> None:
-        """Download, on one process."""
+        """Download the files, in one process."""
         if self.download and self.dataset != "ImageNet":
             for train in (True, False):
                 self._make(train, download=True)
@@ -75,11 +82,11 @@ class VisionDataModule(pl.LightningDataModule):
         return self._loader(train=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The official validation (CIFAR: test) images."""
+        """The official validation images of ImageNet, or the test images of CIFAR."""
         return self._loader(train=False)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """As :meth:`val_dataloader`."""
+        """The same images as :meth:`val_dataloader`."""
         return self._loader(train=False)
 
     def _loader(self, train: bool) -> DataLoader[Any]:

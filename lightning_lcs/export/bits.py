@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_lcs.export.base import written_whole
 from lightning_lcs.export.packing import pack_bits, unpack_bits
 from lightning_lcs.export.tensor_files import check_state, read_tensors
-from lightning_lcs.functional.quantization import affine_parameters, integers_of, range_of, values_of
+from lightning_lcs.functional.quantization import affine_parameters, dequantize, quantize, value_range
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.forward import hook_inputs, layers_at
 from lightning_lcs.subspace.layers import layer_of
@@ -56,8 +56,8 @@ def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, Quantized
     with torch.no_grad():
         for name in part.compressed:
             value, bits = part.on_line(name, alpha).detach().cpu(), bits_of(layer_of(name))
-            scale, zero_point = affine_parameters(*range_of(value, mode.per_channel), bits)
-            found[name] = QuantizedWeight(integers_of(value, scale, zero_point, bits), scale, zero_point, bits)
+            scale, zero_point = affine_parameters(*value_range(value, mode.per_channel), bits)
+            found[name] = QuantizedWeight(quantize(value, scale, zero_point, bits), scale, zero_point, bits)
     return found
 
 
@@ -168,4 +168,4 @@ def _unpacked(held: Mapping[str, Tensor], name: str, spec: Mapping[str, Any]) ->
     shape = [int(size) for size in spec["shape"]]
     count = torch.Size(shape).numel()
     integers = torch.from_numpy(unpack_bits(held[f"packed/{name}"].numpy(), int(spec["bits"]), count))
-    return values_of(integers.view(shape), held[f"scale/{name}"], held[f"zero_point/{name}"])
+    return dequantize(integers.view(shape), held[f"scale/{name}"], held[f"zero_point/{name}"])

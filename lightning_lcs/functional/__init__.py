@@ -1,1 +1,1 @@
-"""Pure functions on tensors and numbers: no modules, no global state, random generators passed in."""
+"""Pure functions of tensors and numbers. They hold no modules and no global state; random generators are arguments."""

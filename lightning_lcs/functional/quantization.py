@@ -1,6 +1,6 @@
-"""Affine quantization to a few bits, simulated in floating point (arXiv 2110.04252, quantized mode).
+"""Affine quantization to 2 to 8 bits, simulated in floating point (arXiv 2110.04252, quantized mode).
 
-Nothing here reads a value back to Python: ranges, scales and zero points stay tensors.
+Ranges, scales and zero points stay tensors, so nothing here waits for an accelerator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ MIN_BITS, MAX_BITS = 2, 8
 
 
 def integer_range(bits: int) -> tuple[int, int]:
-    """``[-2^(b-1), 2^(b-1) - 1]``.
+    """The smallest and the largest integer of ``bits`` bits: ``-2^(bits - 1)`` and ``2^(bits - 1) - 1``.
+
+    Args:
+        bits: Number of bits, 2 to 8.
 
     Raises:
         ValueError: ``bits`` is not in 2..8.
@@ -28,48 +31,61 @@ def integer_range(bits: int) -> tuple[int, int]:
 
 
 def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of a range.
+    """Scale and zero point of a range of values.
 
-    The range is widened to include 0, ``scale = (high - low) / (2^b - 1)``, and ``zero_point = round(qmin - low /
-    scale)``, clipped, so that 0 is represented exactly.
+    The range is first widened to include 0. Then ``scale = (high - low) / (2^bits - 1)``, and ``zero_point`` is
+    ``round(qmin - low / scale)``, clipped to the integers of ``bits`` bits, so that 0 is represented exactly.
 
     Args:
-        low: smallest value or values.
-        high: largest, of the same shape.
-        bits: 2 to 8.
+        low: Smallest values: a scalar, or one value per channel.
+        high: Largest values, of the same shape.
+        bits: Number of bits, 2 to 8.
 
     Returns:
-        Scale, and the zero point as int32; for a range that is 0 alone the scale is 1.
+        The scale as float32 and the zero point as int32, both of the shape of ``low``. The scale of a range that holds
+        only 0 is 1.
     """
     scale, zero_point = _parameters(low, high, bits)
     return scale, zero_point.to(torch.int32)
 
 
 def _parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """:func:`affine_parameters`, the zero point as a float: each operation counts, where tensors are that small."""
+    """:func:`affine_parameters` with the zero point as a float, which saves an operation on small tensors."""
     qmin, qmax = integer_range(bits)
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
     scale = (high - low) / (qmax - qmin)
-    # A range below float32's smallest normal number has no reciprocal: its values are 0 at any precision.
+    # A scale below float32's smallest normal number has no reciprocal. All values of its range round to 0 anyway.
     scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
     return scale, (qmin - low / scale).round().clamp(qmin, qmax)
 
 
 def fake_quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """``(q - zero_point) * scale`` with ``q = clip(round(x / scale) + zero_point)``; gradients pass straight through.
+    """Values after quantization and dequantization, ``(q - zero_point) * scale``, in one pass.
+
+    Here ``q = clip(round(x / scale) + zero_point)``. The gradient with respect to ``x`` is that of the identity
+    (straight-through estimator).
 
     Args:
-        x: values of any shape.
-        low: lower end of the range: a scalar, or one per entry of dimension 0 of ``x``.
-        high: upper end.
-        bits: 2 to 8.
+        x: Values of any shape.
+        low: Lower end of the range: a scalar, or one value per entry of dimension 0 of ``x``.
+        high: Upper end of the range, of the same shape.
+        bits: Number of bits, 2 to 8.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
     """
-    return round_to_grid(x, grid_of(low, high, bits))
+    return round_to_grid(x, affine_grid(low, high, bits))
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
-    """Scale, zero point (a whole number, as a float), and the bits."""
+class AffineGrid:
+    """The values that an affine quantization can represent.
+
+    Attributes:
+        scale: Distance between neighbouring values: a scalar, or one per channel.
+        zero_point: The integer that stands for 0, as a float, of the shape of ``scale``.
+        bits: Number of bits, 2 to 8.
+    """
 
     scale: Tensor
     zero_point: Tensor
@@ -77,50 +93,65 @@ class Grid:
 
     @functools.cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
-        """The smallest and the largest multiple of the scale."""
+        """The smallest and the largest value as multiples of the scale."""
         qmin, qmax = integer_range(self.bits)
         return qmin - self.zero_point, qmax - self.zero_point
 
 
-def grid_of(low: Tensor, high: Tensor, bits: int) -> Grid:
-    """The grid of a range; arguments as in :func:`affine_parameters`."""
-    return Grid(*_parameters(low, high, bits), bits)
-
-
-def grids_of(ranges: Mapping[str, tuple[Tensor, Tensor]], bits: Mapping[str, int]) -> dict[str, Grid]:
-    """:func:`grid_of` for many ranges; those of as many bits on one device in one go.
-
-    On an accelerator each of its dozen operations on a few numbers costs as much to launch as rounding a weight.
+def affine_grid(low: Tensor, high: Tensor, bits: int) -> AffineGrid:
+    """The grid of a range of values.
 
     Args:
-        ranges: lower and upper ends by name, as :func:`range_of` gives them.
-        bits: 2 to 8, by the same names.
+        low: Smallest values: a scalar, or one value per channel.
+        high: Largest values, of the same shape.
+        bits: Number of bits, 2 to 8.
     """
-    alike: dict[tuple[int, torch.device], list[str]] = {}
+    return AffineGrid(*_parameters(low, high, bits), bits)
+
+
+def affine_grids(ranges: Mapping[str, tuple[Tensor, Tensor]], bits: Mapping[str, int]) -> dict[str, AffineGrid]:
+    """The grids of many ranges, computed together for each number of bits and device.
+
+    On an accelerator, launching each of the dozen operations on a few numbers costs as much as rounding a whole weight.
+
+    Args:
+        ranges: Lower and upper ends by name, as :func:`value_range` returns them.
+        bits: Number of bits, 2 to 8, by the same names.
+
+    Returns:
+        The grids, by the same names.
+    """
+    groups: dict[tuple[int, torch.device], list[str]] = {}
     for name, (low, _) in ranges.items():
-        alike.setdefault((bits[name], low.device), []).append(name)
-    found = {}
-    for (count, _), names in alike.items():
+        groups.setdefault((bits[name], low.device), []).append(name)
+    grids = {}
+    for (group_bits, _), names in groups.items():
         lows, highs = zip(*(ranges[name] for name in names), strict=True)
         low, high = (torch.cat([end.reshape(-1) for end in ends]) for ends in (lows, highs))
         sizes = [end.numel() for end in lows]
-        scales, zero_points = (torch.split(values, sizes) for values in _parameters(low, high, count))
+        scales, zero_points = (torch.split(values, sizes) for values in _parameters(low, high, group_bits))
         for name, end, scale, zero_point in zip(names, lows, scales, zero_points, strict=True):
-            found[name] = Grid(scale.view_as(end), zero_point.view_as(end), count)
-    return found
+            grids[name] = AffineGrid(scale.view_as(end), zero_point.view_as(end), group_bits)
+    return grids
 
 
-def round_to_grid(x: Tensor, grid: Grid) -> Tensor:
-    """:func:`fake_quantize` with a grid that :func:`grid_of` gave."""
+def round_to_grid(x: Tensor, grid: AffineGrid) -> Tensor:
+    """:func:`fake_quantize` with a grid that was computed before.
+
+    Args:
+        x: Values of any shape.
+        grid: The grid, with a scalar scale or one scale per entry of dimension 0 of ``x``.
+    """
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _round(x, grid)
     result: Tensor = _RoundToGrid.apply(x, grid)
     return result
 
 
-def _round(x: Tensor, grid: Grid) -> Tensor:
-    # Passes in place: a fraction of the time of torch's fake_quantize, which computes a mask, too. Two bounds one after
-    # the other: with tensors as its bounds clamp is not vectorized, and takes three times as long as all of this.
+def _round(x: Tensor, grid: AffineGrid) -> Tensor:
+    # In-place passes take a fraction of the time of torch's fake_quantize, which also computes a mask. minimum and
+    # maximum are applied one after the other: clamp with tensors as bounds is not vectorized, and takes three times as
+    # long as this whole function.
     scale, first, last = (_along_first(values, x) for values in (grid.scale, *grid.ends))
     values = torch.div(x.float(), scale).round_()
     torch.minimum(values, last, out=values)
@@ -130,11 +161,11 @@ def _round(x: Tensor, grid: Grid) -> Tensor:
 
 class _RoundToGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Grid) -> Tensor:
+    def forward(ctx: Any, x: Tensor, grid: AffineGrid) -> Tensor:
         if x.is_cuda and grid.scale.ndim == 0:
-            # One pass instead of seven: 0.16 ms for 1.2 (51 million entries in bfloat16, H200). It multiplies by the
-            # scale's reciprocal, so that a tie may round to the other side; and has no NaN but that of the scale, which
-            # a range that follows its values has.
+            # One pass instead of seven takes 0.16 ms instead of 1.2 (51 million entries in bfloat16, H200). It
+            # multiplies by the scale's reciprocal, so a tie may round to the other side. It does not pass on NaN in x;
+            # but then the scale is NaN too, because the range follows the values.
             zero_point = grid.zero_point.to(torch.int32)
             return torch.fake_quantize_per_tensor_affine(x, grid.scale, zero_point, *integer_range(grid.bits))
         return _round(x, grid)
@@ -145,63 +176,111 @@ class _RoundToGrid(torch.autograd.Function):
 
 
 @torch.no_grad()
-def range_of(x: Tensor, per_channel: bool = False) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value: of all, or of each entry of dimension 0."""
+def value_range(x: Tensor, per_channel: bool = False) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest value of a tensor.
+
+    Args:
+        x: Values of any shape.
+        per_channel: Whether to return one pair per entry of dimension 0. The default is one pair for the whole tensor.
+
+    Returns:
+        The smallest and the largest value: two scalars, or two tensors of shape ``(x.shape[0],)``.
+    """
     low, high = torch.aminmax(x.detach().flatten(1), dim=1) if per_channel else torch.aminmax(x.detach())
     return low, high
 
 
-def integers_of(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """``clip(round(x / scale) + zero_point)``: the integers that stand for values.
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """The integers that represent values, ``clip(round(x / scale) + zero_point)``.
 
     Args:
-        x: values of any shape.
-        scale: a scalar, or one per entry of dimension 0 of ``x``.
-        zero_point: of the scale's shape.
-        bits: 2 to 8.
+        x: Values of any shape.
+        scale: A scalar, or one value per entry of dimension 0 of ``x``.
+        zero_point: The integer that represents 0, of the shape of ``scale``.
+        bits: Number of bits, 2 to 8.
 
     Returns:
-        int8, in ``integer_range(bits)``.
+        An int8 tensor of the shape of ``x``, with values in ``integer_range(bits)``.
     """
     scale, zero_point = _along_first(scale, x), _along_first(zero_point, x)
     return ((x.float() / scale).round() + zero_point).clamp(*integer_range(bits)).to(torch.int8)
 
 
-def values_of(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """``(q - zero_point) * scale``, the inverse of :func:`integers_of` up to half a scale; float32."""
+def dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The values that integers represent, ``(integers - zero_point) * scale``.
+
+    This is the inverse of :func:`quantize`, up to half of the scale for values within the range.
+
+    Args:
+        integers: Integers of any shape.
+        scale: A scalar, or one value per entry of dimension 0 of ``integers``.
+        zero_point: The integer that represents 0, of the shape of ``scale``.
+
+    Returns:
+        A float32 tensor of the shape of ``integers``.
+    """
     return (integers.float() - _along_first(zero_point, integers)) * _along_first(scale, integers)
 
 
-def narrowed(master: Tensor, bits: int) -> Tensor:
-    """The integers of fewer bits that eight-bit ones stand for: the upper bits, by an arithmetic shift.
+def narrow_bits(master: Tensor, bits: int) -> Tensor:
+    """The upper bits of eight-bit integers, by an arithmetic shift to the right.
+
+    One set of eight-bit integers therefore holds every smaller bit width, too.
 
     Args:
-        master: int8, as :func:`integers_of` gives it with 8 bits.
-        bits: 2 to 8.
+        master: Eight-bit integers of any shape, as int8, such as ``quantize(x, scale, zero_point, 8)`` returns.
+        bits: Number of bits to keep, 2 to 8.
 
     Returns:
-        int8, in ``integer_range(bits)``.
+        An int8 tensor of the shape of ``master``, with values in ``integer_range(bits)``.
+
+    Raises:
+        ValueError: ``bits`` is not in 2..8.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs.functional.quantization import narrow_bits
+        >>> narrow_bits(torch.tensor([-128, -1, 0, 16, 127], dtype=torch.int8), bits=4).tolist()
+        [-8, -1, 0, 1, 7]
     """
     integer_range(bits)
     return master >> (MAX_BITS - bits)
 
 
-def values_of_narrowed(integers: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """Values of what :func:`narrowed` gave, with the scale and the zero point of the eight-bit integers.
+def dequantize_narrowed(integers: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """The values that the integers of :func:`narrow_bits` represent.
 
-    A shift drops between 0 and ``2^(8 - bits) - 1``; the middle of these is put back, half a step less half a unit.
-    With ``r`` the width of the range, no value within it then lies further from its own than ``2^(8 - bits) / 2 * r /
-    255``, plus the rounding of the zero point: where direct quantization to so many bits has ``r / (2 (2^bits - 1))``,
-    which is a little more. Unlike there 0 is not represented exactly below eight bits, so that weights that are exactly
-    zero (pruned ones) do not stay so.
+    The shift drops between 0 and ``2^(8 - bits) - 1`` of each eight-bit integer. The middle of that interval is added
+    back. With ``r`` the width of the range, the error of a value within the range is then at most
+    ``2^(8 - bits) / 2 * r / 255``, plus the rounding of the zero point. Direct quantization to the same number of bits
+    has the slightly larger bound ``r / (2 (2^bits - 1))``. Below eight bits, 0 is not represented exactly (direct
+    quantization does that), so weights that are exactly zero, such as pruned ones, do not stay zero.
+
+    Args:
+        integers: Integers of ``bits`` bits, of any shape.
+        scale: The scale of the eight-bit integers: a scalar, or one value per entry of dimension 0 of ``integers``.
+        zero_point: The zero point of the eight-bit integers, of the shape of ``scale``.
+        bits: Number of bits of ``integers``, 2 to 8.
 
     Returns:
-        float32 of the shape of ``integers``.
+        A float32 tensor of the shape of ``integers``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs.functional.quantization import affine_parameters, quantize
+        >>> from lightning_lcs.functional.quantization import dequantize_narrowed, narrow_bits
+        >>> x = torch.linspace(-1.0, 1.0, 5)
+        >>> scale, zero_point = affine_parameters(x.min(), x.max(), bits=8)
+        >>> master = quantize(x, scale, zero_point, bits=8)
+        >>> values = dequantize_narrowed(narrow_bits(master, bits=4), scale, zero_point, bits=4)
+        >>> bool((values - x).abs().max() < 1 / 15)
+        True
     """
     shift = MAX_BITS - bits
     middle = ((1 << shift) - 1) / 2.0
-    return values_of(integers.float() * (1 << shift) + middle, scale, zero_point)
+    return dequantize(integers.float() * (1 << shift) + middle, scale, zero_point)
 
 
 def _along_first(values: Tensor, x: Tensor) -> Tensor:
+    """One value per entry of dimension 0, shaped so that it broadcasts with ``x``; a scalar stays as it is."""
     return values.view(-1, *[1] * (x.ndim - 1)) if values.ndim else values

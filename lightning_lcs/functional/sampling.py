@@ -1,4 +1,4 @@
-"""Which alphas a training step visits (arXiv 2110.04252, Algorithm 1 and section 4)."""
+"""Samplers: which alphas a training step visits (arXiv 2110.04252, Algorithm 1 and section 4)."""
 
 from __future__ import annotations
 
@@ -8,45 +8,62 @@ import torch
 
 
 def step_generator(seed: int, step: int, purpose: str = "") -> torch.Generator:
-    """A generator that depends on its arguments alone: the same on every rank and after a resume."""
-    # torch reads 32 bits of a seed: hashed, so that neighbouring seeds and steps have nothing in common.
+    """A random generator that depends on the arguments alone, so it is the same on every rank and after a resume.
+
+    Args:
+        seed: The user's seed.
+        step: Number of the training step.
+        purpose: What the numbers are for; different purposes get independent generators.
+    """
+    # torch uses 32 bits of a seed. The hash makes neighbouring seeds and steps independent.
     digest = hashlib.blake2b(f"{seed},{step}{purpose and ','}{purpose}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def sandwich(generator: torch.Generator, count: int) -> list[float]:
-    """The sandwich rule: both ends, and ``count - 2`` uniform draws between them.
+    """The sandwich rule: both ends of the range, and ``count - 2`` uniform draws between them.
+
+    Args:
+        generator: The source of random numbers.
+        count: Number of alphas, 2 or more.
 
     Returns:
-        ``count`` alphas in ascending order, the first 0 and the last 1.
+        ``count`` alphas in ascending order, of which the first is 0 and the last is 1.
 
     Raises:
         ValueError: ``count`` is below 2.
     """
     if count < 2:
         raise ValueError(f"alphas_per_step={count} is below 2: the sandwich rule visits both ends of the range")
-    inner = torch.rand(count - 2, generator=generator, dtype=torch.float64).sort().values.tolist()
-    return [0.0, *inner, 1.0]
+    return [0.0, *_sorted_draws(generator, count - 2), 1.0]
 
 
 def uniform(generator: torch.Generator, count: int) -> list[float]:
-    """``count - 1`` uniform draws, and alpha = 1, whose numbers are the ones that the user sees.
+    """``count - 1`` uniform draws and alpha = 1, at which the user's own metrics are logged.
+
+    Args:
+        generator: The source of random numbers.
+        count: Number of alphas, 1 or more.
 
     Returns:
-        ``count`` alphas in ascending order, the last 1.
+        ``count`` alphas in ascending order, of which the last is 1.
 
     Raises:
         ValueError: ``count`` is below 1.
     """
     if count < 1:
         raise ValueError(f"alphas_per_step={count} is below 1: a step needs at least alpha = 1")
-    return [*torch.rand(count - 1, generator=generator, dtype=torch.float64).sort().values.tolist(), 1.0]
+    return [*_sorted_draws(generator, count - 1), 1.0]
 
 
 def biased_endpoints(generator: torch.Generator, count: int) -> list[float]:
-    """Draws of which each is an end of the range with probability 1/2 (either evenly), else uniform.
+    """Draws that are 0 with probability 1/4, 1 with probability 1/4, and uniform otherwise.
 
-    Arxiv 2110.04252 trains unstructured lines with one such draw per step.
+    arXiv 2110.04252 trains unstructured lines with one such draw per step.
+
+    Args:
+        generator: The source of random numbers.
+        count: Number of alphas, 1 or more.
 
     Returns:
         ``count`` alphas in ascending order.
@@ -60,7 +77,13 @@ def biased_endpoints(generator: torch.Generator, count: int) -> list[float]:
 
 
 def uniform_draws(generator: torch.Generator, count: int) -> list[float]:
-    """Uniform draws alone, alpha = 1 not among them; arXiv 2110.04252 trains unstructured points with one per step.
+    """Uniform draws only, without alpha = 1.
+
+    arXiv 2110.04252 trains unstructured points with one such draw per step.
+
+    Args:
+        generator: The source of random numbers.
+        count: Number of alphas, 1 or more.
 
     Returns:
         ``count`` alphas in ascending order.
@@ -70,19 +93,23 @@ def uniform_draws(generator: torch.Generator, count: int) -> list[float]:
     """
     if count < 1:
         raise ValueError(f"alphas_per_step={count} is below 1: a step needs at least one level")
+    return _sorted_draws(generator, count)
+
+
+def _sorted_draws(generator: torch.Generator, count: int) -> list[float]:
     return torch.rand(count, generator=generator, dtype=torch.float64).sort().values.tolist()
 
 
 def round_to_levels(alpha: float, levels: int, sampler: str) -> float:
     """The nearest of ``levels`` evenly spaced levels to a draw.
 
-    An end that the sampler visits at every step is left to it: draws of "sandwich" and "uniform" stay below 1, and
-    those of "sandwich" above 0.
+    A draw is not rounded to an end of the range that the sampler visits at every step anyway: draws of "sandwich" and
+    "uniform" stay below 1, and those of "sandwich" above 0.
 
     Args:
-        alpha: in [0, 1]; 0 and 1 stay as they are.
-        levels: at least 3.
-        sampler: a key of :data:`SAMPLERS`.
+        alpha: The draw, in [0, 1]; 0 and 1 are returned as they are.
+        levels: Number of levels, 3 or more.
+        sampler: A key of :data:`SAMPLERS`.
     """
     if alpha in (0.0, 1.0):
         return alpha
@@ -90,7 +117,7 @@ def round_to_levels(alpha: float, levels: int, sampler: str) -> float:
     return min(max(round(alpha * (levels - 1)), lowest), highest) / (levels - 1)
 
 
-# As uniform_draws, and each layer draws its own level of compression besides.
+# Draws alphas as uniform_draws does; in addition, each layer draws a compression level of its own.
 PER_LAYER = "uniform_draws_per_layer"
 SAMPLERS = {
     "sandwich": sandwich,
@@ -99,4 +126,5 @@ SAMPLERS = {
     "uniform_draws": uniform_draws,
     PER_LAYER: uniform_draws,
 }
-VISIT_FULL = frozenset({"sandwich", "uniform"})  # at every step
+# The samplers that visit alpha = 1 at every step.
+VISIT_FULL = frozenset({"sandwich", "uniform"})

@@ -1,23 +1,34 @@
-"""How strongly a level compresses while training goes on (arXiv 2110.04252, warm-up of the unstructured mode)."""
+"""Warm-up schedules: how strongly a level compresses at each step of training.
+
+arXiv 2110.04252 warms up the unstructured mode in this way.
+"""
 
 from __future__ import annotations
 
 
 def linear_warmup(progress: float, share: float) -> float:
-    """Compression that grows linearly from nothing to the whole over the first ``share`` of all steps.
+    """Compression that grows linearly from none to all of it over the warm-up.
 
     Args:
-        progress: share of all steps that is done, in [0, 1].
-        share: length of the warm-up, in [0, 1].
+        progress: Share of all training steps that is done, in [0, 1].
+        share: Length of the warm-up as a share of all steps, in [0, 1].
 
     Returns:
-        Share of the level's compression that applies, in [0, 1].
+        The share of the level's compression that applies, in [0, 1].
     """
     return 1.0 if progress >= share else max(0.0, progress) / share
 
 
 def delayed(progress: float, share: float) -> float:
-    """No compression over the first ``share`` of all steps, then the whole; arguments as in :func:`linear_warmup`."""
+    """No compression during the warm-up, and all of it afterwards.
+
+    Args:
+        progress: Share of all training steps that is done, in [0, 1].
+        share: Length of the warm-up as a share of all steps, in [0, 1].
+
+    Returns:
+        The share of the level's compression that applies: 0 or 1.
+    """
     return 1.0 if progress >= share else 0.0
 
 

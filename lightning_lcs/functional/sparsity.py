@@ -1,7 +1,7 @@
-"""Unstructured sparsity: which entries of a weight are kept.
+"""Unstructured sparsity: masks of the weight entries that a level keeps.
 
-Masks on an accelerator are made there, and nothing is read back: a step of training never waits for it. NaN is not
-looked for then, and goes on into the loss.
+The mask of a weight on an accelerator is made there, and nothing is copied back, so a training step never waits for it.
+For the same reason NaN is not checked there; it reaches the loss.
 """
 
 from __future__ import annotations
@@ -15,51 +15,55 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Entries that share their budget in the semi-structured pattern of accelerators (2:4).
+# Length of the blocks of accelerators' semi-structured pattern (2:4).
 BLOCK = 4
-# A selection looks at a sample first, which is not worth its while below this many entries.
-_SAMPLED_FROM = 1 << 15
-# Odd, and no multiple of a kernel's size: every place of a kernel comes up.
-_STRIDE = 149
+# For this many entries and more, looking at a sample first makes the selection faster.
+_MIN_SAMPLED_SIZE = 1 << 15
+# The sample takes every 149th entry: a prime, so that every place of a kernel is in it.
+_SAMPLE_STRIDE = 149
 
 
-def zeros_at(numel: int, sparsity: float) -> int:
-    """Number of entries that become zero: ``floor(sparsity * numel)``, with products such as 0.1 * 30 taken as exact.
+def zero_count(numel: int, sparsity: float) -> int:
+    """Number of entries that become zero, ``floor(sparsity * numel)``.
+
+    A product such as ``0.1 * 30`` counts as 3, although it is slightly above or below in floating point.
 
     Args:
-        numel: number of entries.
-        sparsity: share of zeros, in [0, 1).
+        numel: Number of entries.
+        sparsity: Share of zeros, in [0, 1).
 
     Raises:
-        ValueError: ``sparsity`` is outside [0, 1), so that nothing would be left.
+        ValueError: ``sparsity`` is outside [0, 1).
     """
     if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"sparsity={sparsity!r} is not in [0, 1): it is the share of zeros, and 1 would leave nothing")
+        raise ValueError(
+            f"sparsity={sparsity!r} is not in [0, 1): it is the share of zeros, and 1 would leave no weights"
+        )
     return math.floor(sparsity * numel + 1e-6)
 
 
 @torch.no_grad()
-def threshold_of(weight: Tensor, zeros: int) -> float | None:
-    """The magnitude that exactly so many entries do not exceed.
+def magnitude_threshold(weight: Tensor, zeros: int) -> float | None:
+    """The magnitude that exactly ``zeros`` entries do not exceed.
 
     Args:
-        weight: any shape.
-        zeros: number of entries, at least 1 and less than all.
+        weight: A tensor of any shape.
+        zeros: Number of entries, at least 1 and less than all of them.
 
     Returns:
-        The magnitude; ``None`` where entries tie, so that there is none.
+        The magnitude, or ``None`` if there is no such magnitude because entries tie.
 
     Raises:
-        ValueError: the weight holds NaN.
+        ValueError: The weight holds NaN.
     """
     magnitude = weight.detach().abs().flatten()
-    if not _is_here(magnitude):
-        # 0.3 ms for two million entries, where kthvalue takes 12 (H200).
+    if not _is_on_cpu(magnitude):
+        # Sorting two million entries takes 0.3 ms on an H200, kthvalue 12 ms.
         threshold = magnitude.sort().values[zeros - 1]
         exact = int((magnitude > threshold).sum()) == magnitude.numel() - zeros
         found = float(threshold)
     else:
-        # torch's selection, masks and counts take ten times as long on a processor.
+        # On a CPU, torch's selection, masks and counts take ten times as long as NumPy's.
         values = (magnitude if magnitude.dtype == torch.float64 else magnitude.float()).numpy()
         found = _smallest(values, zeros)
         exact = np.count_nonzero(values > found) == values.size - zeros
@@ -70,11 +74,11 @@ def threshold_of(weight: Tensor, zeros: int) -> float | None:
 
 
 def _smallest(values: npt.NDArray[Any], count: int) -> float:
-    """The ``count``-th smallest value: among those that a sample says are near it, else among all."""
-    if values.size >= _SAMPLED_FROM:
-        sample = np.sort(values[::_STRIDE])
+    """The ``count``-th smallest value, searched first in the interval in which a sample expects it, then everywhere."""
+    if values.size >= _MIN_SAMPLED_SIZE:
+        sample = np.sort(values[::_SAMPLE_STRIDE])
         share = count / values.size
-        # Four standard deviations to either side.
+        # The interval is four standard deviations wide on either side.
         margin = 4.0 * math.sqrt(share * (1.0 - share) * sample.size) + 2.0
         first, last = math.floor(share * sample.size - margin), math.ceil(share * sample.size + margin)
         low = sample[first] if first >= 0 else -np.inf
@@ -86,73 +90,75 @@ def _smallest(values: npt.NDArray[Any], count: int) -> float:
     return float(np.partition(values, count - 1)[count - 1])
 
 
-def _is_here(values: Tensor) -> bool:
-    """Whether Python can look at them without waiting for an accelerator."""
+def _is_on_cpu(values: Tensor) -> bool:
+    """Whether values can be read without waiting for an accelerator."""
     return values.device.type == "cpu"
 
 
 def _refuse_nan(values: Tensor) -> None:
     if bool(values.isnan().any()):
-        raise ValueError("the weight holds NaN, which has no magnitude to compare: training has diverged")
+        raise ValueError("the weight holds NaN, so its entries can't be ranked: training has diverged")
 
 
 @torch.no_grad()
 def largest_mask(weight: Tensor, sparsity: float) -> Tensor:
-    """The entries of largest magnitude (arXiv 2110.04252, unstructured mode: top-k per layer).
+    """Mask of the entries with the largest magnitude (arXiv 2110.04252, unstructured mode, top-k per layer).
 
     Args:
-        weight: any shape.
-        sparsity: share of zeros, in [0, 1).
+        weight: A tensor of any shape.
+        sparsity: Share of zeros, in [0, 1).
 
     Returns:
-        A mask of the weight's shape and type, 1 where an entry is kept: exactly ``zeros_at(numel, sparsity)`` are 0.
-        Among equal magnitudes the first ones are kept.
+        A mask of the weight's shape and dtype, which is 1 where an entry is kept. ``zero_count(numel, sparsity)``
+        entries are 0. Among entries of equal magnitude, the first ones are kept.
 
     Raises:
-        ValueError: ``sparsity`` is outside [0, 1), or the weight holds NaN (on the processor).
+        ValueError: ``sparsity`` is outside [0, 1), or the weight holds NaN (checked on a CPU only).
     """
-    zeros = zeros_at(weight.numel(), sparsity)
+    zeros = zero_count(weight.numel(), sparsity)
     if zeros == 0:
         return torch.ones_like(weight)
-    threshold = threshold_of(weight, zeros) if _is_here(weight) else None
+    threshold = magnitude_threshold(weight, zeros) if _is_on_cpu(weight) else None
     if threshold is not None:
         return (weight.detach().abs() > threshold).to(weight.dtype)
-    return _first_of_equals(weight.detach().abs().flatten(), zeros).view_as(weight).to(weight.dtype)
+    return _stable_top_mask(weight.detach().abs().flatten(), zeros).view_as(weight).to(weight.dtype)
 
 
-def _first_of_equals(magnitude: Tensor, zeros: int) -> Tensor:
+def _stable_top_mask(magnitude: Tensor, zeros: int) -> Tensor:
+    """Mask of all but the ``zeros`` smallest magnitudes; among equal ones the first are kept."""
     order = magnitude.argsort(descending=True, stable=True)
     return torch.ones_like(magnitude, dtype=torch.bool).scatter_(0, order[magnitude.numel() - zeros :], False)
 
 
 @torch.no_grad()
 def largest_masks(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """The entries of largest magnitude of all weights together: one threshold, and each weight a share of its own.
+    """Masks of the entries with the largest magnitude in all weights together.
 
-    The largest entry of each weight is kept in any case: nothing passes a layer without any.
+    One threshold holds for all weights, so each weight gets a sparsity of its own. The largest entry of every weight is
+    always kept, since a layer without any weights would pass nothing on.
 
     Args:
-        weights: by name, any shapes; at least one.
-        sparsity: share of zeros among all entries together, in [0, 1).
+        weights: One or more tensors of any shapes, by name.
+        sparsity: Share of zeros among all entries together, in [0, 1).
 
     Returns:
-        Masks as :func:`largest_mask` gives them; exactly ``zeros_at(all entries, sparsity)`` are 0, or all but one of
-        each weight where that is fewer.
+        Masks as of :func:`largest_mask`, by name. Exactly ``zero_count(all entries, sparsity)`` entries are 0, or all
+        but one of each weight if these are fewer.
 
     Raises:
-        ValueError: ``sparsity`` is outside [0, 1), or a weight holds NaN (on the processor).
+        ValueError: ``sparsity`` is outside [0, 1), or a weight holds NaN (checked on a CPU only).
     """
     magnitudes = [weight.detach().abs().flatten().float() for weight in weights.values()]
     for magnitude in magnitudes:
-        if _is_here(magnitude):
+        if _is_on_cpu(magnitude):
             _refuse_nan(magnitude)
         magnitude.scatter_(0, magnitude.argmax(0, keepdim=True), torch.inf)
-    together = torch.cat(magnitudes)
-    zeros = min(zeros_at(together.numel(), sparsity), together.numel() - len(magnitudes))
+    every = torch.cat(magnitudes)
+    zeros = min(zero_count(every.numel(), sparsity), every.numel() - len(magnitudes))
     if zeros == 0:
         return {name: torch.ones_like(weight) for name, weight in weights.items()}
-    threshold = threshold_of(together, zeros) if _is_here(together) else None
-    kept = together > threshold if threshold is not None else _first_of_equals(together, zeros)
+    threshold = magnitude_threshold(every, zeros) if _is_on_cpu(every) else None
+    kept = every > threshold if threshold is not None else _stable_top_mask(every, zeros)
     pieces = torch.split(kept, [magnitude.numel() for magnitude in magnitudes])
     return {
         name: piece.view_as(weight).to(weight.dtype)
@@ -162,24 +168,26 @@ def largest_masks(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, T
 
 @torch.no_grad()
 def block_mask(weight: Tensor, kept: int) -> Tensor:
-    """So many entries of largest magnitude in each four consecutive inputs: with 2, the 2:4 pattern of accelerators.
+    """Mask of the ``kept`` largest entries in each block of four consecutive inputs.
+
+    With ``kept=2`` this is the 2:4 pattern of accelerators.
 
     Args:
-        weight: ``(outputs, inputs, ...)``; the number of inputs is a multiple of 4.
-        kept: entries kept in each four, in 1..4.
+        weight: A tensor of shape ``(outputs, inputs, ...)``, where the number of inputs is a multiple of 4.
+        kept: Number of entries kept in each block, 1 to 4.
 
     Returns:
-        A mask as :func:`largest_mask` gives it.
+        A mask as of :func:`largest_mask`.
 
     Raises:
-        ValueError: the number of inputs is no multiple of 4, ``kept`` is out of range, or the weight holds NaN (on
-            the processor).
+        ValueError: The number of inputs is not a multiple of 4, ``kept`` is out of range, or the weight holds NaN
+            (checked on a CPU only).
     """
     if weight.shape[1] % BLOCK:
-        raise ValueError(f"the weight has {weight.shape[1]} inputs, which is no multiple of {BLOCK}")
+        raise ValueError(f"the weight has {weight.shape[1]} inputs, which is not a multiple of {BLOCK}")
     if not 1 <= kept <= BLOCK:
         raise ValueError(f"kept={kept!r} is not in 1..{BLOCK}")
-    if _is_here(weight):
+    if _is_on_cpu(weight):
         _refuse_nan(weight)
     blocks = torch.unflatten(weight.detach().abs(), 1, (-1, BLOCK))
     order = blocks.argsort(dim=2, descending=True, stable=True)

@@ -9,14 +9,15 @@ from torch import Tensor
 
 
 def interpolate(w0: Tensor, w1: Tensor, alpha: float) -> Tensor:
-    """``w(alpha) = (1 - alpha) * w0 + alpha * w1``.
-
-    At alpha = 0 and 1 the endpoint itself is returned, so that the ends of the line equal the endpoints bitwise.
+    """The weights at a position on the line, ``(1 - alpha) * w0 + alpha * w1``.
 
     Args:
-        w0: endpoint 0, any shape.
-        w1: endpoint 1, same shape.
-        alpha: position on the line, in [0, 1].
+        w0: Endpoint 0, of any shape.
+        w1: Endpoint 1, of the same shape.
+        alpha: Position on the line, in [0, 1].
+
+    Returns:
+        A tensor of the same shape. At alpha = 0 and alpha = 1 it is the endpoint itself, bitwise.
     """
     if alpha == 0.0:
         return w0
@@ -26,22 +27,23 @@ def interpolate(w0: Tensor, w1: Tensor, alpha: float) -> Tensor:
 
 
 def endpoint_cosine(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Cosine between the endpoints, taken over all parameters of the line together.
+    """Cosine of the angle between the endpoints, over all parameters of the line together.
 
-    ``cos = <w0, w1> / (|w0| |w1|)``, with the dot product and the squared norms summed over all tensors first.
+    ``cos = <w0, w1> / (|w0| |w1|)``, where the dot product and the squared norms are first summed over all tensors.
 
     Args:
-        pairs: ``(w0, w1)`` of every parameter on the line, shapes equal within a pair; at least one pair.
+        pairs: The endpoints ``(w0, w1)`` of every parameter on the line, of equal shapes within each pair. At least one
+            pair is needed.
 
     Returns:
-        A scalar in [-1, 1], differentiable in both endpoints; 0 where an endpoint is all zeros.
+        A scalar in [-1, 1], differentiable in both endpoints. It is 0 if an endpoint is all zeros.
 
     Raises:
         ValueError: ``pairs`` is empty.
     """
     dots, norms0, norms1 = [], [], []
     for w0, w1 in pairs:
-        # Sums of squares overflow in half precision.
+        # In half precision the sums of squares would overflow.
         wide = torch.promote_types(w0.dtype, torch.float32)
         w0, w1 = w0.to(wide), w1.to(wide)
         dots.append((w0 * w1).sum())
@@ -55,13 +57,13 @@ def endpoint_cosine(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def endpoint_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Distance between the endpoints relative to endpoint 1: ``|w0 - w1| / |w1|``, over all parameters together.
+    """Distance between the endpoints relative to endpoint 1, ``|w0 - w1| / |w1|``, over all parameters together.
 
     Args:
-        pairs: as in :func:`endpoint_cosine`.
+        pairs: The endpoints ``(w0, w1)`` of every parameter on the line, as for :func:`endpoint_cosine`.
 
     Returns:
-        A scalar, 0 where the endpoints are equal.
+        A float64 scalar, which is 0 if the endpoints are equal.
 
     Raises:
         ValueError: ``pairs`` is empty.
@@ -71,17 +73,20 @@ def endpoint_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     ]
     if not squares:
         raise ValueError("pairs is empty: a line needs at least one parameter with two endpoints")
-    apart, length = torch.stack(squares).sum(0).sqrt().unbind()
-    return torch.div(apart, length.clamp_min(torch.finfo(length.dtype).tiny))
+    distance, norm1 = torch.stack(squares).sum(0).sqrt().unbind()
+    return torch.div(distance, norm1.clamp_min(torch.finfo(norm1.dtype).tiny))
 
 
 def redraw(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """An independent draw with the mean and the standard deviation of ``weight``: a second, unrelated endpoint.
+    """Random normal weights with the mean and the standard deviation of ``weight``, for an independent second endpoint.
 
     Args:
-        weight: two or more dimensions; tensors of fewer dimensions (biases, norm parameters) are returned as a copy,
-            since all of them start at one constant.
-        generator: a CPU generator; the draw does not depend on the device of ``weight``.
+        weight: A tensor of any shape. One with fewer than two dimensions (a bias, or a parameter of a norm) is copied
+            instead, because such parameters start at a constant.
+        generator: A generator on the CPU, so that the draw does not depend on the device of ``weight``.
+
+    Returns:
+        A new tensor of the same shape, dtype and device.
     """
     if weight.ndim < 2:
         return weight.detach().clone()

@@ -1,1 +1,1 @@
-"""The graph of an arbitrary network: traced, sliced, run, counted."""
+"""The graph of any network: traced, checked, sliced, run and counted."""

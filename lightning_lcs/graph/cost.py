@@ -1,4 +1,4 @@
-"""What a level costs: parameters, multiply-accumulates, bytes."""
+"""The cost of a level: parameters, multiply-accumulates and bytes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,26 @@ class Efficiency:
     """The cost of one level.
 
     Attributes:
-        alpha: the level that runs; with stored batch-norm statistics, the nearest stored one.
-        width: share of channels kept.
-        sparsity: share of zeros in the weights that the mode compresses; :meth:`SubspaceModel.report` names the others.
-        bit_width: bits of the weights that the mode compresses, without those whose bits are fixed.
-        params: number of parameters that are not zero by compression.
-        macs: multiply-accumulates of one sample of the shape seen first (1 MAC = 2 FLOPs), over convolutions and matrix
-            products. Those with a weight that is zero are not counted: dense kernels run them all the same.
-        size_bytes: parameters, and the buffers that evaluation reads, in bytes; a sparse weight as its entries that
-            are not zero and one bit per entry, a quantized one as its integers, scales and zero points.
+        alpha: The level that runs, in [0, 1]. With stored batch-norm statistics, it is the nearest stored level.
+        width: Share of channels kept, in (0, 1].
+        sparsity: Share of zeros in the weights that the mode compresses, in [0, 1). :meth:`SubspaceModel.report` names
+            the other weights.
+        bit_width: Number of bits of the weights that the mode compresses, except for those whose number is fixed.
+        params: Number of parameters, without those that compression sets to zero.
+        macs: Multiply-accumulates of convolutions and matrix products for one sample of the shape seen first (1 MAC is
+            2 FLOPs). Those with a zero weight are not counted, although dense kernels compute them.
+        size_bytes: Size of the parameters and of the buffers that evaluation reads, in bytes. A sparse weight counts
+            with its nonzero entries and one bit per entry, a quantized weight with its integers, scales and zero
+            points.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> x = torch.zeros(1, 3, 8, 8)
+        >>> model = SubspaceModel(net, mode="structured", subspace="point", example_inputs=x).eval()
+        >>> model.efficiency(1.0)
+        Efficiency(alpha=1.0, width=1.0, sparsity=0.0, bit_width=32, params=516, macs=12384, size_bytes=2064)
     """
 
     alpha: float
@@ -44,11 +55,28 @@ class Efficiency:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CurvePoint(Efficiency):
-    """One level of a curve: its cost (see :class:`Efficiency`) and what was measured there.
+    """One level of a curve: its cost, and what was measured there.
 
     Attributes:
-        latency_ms: median time of a forward with one sample on the machine that measured it; NaN if it was not.
-        metrics: the user's own validation metrics at this level, by their own names.
+        alpha: The level, in [0, 1].
+        width: Share of channels kept; see :class:`Efficiency` for this and the following.
+        sparsity: Share of zeros in the weights that the mode compresses.
+        bit_width: Number of bits of the weights that the mode compresses.
+        params: Number of parameters, without those that compression sets to zero.
+        macs: Multiply-accumulates for one sample.
+        size_bytes: Size in bytes.
+        latency_ms: Median time of a forward with one sample, in milliseconds, on the machine that measured it. NaN
+            means that it was not measured.
+        metrics: The user's own validation metrics at this level, by name.
+
+    Example:
+        >>> from lightning_lcs.graph.cost import CurvePoint
+        >>> point = CurvePoint(
+        ...     alpha=0.0, width=0.25, sparsity=0.0, bit_width=32, params=131, macs=3144, size_bytes=524,
+        ...     latency_ms=0.8, metrics={"val_acc": 0.91},
+        ... )
+        >>> point.metrics["val_acc"]
+        0.91
     """
 
     latency_ms: float
@@ -56,12 +84,12 @@ class CurvePoint(Efficiency):
 
 
 def count_macs(program: Program, at: PlanAtWidth, tensor: Callable[[str], Tensor]) -> int:
-    """Multiply-accumulates of one sample: the traced ops are run on tensors without data and counted.
+    """Multiply-accumulates of one sample, counted while the traced ops run on tensors without data.
 
     Args:
-        program: the forward, traced in evaluation.
-        at: the width.
-        tensor: gives a parameter or buffer by qualified name.
+        program: The forward, traced in evaluation.
+        at: The plan at a width.
+        tensor: A function that returns the parameter or buffer of a qualified name.
     """
     counter = _counter()
     with FakeTensorMode(), torch.no_grad():
@@ -72,17 +100,21 @@ def count_macs(program: Program, at: PlanAtWidth, tensor: Callable[[str], Tensor
             for name in program.names
         ]
         args, kwargs = program.example_inputs(1, next(t.device for t in tensors if t is not None))
-        # Fused attention is not counted on every device.
+        # Fused attention is not counted on every device, so it is not used here.
         with sdpa_kernel(SDPBackend.MATH), counter:
             program.run(tensors, [at.size(dim) for dim in program.sizes], args, kwargs)
     return int(counter.get_total_flops()) // 2
 
 
 def count_params(at: PlanAtWidth, names: dict[str, Tensor]) -> tuple[int, int]:
-    """Number and bytes of the tensors given, each at the width.
+    """Number and bytes of the entries of tensors at a width.
 
-    Some networks (timm's coat_tiny: 21 % of it) hold parameters that their forward never reads. They count in the full
-    network, which is the user's; a narrow one has none of them.
+    Some networks have parameters that their forward never reads (21 % of timm's coat_tiny). They count in the full
+    network, which is the user's own, but not in a narrower one, which does not contain them.
+
+    Args:
+        at: The plan at a width.
+        names: Parameters and buffers at full width, by qualified name.
     """
     count = size_bytes = 0
     for name, value in names.items():
@@ -94,17 +126,17 @@ def count_params(at: PlanAtWidth, names: dict[str, Tensor]) -> tuple[int, int]:
 
 
 def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mapping[str, float]) -> int:
-    """Multiply-accumulates of one sample: a network is run as it is, and its ops are counted.
+    """Multiply-accumulates of one sample, counted while the network runs as it is.
 
     Args:
-        module: the network.
-        args: arguments, of which :func:`samples_in` gives the number of samples.
-        kwargs: keyword arguments.
-        density: share of entries that are not zero, by qualified name of a weight.
+        module: The network.
+        args: Its arguments; :func:`samples_in` counts their samples.
+        kwargs: Its keyword arguments.
+        density: Share of nonzero entries, by qualified name of a weight.
     """
     counter = _counter()
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one op that is not counted
+    torch.backends.mha.set_fastpath_enabled(False)  # it is a single op, which is not counted
     try:
         with sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad(), torch.random.fork_rng(devices=[]):
             module(*args, **kwargs)
@@ -116,28 +148,29 @@ def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mappin
     for name, share in density.items():
         *path_of, leaf = name.split(".")
         if leaf != "weight":
-            continue  # of torch's attention, whose count holds other products than this weight's: counted whole
+            continue  # a weight of torch's attention, whose count includes other products: it counts as dense
         path = ".".join([root, *path_of])
         macs -= (1.0 - share) * sum(counts.get(path, {}).values()) / 2
     return round(macs / (samples_in(args, kwargs) or 1))
 
 
 def _counter() -> Any:
-    # Imported here: it brings Triton along, more than half of the time in which a device imports this package.
+    # The import loads Triton, which would take more than half of the time that importing this package takes.
     from torch.utils.flop_counter import FlopCounterMode
 
     aten = torch.ops.aten
     return FlopCounterMode(
-        display=False, custom_mapping={aten.mkldnn_rnn_layer: _layer_of_steps, aten._cudnn_rnn: _layers_of_steps}
+        display=False,
+        custom_mapping={aten.mkldnn_rnn_layer: _count_recurrent_layer, aten._cudnn_rnn: _count_recurrent_layers},
     )
 
 
-# Kernels of recurrent layers, which torch's counter does not know. Shapes come as sequences of sizes.
+# FLOPs of recurrent layers' kernels, which torch's counter does not know. Arguments are shapes.
 
 
-def _layer_of_steps(x: Sequence[int], into: Sequence[int], back: Sequence[int], *_: Any, **__: Any) -> int:
+def _count_recurrent_layer(x: Sequence[int], into: Sequence[int], back: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * prod(x[:2]) * (prod(into) + prod(back))
 
 
-def _layers_of_steps(x: Sequence[int], weights: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+def _count_recurrent_layers(x: Sequence[int], weights: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
     return 2 * prod(x[:2]) * sum(prod(shape) for shape in weights if len(shape) == 2)

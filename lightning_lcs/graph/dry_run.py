@@ -1,4 +1,4 @@
-"""A traced forward run without data: what can't run, or would fill the memory, is found before it does."""
+"""Runs a traced forward without data, to find a graph that can't run, or would fill the memory, before it is used."""
 
 from __future__ import annotations
 
@@ -15,53 +15,55 @@ from lightning_lcs.graph.channels.plan import PlanAtWidth
 from lightning_lcs.graph.program import Program, resized_arguments
 from lightning_lcs.graph.tracing.trace import InputSpec
 
-# Of one tensor on the way, for each entry of the input of one sample; so many are allowed in any case, and no more.
+# The entries that one tensor may have for each entry of the input, and the bounds of this number for each sample.
 ENTRIES_PER_INPUT = 2**14
-FEWEST_ENTRIES, MOST_ENTRIES = 2**26, 2**31
+MIN_ENTRIES, MAX_ENTRIES = 2**26, 2**31
 
 
-def rehearse(program: Program, at: PlanAtWidth, dtypes: Mapping[str, torch.dtype], batch: int) -> list[list[int]]:
-    """Run the ops of a forward on tensors that have a shape and no data.
+def run_without_data(
+    program: Program, at: PlanAtWidth, dtypes: Mapping[str, torch.dtype], batch: int
+) -> list[list[int]]:
+    """Run the ops of a forward on tensors that have a shape but no data.
 
     Args:
-        program: the forward.
-        at: the width.
-        dtypes: of its parameters and buffers, by qualified name.
-        batch: number of samples.
+        program: The forward.
+        at: The plan at a width.
+        dtypes: Dtypes of its parameters and buffers, by qualified name.
+        batch: Number of samples.
 
     Returns:
-        Shapes of the results.
+        The shapes of the results.
 
     Raises:
-        ValueError: an op can't run on what it is given, or makes a tensor out of all proportion to the input.
+        ValueError: An op can't run on its arguments, or returns a tensor that is much too large for the input.
     """
     trace = program.trace
     sizes = resized_arguments(program, at)
-    made: dict[fx.Node, Any] = {}
+    values: dict[fx.Node, Any] = {}
     entries = sum(math.prod(size or 1 for size in spec.shape) for spec in trace.specs if isinstance(spec, InputSpec))
-    limit = batch * min(MOST_ENTRIES, max(FEWEST_ENTRIES, ENTRIES_PER_INPUT * entries))
+    limit = batch * min(MAX_ENTRIES, max(MIN_ENTRIES, ENTRIES_PER_INPUT * entries))
     with FakeTensorMode() as fake, torch.no_grad():
         (leaves, _) = pytree.tree_flatten(program.example_inputs(batch, torch.device("cpu")))
         inputs = dict(zip(trace.inputs, leaves, strict=True))
-        _check_extent(leaves, 0, limit)
+        _check_size(leaves, 0, limit)
         for number, node in enumerate(trace.graph.nodes):
             if node.op == "output":
-                return [list(made[result].shape) for result in node.args[0] if _is_tensor(made.get(result))]
+                return [list(values[result].shape) for result in node.args[0] if _is_tensor(values.get(result))]
             try:
                 if node.op == "placeholder":
-                    made[node] = _given(node.name, program, at, dtypes, inputs, fake)
+                    values[node] = _placeholder_value(node.name, program, at, dtypes, inputs, fake)
                 else:
-                    args = fx.node.map_arg(sizes.get(node, node.args), made.__getitem__)
-                    kwargs = fx.node.map_arg(node.kwargs, made.__getitem__)
-                    made[node] = node.target(*args, **kwargs)
-            except Exception as error:  # whatever an op raises, this network can't run
+                    args = fx.node.map_arg(sizes.get(node, node.args), values.__getitem__)
+                    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+                    values[node] = node.target(*args, **kwargs)
+            except Exception as error:  # an op may raise anything
                 first = next(iter(str(error).strip().splitlines()), "")[:200]
                 raise ValueError(f"the network can't run: node {number} ({node.target}): {first}") from error
-            _check_extent(made[node], number, limit)
+            _check_size(values[node], number, limit)
     raise ValueError("the network has no output")
 
 
-def _given(
+def _placeholder_value(
     name: str,
     program: Program,
     at: PlanAtWidth,
@@ -71,8 +73,8 @@ def _given(
 ) -> Any:
     trace = program.trace
     if name in trace.state:
-        own = trace.state[name]
-        return torch.empty(at.shape(own), dtype=dtypes[own])
+        qualified = trace.state[name]
+        return torch.empty(at.shape(qualified), dtype=dtypes[qualified])
     return fake.from_tensor(trace.constants[name]) if name in trace.constants else inputs[name]
 
 
@@ -80,11 +82,14 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _check_extent(value: Any, number: int, limit: int) -> None:
+def _check_size(value: Any, number: int, limit: int) -> None:
     if isinstance(value, Tensor) and math.prod(value.shape) > limit:
-        raise ValueError(f"the network can't run: node {number} makes a tensor of shape {list(value.shape)}")
+        raise ValueError(
+            f"the network can't run: node {number} makes a tensor of shape {list(value.shape)}, which has more than "
+            f"{limit} entries"
+        )
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"the network can't run: node {number} makes a number that is too large")
+        raise ValueError(f"the network can't run: node {number} makes a number of 64 bits or more")
     if isinstance(value, (list, tuple)):
         for item in value:
-            _check_extent(item, number, limit)
+            _check_size(item, number, limit)

@@ -1,6 +1,6 @@
-"""A network of one level, cut out of its subspace.
+"""A network of one level, with its own parameters.
 
-This file imports nothing of the package: a pickled network carries its text, and opens where the package is missing.
+This file imports nothing of the package. A pickled network holds its text, so it can be loaded without the package.
 """
 
 from __future__ import annotations
@@ -15,19 +15,35 @@ import torch
 from torch import fx, nn
 from torch.fx.graph_module import _method_from_src
 
-# Run out of a pickle, this text has no file of its own: it is handed over.
+# The text of this file. A pickle passes it on, because the text that it runs has no file.
 TEXT: str = globals().get("TEXT") or Path(__file__).read_text(encoding="utf-8")
 
 
 class MaterializedModel(fx.GraphModule):
-    """A network of one level, with its own small parameters and buffers, for one of training and evaluation.
+    """A network of one level, with its own small parameters and buffers.
 
-    Its ``state_dict`` has the names of the network that it was cut from. It can be pickled, copied, exported and
-    compiled, and a pickle of it needs torch alone.
+    :meth:`SubspaceModel.materialize` makes it. It works in either training or evaluation mode, because dropout and
+    batch norm are part of its graph. Its ``state_dict`` has the names of the original network. It can be pickled,
+    copied, exported and compiled, and loading a pickle of it needs torch only.
+
+    Args:
+        root: A module that holds the parameters and buffers.
+        graph: The graph of the forward.
+        for_training: Whether the graph is for training mode.
 
     Raises:
-        RuntimeError: ``train()`` on one made for evaluation, or ``eval()`` on one made for training: dropout and batch
-            norm are part of the graph; or a move to another type of numbers than its code makes tensors of.
+        RuntimeError: ``train()`` was called on a network for evaluation, or ``eval()`` on a network for training; or
+            the network was moved to a dtype with fewer bits, while its code makes tensors of the original dtype.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> x = torch.zeros(1, 3, 8, 8)
+        >>> model = SubspaceModel(net, mode="structured", subspace="point", example_inputs=x).eval()
+        >>> small = model.materialize(0.0)
+        >>> {name: tuple(value.shape) for name, value in small.state_dict().items()}
+        {'0.weight': (2, 3, 3, 3), '0.bias': (2,), '2.weight': (4, 2, 3, 3), '2.bias': (4,)}
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, for_training: bool) -> None:
@@ -37,37 +53,45 @@ class MaterializedModel(fx.GraphModule):
         super().train(for_training)
 
     def train(self, mode: bool = True) -> MaterializedModel:
-        """Accepts only the mode that the network was made for."""
+        """Check that the network is for this mode.
+
+        Args:
+            mode: True for training mode, False for evaluation mode. The default is True.
+
+        Raises:
+            RuntimeError: The network is for the other mode.
+        """
         if mode != self.meta["for_training"]:
-            made, asked = ("evaluation", True) if mode else ("training", False)
+            own, other = ("evaluation", True) if mode else ("training", False)
             raise RuntimeError(
-                f"this network was materialized for {made}; materialize(alpha, train={asked}) makes the other one"
+                f"this network was materialized for {own}; use materialize(alpha, train={other}) for the other mode"
             )
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> MaterializedModel:
-        """What ``.to()``, ``.double()`` and the like do; tensors that the code makes move along."""
+        """Do what ``.to()``, ``.double()`` and similar methods do, also for the tensors that the code makes."""
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
-        first = torch.empty(0, dtype=like.dtype, device=like.device)
-        moved = fn(first.clone())
-        fixed = [node for node in self.graph.nodes if moved.dtype != first.dtype and _names(node, first.dtype)]
-        # More digits harm nothing. With less, a tensor that is made in full precision on purpose would be wrong.
-        if fixed and moved.dtype.itemsize <= first.dtype.itemsize:
+        before = torch.empty(0, dtype=like.dtype, device=like.device)
+        after = fn(before.clone())
+        typed = [node for node in self.graph.nodes if after.dtype != before.dtype and _has_argument(node, before.dtype)]
+        # More bits do no harm. With fewer bits, a tensor that is made in full precision on purpose would be wrong.
+        if typed and after.dtype.itemsize <= before.dtype.itemsize:
             raise RuntimeError(
-                f"this network was materialized in {first.dtype}, and its code makes tensors of that type "
-                f"({fixed[0].name} and {len(fixed) - 1} more operations): move the subspace model, and materialize "
-                f"again: model.to({moved.dtype}).materialize(alpha)"
+                f"this network was materialized in {before.dtype}, and its code makes tensors of that dtype "
+                f"({typed[0].name} and {len(typed) - 1} more operations): move the subspace model and materialize it "
+                f"again, model.to({after.dtype}).materialize(alpha)"
             )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._exchange(first.dtype, moved.dtype)
-        self._exchange(first.device, moved.device)
+        self._replace_arguments(before.dtype, after.dtype)
+        self._replace_arguments(before.device, after.device)
         return self
 
-    def _exchange(self, old: Any, new: Any) -> None:
-        changed = [node for node in self.graph.nodes if old != new and _names(node, old)]
+    def _replace_arguments(self, old: Any, new: Any) -> None:
+        """Replace a dtype or a device in the arguments of all nodes."""
+        changed = [node for node in self.graph.nodes if old != new and _has_argument(node, old)]
         for node in changed:
-            node.args = _exchanged(node.args, old, new)
-            node.kwargs = _exchanged(node.kwargs, old, new)
+            node.args = _replaced(node.args, old, new)
+            node.kwargs = _replaced(node.kwargs, old, new)
         if changed:
             self.recompile()
 
@@ -83,7 +107,7 @@ class MaterializedModel(fx.GraphModule):
 
 
 class _Rebuild:
-    """:func:`rebuild`, pickled as the text of this file."""
+    """Calls :func:`rebuild`, and is pickled as the text of this file."""
 
     def __call__(self, *data: Any) -> MaterializedModel:
         return rebuild(*data)
@@ -93,50 +117,55 @@ class _Rebuild:
 
 
 def rebuild(nodes: list[Any], contents: dict[str, Any]) -> MaterializedModel:
-    """A network out of the nodes of its graph and what its module holds."""
+    """Rebuild a network that was pickled.
+
+    Args:
+        nodes: The nodes of its graph as plain data.
+        contents: The contents of its module: parameters, buffers, submodules, hooks and flags.
+    """
     root = nn.Module()
     root.__dict__.update(contents)
-    # Where the package is imported anyway, its own class.
+    # If the package is imported, the network is of the package's class, and not of the one in this text.
     home = sys.modules.get("lightning_lcs.graph.materialized")
     kind: type[MaterializedModel] = getattr(home, "MaterializedModel", MaterializedModel)
     return kind(root, _graph_from_data(nodes), contents["training"])
 
 
-# What of a module's own state a network keeps: a graph module by itself forgets which buffers are saved.
+# The attributes of a plain module, which a network keeps. A graph module alone forgets which buffers are persistent.
 _CONTENTS = frozenset(vars(nn.Module()))
 
 
 def _graph_to_data(graph: fx.Graph) -> list[Any]:
-    """Nodes as tuples; ``range(i, i + 1)`` stands for node i, and operators for themselves by name."""
-    places = {node: range(i, i + 1) for i, node in enumerate(graph.nodes)}
+    """Nodes as tuples, in which ``range(i, i + 1)`` stands for node i, and a list with a name for an ATen op."""
+    positions = {node: range(i, i + 1) for i, node in enumerate(graph.nodes)}
     data = []
     for node in graph.nodes:
         operator = node.target if not isinstance(node.target, torch._ops.OpOverload) else [str(node.target)]
-        args, kwargs = fx.map_arg((node.args, node.kwargs), places.__getitem__)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), positions.__getitem__)
         data.append((node.op, node.name, operator, args, kwargs))
     return data
 
 
 def _graph_from_data(data: list[Any]) -> fx.Graph:
     graph = fx.Graph()
-    made: list[fx.Node] = []
+    nodes: list[fx.Node] = []
     for op, name, target, args, kwargs in data:
         operator: Any = target
         if isinstance(target, list):
             operator = torch.ops
             for part in target[0].split("."):
                 operator = getattr(operator, part)
-        args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: made[a.start] if isinstance(a, range) else a)
-        made.append(graph.create_node(op, operator, args, kwargs, name))
+        args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: nodes[a.start] if isinstance(a, range) else a)
+        nodes.append(graph.create_node(op, operator, args, kwargs, name))
     return graph
 
 
-def _names(node: fx.Node, value: Any) -> bool:
-    """Whether a type or a device is among the arguments of a node."""
-    found: list[Any] = []
-    fx.node.map_aggregate((node.args, node.kwargs), found.append)
-    return any(type(item) is type(value) and item == value for item in found)
+def _has_argument(node: fx.Node, value: Any) -> bool:
+    """Whether a dtype or a device is among the arguments of a node."""
+    arguments: list[Any] = []
+    fx.node.map_aggregate((node.args, node.kwargs), arguments.append)
+    return any(type(item) is type(value) and item == value for item in arguments)
 
 
-def _exchanged(arguments: Any, old: Any, new: Any) -> Any:
+def _replaced(arguments: Any, old: Any, new: Any) -> Any:
     return fx.node.map_aggregate(arguments, lambda item: new if type(item) is type(old) and item == old else item)

@@ -1,4 +1,4 @@
-"""All traced forms of one network, and the one channel plan that they share."""
+"""All traced forms of a network, and the channel plan that they share."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from lightning_lcs.graph.channels.plan import ChannelPlan
 from lightning_lcs.graph.channels.propagate import propagate
 from lightning_lcs.graph.program import FixedSize, Program
 from lightning_lcs.graph.resize import open_sizes
-from lightning_lcs.graph.tracing.errors import TraceError
+from lightning_lcs.graph.tracing.errors import ALTERNATIVES, TraceError
 from lightning_lcs.graph.tracing.example_inputs import resized, sample
-from lightning_lcs.graph.tracing.hooks import Hook, without
+from lightning_lcs.graph.tracing.hooks import Hook, hooks_disabled
 from lightning_lcs.graph.tracing.trace import InputSpec, trace
-from lightning_lcs.graph.verify import check_faithful, fixed_sizes, serves, untraced_hooks
+from lightning_lcs.graph.verify import check_faithful, fixed_sizes, is_faithful_at, untraced_hooks
 
 ENDPOINT_NAME = "lcs_endpoint_0"
-# Forms of a network whose programs are kept, and of these the first ones, which what is known of the network came from.
-MOST_FORMS, KEPT_FORMS = 64, 4
-MOST_TRIED = 3  # programs, when a call comes with new sizes
-NOT_RUN = (
-    "the forward hooks of {} only watch: they run at alpha = 1, and not below, where the network runs as its trace; "
-    "what they log or collect is of the full network"
+# Number of forms whose programs are kept. The first ones are never dropped: the plan was made from them.
+MAX_FORMS, KEPT_FORMS = 64, 4
+# Number of programs that are tried when a call comes with new sizes.
+MAX_TRIED = 3
+HOOKS_NOT_RUN = (
+    "the forward hooks of {} only watch, so they run at alpha = 1 only: at lower levels the network runs as its trace. "
+    "What they log or collect comes from the full network"
 )
-NOT_SAVED = (
-    "gradient checkpointing (of {}) saves memory at alpha = 1 only: below, the network runs as its trace, which keeps "
-    "what its backward needs"
+CHECKPOINTING_NOT_USED = (
+    "gradient checkpointing (of {}) saves memory at alpha = 1 only: at lower levels the network runs as its trace, "
+    "which keeps all that its backward needs"
 )
 
 
 @contextlib.contextmanager
 def training_flags(module: nn.Module, mode: bool) -> Iterator[None]:
-    """Put a network into training or evaluation; on exit every submodule has its own flag back."""
+    """Inside the block, a network is in training or evaluation mode; afterwards every submodule has its flag back."""
     flags = [(child, child.training) for child in module.modules()]
     try:
         for child, _ in flags:
@@ -50,22 +51,27 @@ def training_flags(module: nn.Module, mode: bool) -> Iterator[None]:
 
 
 class TracedNetwork:
-    """A network and its traced programs: one per state of its training flags, and kind of its input.
+    """A network and its traced programs, one for each state of its training flags and each kind of input.
 
-    An input of another size is run by the program at hand where that is the network there, too; else it is traced.
+    An input of another size is run by a program that was traced before, if that computes the same as the network for
+    this size. Otherwise the network is traced again.
 
     Args:
-        module: the network; not changed.
-        plan: an empty one, with its options.
+        module: The network, which is not changed.
+        plan: An empty plan with its options.
+
+    Attributes:
+        example: Arguments and keyword arguments of the first call, with two samples.
+        pending_warnings: Warnings about what the traces leave out, not yet issued.
     """
 
     def __init__(self, module: nn.Module, plan: ChannelPlan) -> None:
         self.module = module
         self.plan = plan
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self.lost: list[str] = []  # what a trace does without, not yet told
-        self._told: set[str] = set()
-        self._settled = False
+        self.pending_warnings: list[str] = []
+        self._warned: set[str] = set()
+        self._traced_both_forms = False
         self._programs: dict[Any, Program] = {}
         self._fixed: dict[Program, list[FixedSize]] = {}
         self._untraced: list[Hook] = []
@@ -73,10 +79,14 @@ class TracedNetwork:
         self._owners: dict[str, tuple[nn.Module, str]] = {}
 
     def program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-        """The program for this call and the current training flags, traced when it is needed for the first time.
+        """The program for a call and the present training flags, traced when it is first needed.
+
+        Args:
+            args: Arguments of the call.
+            kwargs: Keyword arguments of the call.
 
         Raises:
-            TraceError: the network can't be traced, or its forms disagree about which channels shrink together.
+            TraceError: The network can't be traced, or its forms disagree about which channels shrink together.
         """
         if not self._children:
             self._children = [m for name, m in self.module.named_modules() if ENDPOINT_NAME not in name]
@@ -85,67 +95,75 @@ class TracedNetwork:
         key = (tuple([child.training for child in self._children]), *_call_key(args, kwargs), tuple(hooks))
         program = self._programs.get(key)
         if program is None:
-            if not self._settled:
-                self._settled = True
+            if not self._traced_both_forms:
+                self._traced_both_forms = True
                 self.remember(args, kwargs)
-                # The forms for training and evaluation settle the plan together, before either is used.
+                # The forms for training and evaluation determine the plan together, before either is used.
                 self.in_mode(False)
                 self.in_mode(True)
             program = self._programs.get(key) or self._trace(key, args, kwargs)
         return program
 
     def in_mode(self, training: bool) -> Program:
-        """The program for the shapes seen first, wholly in training or in evaluation.
+        """The program for the shapes seen first, with all submodules in training or all in evaluation mode.
 
         Raises:
-            RuntimeError: the network was never called, so that its input is not known.
+            RuntimeError: The network was never called, so its input is not known.
         """
         with training_flags(self.module, training):
             return self.program(*self.example_inputs())
 
     def fixed_sizes(self, program: Program, training: bool) -> list[FixedSize]:
-        """The sizes of inputs for which alone one of the programs of :meth:`in_mode` serves."""
+        """The sizes of inputs that must not change for a program of :meth:`in_mode`.
+
+        Args:
+            program: The program.
+            training: Whether it is the one for training.
+        """
         if program not in self._fixed:
             full = [self.plan.structure.size(dim) for dim in program.sizes]
             hooks = [hook for hook in self._untraced if hook.key in hook.holder]
-            with training_flags(self.module, training), without(hooks):
+            with training_flags(self.module, training), hooks_disabled(hooks):
                 self._fixed[program] = fixed_sizes(self.module, program, full, *self.example_inputs())
         return self._fixed[program]
 
     def remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the arguments of the first call, with two samples."""
+        """Keep the arguments of the first call, reduced to two samples."""
         if self.example is None:
             self.example = sample(args, kwargs)
 
     def example_inputs(self, samples: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments kept, or so many samples of them, where and of what type the network is now.
+        """The arguments of the first call, on the network's present device and in its present dtype.
+
+        Args:
+            samples: Number of samples. The default is the two that are kept.
 
         Raises:
-            RuntimeError: the network was never called, so that its input is not known.
+            RuntimeError: The network was never called, so its input is not known.
         """
         if self.example is None:
             raise RuntimeError(
-                "the network's input is not known yet: give SubspaceModel(..., example_inputs=...), or call it once"
+                "the network's input is not known yet: pass SubspaceModel(..., example_inputs=...), or call it once"
             )
         args, kwargs = pytree.tree_map(self._as_parameters, self.example)
         return (args, kwargs) if samples is None else sample(args, kwargs, samples)
 
     def _as_parameters(self, leaf: Any) -> Any:
-        """An example input, moved to where and to what type the network has been moved since."""
+        """An example input on the device of the network's first parameter, and in its dtype."""
         parameter = next(self.module.parameters(), None)
         if parameter is None or not isinstance(leaf, Tensor):
             return leaf
         return leaf.to(parameter.device, parameter.dtype if leaf.is_floating_point() else leaf.dtype)
 
     def forget(self) -> None:
-        """Drop every trace (the network itself has changed)."""
+        """Drop every trace, because the network itself has changed."""
         self._programs.clear()
         self._fixed.clear()
         self._children.clear()
         self._owners.clear()
 
     def holder(self, name: str) -> tuple[dict[str, Any], str]:
-        """Where the parameter or buffer of this qualified name is kept: a dictionary of its module, and the key."""
+        """The dictionary that holds the parameter or buffer of a qualified name, and its key there."""
         if name not in self._owners:
             path, _, leaf = name.rpartition(".")
             self._owners[name] = (self.module.get_submodule(path), leaf)
@@ -153,69 +171,79 @@ class TracedNetwork:
         return (owner._parameters if leaf in owner._parameters else owner._buffers), leaf
 
     def tensor(self, name: str) -> Tensor:
-        """The parameter or buffer of this qualified name, as it is now (``.to()`` replaces buffers)."""
+        """The parameter or buffer that a qualified name has now; ``.to()`` may have replaced it since the trace."""
         holder, leaf = self.holder(name)
         value: Tensor | None = holder.get(leaf)
         if value is None:
-            raise RuntimeError(f"{name} is gone from the network since it was traced")
+            raise RuntimeError(
+                f"{name} was removed from the network after it was traced: make a SubspaceModel of the changed network"
+            )
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        # Traces hold tensors without data and code; they are made again when needed.
+        # Traces hold code and tensors without data, which can't be pickled. They are made again when needed.
         return {**self.__dict__, "_programs": {}, "_fixed": {}, "_untraced": [], "_children": [], "_owners": {}}
 
     def _trace(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-        watching, around = untraced_hooks(self.module, *sample(args, kwargs))
-        if watching:
-            self._lose("hooks", NOT_RUN.format(_listed([hook.path or "the network itself" for hook in watching])))
-        self._untraced = [*watching, *around]
+        """Trace the network for a call without the hooks that only observe, unless another program can run the call."""
+        observing, around = untraced_hooks(self.module, *sample(args, kwargs))
+        if observing:
+            paths = [hook.path or "the network itself" for hook in observing]
+            self._add_warning("hooks", HOOKS_NOT_RUN.format(_abbreviated(paths)))
+        self._untraced = [*observing, *around]
         untraced = {hook.key for hook in self._untraced}
-        acting = (*key[:-1], tuple([hook for hook in key[-1] if hook not in untraced]))
-        if acting not in self._programs:
-            with without(self._untraced):
-                self._programs[acting] = self._of_other_sizes(acting, args, kwargs) or self._traced(args, kwargs)
-        self._programs[key] = self._programs[acting]
-        while len(self._programs) > MOST_FORMS:
+        traced_key = (*key[:-1], tuple([hook for hook in key[-1] if hook not in untraced]))
+        if traced_key not in self._programs:
+            with hooks_disabled(self._untraced):
+                program = self._program_of_other_sizes(traced_key, args, kwargs) or self._new_program(args, kwargs)
+                self._programs[traced_key] = program
+        self._programs[key] = self._programs[traced_key]
+        while len(self._programs) > MAX_FORMS:
             del self._programs[next(itertools.islice(self._programs, KEPT_FORMS, None))]
         return self._programs[key]
 
-    def _of_other_sizes(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program | None:
-        """A program traced for other sizes that is the network for these, too, or can be made so."""
+    def _program_of_other_sizes(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program | None:
+        """A program for these sizes, if the network was traced for other sizes before.
+
+        It is one of the programs at hand if that computes the same as the network for these sizes; else a program with
+        open sizes, made from two traces; else a program for these sizes alone.
+        """
         flags, kinds, _, hooks = key
         others = [p for k, p in self._programs.items() if (k[0], k[1], k[3]) == (flags, kinds, hooks)]
         exact = next((program for program in others if _traced_for(program, args, kwargs)), None)
         if exact is not None or not others:
             return exact
-        latest = list(dict.fromkeys(reversed(others)))[:MOST_TRIED]
+        latest = list(dict.fromkeys(reversed(others)))[:MAX_TRIED]
         few = sample(args, kwargs)
-        program = next((program for program in latest if self._serves(program, few)), None)
+        program = next((program for program in latest if self._is_faithful_at(program, few)), None)
         if program is not None:
             return program
         try:
-            program = self._traced(args, kwargs)
+            program = self._new_program(args, kwargs)
         except TraceError as error:
             raise TraceError(f"{error} (It was traced for {_shapes(latest[-1])} before.)") from error
         for other in latest:
             opened = open_sizes(other.trace, program.trace, program.size_arguments, self.plan)
             if opened is None:
                 continue
-            if not self._serves(opened, few):
-                return self._traced(args, kwargs)
+            if not self._is_faithful_at(opened, few):
+                return self._new_program(args, kwargs)
             specs = {place: spec.shape for place, spec in enumerate(other.trace.specs) if isinstance(spec, InputSpec)}
-            if self._serves(opened, resized(few, specs)):
+            if self._is_faithful_at(opened, resized(few, specs)):
                 self._programs = {key: opened if p is other else p for key, p in self._programs.items()}
             return opened
         return program
 
-    def _serves(self, program: Program, few: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
-        return serves(self.module, program, [self.plan.structure.size(dim) for dim in program.sizes], *few)
+    def _is_faithful_at(self, program: Program, few: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+        return is_faithful_at(self.module, program, [self.plan.structure.size(dim) for dim in program.sizes], *few)
 
-    def _lose(self, what: str, message: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
-            self.lost.append(message)
+    def _add_warning(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            self.pending_warnings.append(message)
 
-    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    def _new_program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        """Trace the network, add the trace to the plan, and check the program against the network."""
         traced = trace(self.module, args, kwargs)
         plan = dataclasses.replace(
             self.plan, structure=copy.deepcopy(self.plan.structure), tensors=dict(self.plan.tensors)
@@ -225,20 +253,23 @@ class TracedNetwork:
             changed = [name for name in self.plan.tensors if _shape(plan, name) != _shape(self.plan, name)]
             if changed:
                 raise TraceError(
-                    f"another form of {type(self.module).__name__} (other training flags or input shape) would slice "
-                    f"{changed[0]} differently from the form traced first"
+                    f"another form of {type(self.module).__name__} (with other training flags or another input shape) "
+                    f"would slice {changed[0]} differently from the form that was traced first: {ALTERNATIVES}"
                 )
         program = Program(traced, sizes)
         full = [plan.structure.size(dim) for dim in program.sizes]
         recomputed = check_faithful(self.module, program, full, *sample(args, kwargs))
         if recomputed is not None:
-            self._lose("checkpointing", NOT_SAVED.format(recomputed))
+            self._add_warning("checkpointing", CHECKPOINTING_NOT_USED.format(recomputed))
         self.plan = plan
         return program
 
 
 def _traced_for(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call has the very sizes of a trace: a tensor without a batch may be as long as one by chance."""
+    """Whether a call has exactly the sizes of a trace.
+
+    The key of a call does not tell: a tensor without a batch dimension may by chance be as long as the batch.
+    """
     leaves = zip(pytree.tree_leaves((args, kwargs)), program.trace.specs, strict=True)
     shapes = [(leaf.shape, spec.shape) for leaf, spec in leaves if isinstance(spec, InputSpec)]
     return all(traced in (None, size) for shape, spec in shapes for size, traced in zip(shape, spec, strict=True))
@@ -249,7 +280,7 @@ def _shapes(program: Program) -> str:
     return " and ".join("(" + ", ".join("batch" if n is None else str(n) for n in shape) + ")" for shape in shapes)
 
 
-def _listed(paths: list[str]) -> str:
+def _abbreviated(paths: list[str]) -> str:
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
@@ -258,13 +289,13 @@ def _shape(plan: ChannelPlan, name: str) -> list[int]:
 
 
 def _call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """What a call is like, and the sizes of its tensors."""
-    # Tensors that the code makes have the type and the device with which they were traced: another one, another trace.
+    """The kinds of a call's arguments, and the sizes of its tensors without the batch."""
+    # Tensors that the code makes have the dtype and the device of the traced call, so other ones need another trace.
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
         return (args[0].ndim, args[0].dtype, args[0].device), args[0].shape[1:]
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [v for v in leaves if isinstance(v, Tensor)]
     kinds = [(v.ndim, v.dtype, v.device) if isinstance(v, Tensor) else v for v in leaves]
-    # The first of a tensor's sizes is open where it is the batch's.
+    # Dimension 0 of a tensor is open if it is as long as the batch.
     batch = next((v.shape[0] for v in tensors if v.ndim), None)
     return (spec, tuple(kinds)), tuple([v.shape[1:] if v.ndim and v.shape[0] == batch else v.shape for v in tensors])

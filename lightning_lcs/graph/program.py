@@ -24,17 +24,21 @@ from lightning_lcs.graph.tracing.trace import InputSpec, Trace
 
 
 class Program:
-    """One traced forward with its tensors and its level-dependent sizes as inputs.
+    """One traced forward, with its tensors and the sizes that depend on the level as inputs.
 
-    The generated code of an ``fx.GraphModule`` runs as fast as the network's own Python code (measured on resnet18 at
-    batch 1: 0.75 to 0.97 of it), and changing the level compiles nothing.
+    The generated code of an ``fx.GraphModule`` runs as fast as the network's own Python code (0.75 to 0.97 of its time,
+    measured on resnet18 with batch size 1), and a change of level compiles nothing.
+
+    Args:
+        trace: The traced forward.
+        size_arguments: The integer arguments in its graph that are sizes; see :func:`propagate`.
 
     Attributes:
-        names: qualified names of the parameters and buffers, in the order in which ``run`` takes them.
-        sizes: the dimensions whose sizes ``run`` takes after the tensors.
-        batch_statistics: running statistics that the graph only updates: ``None`` may stand for them.
-        updated: buffers that the graph changes in place otherwise: they need a copy.
-        statistics: running mean -> (running variance, momentum), of every batch norm.
+        names: Qualified names of the parameters and buffers, in the order in which ``run`` takes them.
+        sizes: The dimensions whose sizes ``run`` takes after the tensors.
+        batch_statistics: Names of running statistics that the graph only updates; ``run`` takes ``None`` for them.
+        updated: Names of other buffers that the graph changes in place; they need a copy.
+        statistics: Running variance and momentum of every batch norm, by the name of its running mean.
     """
 
     def __init__(self, trace: Trace, size_arguments: Sequence[SizeArgument]) -> None:
@@ -68,9 +72,19 @@ class Program:
         return fx.GraphModule(nn.Module(), graph, class_name="Program").forward
 
     def run(self, tensors: Sequence[Tensor | None], sizes: Sequence[int], args: Any, kwargs: Any) -> Any:
-        """The network's result with these tensors and sizes."""
+        """Run the forward.
+
+        Args:
+            tensors: Parameters and buffers in the order of ``names``; ``None`` for those in ``batch_statistics``.
+            sizes: Sizes of the dimensions in ``sizes``.
+            args: The network's arguments.
+            kwargs: The network's keyword arguments.
+
+        Returns:
+            The network's result.
+        """
         leaves = args if len(args) == 1 and isinstance(args[0], Tensor) and not kwargs else None
-        # Mappings may come in another order.
+        # flatten_up_to also accepts mappings whose keys are in another order.
         leaves = self.trace.in_spec.flatten_up_to((args, kwargs)) if leaves is None else leaves
         device = next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
         results = self._forward(*tensors, *self._constants_at(device), *sizes, *leaves)
@@ -79,17 +93,22 @@ class Program:
         return pytree.tree_unflatten(list(results), self.trace.out_spec)
 
     def _constants_at(self, device: torch.device) -> list[Tensor]:
-        """Constants of the code, which live where the input lives."""
+        """The constants of the code, on the device of the input."""
         found = self._constants_on.get(device)
         if found is None:
-            with torch.inference_mode(False):  # a step of training may take them next
+            with torch.inference_mode(False):  # a training step may use them later
                 found = [self.trace.constants[name].to(device) for name in self._constants]
-            if all(type(value) is Tensor for value in found):  # none of a tracer
+            if all(type(value) is Tensor for value in found):  # tensors of a tracer must not be kept
                 self._constants_on[device] = found
         return found
 
     def example_inputs(self, batch: int, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Zeros of the traced shape with ``batch`` samples; other values than tensors as they were."""
+        """Arguments of the traced shapes: zeros for tensors, and the traced values for all others.
+
+        Args:
+            batch: Number of samples.
+            device: The device of the tensors.
+        """
         leaves = [
             torch.zeros([batch if size is None else size for size in spec.shape], dtype=spec.dtype, device=device)
             if isinstance(spec, InputSpec)
@@ -101,7 +120,12 @@ class Program:
 
 
 def resized_arguments(program: Program, at: PlanAtWidth) -> dict[fx.Node, tuple[Any, ...]]:
-    """The arguments of the nodes that take sizes, at a width."""
+    """The arguments at a width of all nodes that have sizes among them.
+
+    Args:
+        program: The forward.
+        at: The plan at a width.
+    """
     found: dict[fx.Node, tuple[Any, ...]] = {}
     for node, path, dim in program.size_arguments:
         found[node] = replaced(found.get(node, node.args), path, at.size(dim))
@@ -109,7 +133,7 @@ def resized_arguments(program: Program, at: PlanAtWidth) -> dict[fx.Node, tuple[
 
 
 def _is_updated(node: fx.Node) -> bool:
-    """Whether an in-place op writes to a placeholder (batch norm in training included)."""
+    """Whether an op writes to a placeholder in place, as batch norm does in training."""
     for user in node.users:
         schema = getattr(user.target, "_schema", None)
         if schema is None:
@@ -127,7 +151,7 @@ def _copy_body(
     resized: Mapping[fx.Node, Mapping[tuple[int, ...], Any]],
     out_spec: pytree.TreeSpec | None,
 ) -> None:
-    """Copy calls and the output, with the sizes in ``resized`` put into place."""
+    """Copy calls and the output of a graph to another one, with the arguments in ``resized`` replaced."""
     for node in source.nodes:
         if node.op == "call_function":
             copy = target.node_copy(node, lambda n: mapping[n])
@@ -141,7 +165,13 @@ def _copy_body(
 
 
 def replaced(args: Any, path: tuple[int, ...], value: Any) -> Any:
-    """Nested arguments with another value at one place."""
+    """Nested arguments with another value at one position.
+
+    Args:
+        args: The arguments.
+        path: The position: indices from the outermost list or tuple inwards.
+        value: The new value.
+    """
     position, *rest = path
     items = list(args)
     items[position] = replaced(items[position], tuple(rest), value) if rest else value
@@ -150,12 +180,12 @@ def replaced(args: Any, path: tuple[int, ...], value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class FixedSize:
-    """A size of an input that a graph can't do without.
+    """A size of an input that must not change, because the graph depends on it.
 
     Attributes:
-        name: of the input.
-        axis: its dimension.
-        shape: in which the input was traced.
+        name: Name of the input.
+        axis: The dimension.
+        shape: The shape with which the input was traced.
     """
 
     name: str
@@ -163,7 +193,7 @@ class FixedSize:
     shape: tuple[int, ...]
 
     def check(self, graph: fx.Graph, given: fx.Node) -> None:
-        """Let a graph refuse an input of another size."""
+        """Add to a graph a check that refuses an input of another size."""
         sizes = ", ".join(["batch", *map(str, self.shape[1:])])
         size = graph.call_function(torch.ops.aten.sym_size.int, (given, self.axis))
         same = graph.call_function(operator.eq, (size, self.shape[self.axis]))
@@ -172,13 +202,13 @@ class FixedSize:
             (
                 same,
                 f"this network was traced for inputs of ({sizes}), and its code depends on dimension {self.axis} of "
-                f"{self.name}: for another size, make it from a SubspaceModel that was first called, or given "
-                "example_inputs, of that size",
+                f"{self.name}: for another size, materialize a SubspaceModel whose first call or example_inputs had "
+                "that size",
             ),
         )
 
 
-def materialize(
+def build_materialized_model(
     program: Program,
     at: PlanAtWidth,
     tensors: Mapping[str, Tensor],
@@ -187,36 +217,36 @@ def materialize(
     for_training: bool,
     fixed: Sequence[FixedSize] = (),
 ) -> MaterializedModel:
-    """A network of its own out of a traced graph.
+    """Build a network of its own from a traced graph at one width.
 
     Args:
-        program: the traced forward.
-        at: the width.
-        tensors: every parameter and buffer that the graph reads, at that width, by qualified name.
-        trainable: for the parameters among them, whether they require gradients.
-        persistent: names of the tensors that belong into its ``state_dict``.
-        for_training: which of training and evaluation the graph was traced in.
-        fixed: sizes of inputs that it refuses to have changed.
+        program: The traced forward.
+        at: The plan at the width.
+        tensors: All parameters and buffers that the graph reads, at that width, by qualified name.
+        trainable: For each parameter among them, whether it requires gradients.
+        persistent: Names of the tensors that belong to the ``state_dict``.
+        for_training: Whether the graph was traced in training mode.
+        fixed: Sizes of inputs that the network must refuse to change.
 
     Raises:
-        NotImplementedError: the network takes a structure of its own making.
+        NotImplementedError: The network takes arguments in a class of its own.
     """
     trace = program.trace
     root, graph = nn.Module(), fx.Graph()
-    given = _take_arguments(graph, trace)
+    inputs = _add_inputs(graph, trace)
     mapping: dict[fx.Node, fx.Node] = {}
     for node in trace.graph.nodes:
         if node.op != "placeholder":
             continue
-        if node.name in given:
-            mapping[node] = given[node.name]
+        if node.name in inputs:
+            mapping[node] = inputs[node.name]
             continue
         name = trace.state.get(node.name, node.name)
         value = tensors[name] if node.name in trace.state else trace.constants[node.name]
         _register(root, name, value, trainable.get(name), persistent=name in persistent)
         mapping[node] = graph.get_attr(name)
     for size in fixed:
-        size.check(graph, given[size.name])
+        size.check(graph, inputs[size.name])
     resized: dict[fx.Node, dict[tuple[int, ...], int]] = {}
     for node, path, dim in program.size_arguments:
         resized.setdefault(node, {})[path] = at.size(dim)
@@ -224,35 +254,40 @@ def materialize(
     return MaterializedModel(root, graph, for_training)
 
 
-def _take_arguments(graph: fx.Graph, trace: Trace) -> dict[str, fx.Node]:
-    """Let a graph take the arguments of a call, however they are nested: the node of each of ``trace.inputs``."""
+def _add_inputs(graph: fx.Graph, trace: Trace) -> dict[str, fx.Node]:
+    """Add the arguments of a call to a graph, and take them apart where they are nested.
+
+    Returns:
+        The node of each of ``trace.inputs``, by name.
+    """
     args, kwargs = trace.arguments()
-    own = {
+    names = {
         place: trace.inputs[leaf] if isinstance(leaf, int) else f"argument_{place}" for place, leaf in enumerate(args)
     }
-    taken: list[tuple[fx.Node, Any]] = [(graph.placeholder(own[place]), leaf) for place, leaf in enumerate(args)]
-    taken += [(graph.placeholder(name), leaf) for name, leaf in kwargs.items()]
+    pending: list[tuple[fx.Node, Any]] = [(graph.placeholder(names[place]), leaf) for place, leaf in enumerate(args)]
+    pending += [(graph.placeholder(name), leaf) for name, leaf in kwargs.items()]
     found: dict[str, fx.Node] = {}
-    for node, inside in taken:  # which grows
-        if isinstance(inside, int):
-            found[trace.inputs[inside]] = node
-            _check_value(graph, node, trace.specs[inside])
-        elif isinstance(inside, (dict, list, tuple)):
-            parts = inside.items() if isinstance(inside, dict) else enumerate(inside)
-            taken += [(graph.call_function(operator.getitem, (node, key)), part) for key, part in parts]
+    for node, value in pending:  # the loop appends to the list
+        if isinstance(value, int):
+            found[trace.inputs[value]] = node
+            _add_value_check(graph, node, trace.specs[value])
+        elif isinstance(value, (dict, list, tuple)):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += [(graph.call_function(operator.getitem, (node, key)), item) for key, item in items]
         else:
             raise NotImplementedError(
-                f"materialize() takes networks whose arguments are tensors, or lists, tuples and mappings of them, and "
-                f"not {type(inside).__name__}"
+                "materialize() supports networks whose arguments are tensors, or lists, tuples and mappings of them, "
+                f"but not {type(value).__name__}: give the network such arguments"
             )
     return found
 
 
-def _check_value(graph: fx.Graph, given: fx.Node, spec: Any) -> None:
-    """Let a graph refuse another value for what is no tensor: its code is that of the value it was traced with."""
+def _add_value_check(graph: fx.Graph, given: fx.Node, spec: Any) -> None:
+    """Add a check that refuses another value of an argument that is not a tensor, since the trace depends on it."""
     if not isinstance(spec, InputSpec):
         same = graph.call_function(operator.eq, (given, spec))
-        graph.call_function(torch._assert, (same, f"this network was traced with {given.name}={spec!r}, and only so"))
+        message = f"this network was traced with {given.name}={spec!r}, and works with that value only"
+        graph.call_function(torch._assert, (same, message))
 
 
 def _register(root: nn.Module, name: str, value: Tensor, trainable: bool | None, persistent: bool) -> None:

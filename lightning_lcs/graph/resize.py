@@ -1,4 +1,4 @@
-"""Two traces of one network, for inputs of different sizes, as one graph for both."""
+"""Combines two traces of a network, for inputs of different sizes, into one graph for both sizes."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ Path = tuple[int, ...]
 def open_sizes(
     first: Trace, second: Trace, size_arguments: Sequence[SizeArgument], plan: ChannelPlan
 ) -> Program | None:
-    """A program that reads from its input what differs between two traces, in place of the numbers that they hold.
+    """A program that reads sizes from its input where two traces hold different numbers.
 
-    Both have the same ops in the same order, and wherever a number differs it is the size of the same tensor in both,
-    such as the image that a result is scaled up to. (``torch.export`` could leave the sizes open by itself; for
-    networks with windows it then reasons for minutes.)
+    This works if both traces have the same ops in the same order, and if every number that differs is the size of the
+    same tensor in both, such as that of the image to which a result is scaled up. (``torch.export`` can leave the sizes
+    open by itself, but then takes minutes for networks with windows.)
 
     Args:
-        first: for one size.
-        second: for another; changed in place where the result is not ``None``.
-        size_arguments: of the second; see :func:`propagate`.
-        plan: what is known of its dimensions.
+        first: The trace for one size.
+        second: The trace for another size, which is changed in place unless the result is ``None``.
+        size_arguments: The size arguments of the second trace; see :func:`propagate`.
+        plan: The plan with the dimensions of the second trace.
 
     Returns:
-        The program, not yet tried; ``None`` where the traces differ in something else.
+        The program, which is not checked yet, or ``None`` if the traces differ in something else.
     """
-    found = _differences(first, second)
+    differences = _differences(first, second)
     dims = {(node, path): dim for node, path, dim in size_arguments}
-    if not found or any(plan.structure.free(dims.get((node, path), ())) for node, path, _, _ in found):
+    if not differences or any(plan.structure.free(dims.get((node, path), ())) for node, path, _, _ in differences):
         return None
     inputs = [node for node in second.graph.nodes if node.op == "placeholder"]
-    made: dict[tuple[fx.Node, int], fx.Node] = {}
-    for node, path, tensor, axis in found:
-        if (tensor, axis) not in made:
+    size_nodes: dict[tuple[fx.Node, int], fx.Node] = {}
+    for node, path, tensor, axis in differences:
+        if (tensor, axis) not in size_nodes:
             with second.graph.inserting_after(inputs[-1] if tensor.op == "placeholder" else tensor):
-                made[tensor, axis] = second.graph.call_function(torch.ops.aten.sym_size.int, (tensor, axis))
-                made[tensor, axis].meta["val"] = tensor.meta["val"].shape[axis]
-        node.args = replaced(node.args, path, made[tensor, axis])
+                size_nodes[tensor, axis] = second.graph.call_function(torch.ops.aten.sym_size.int, (tensor, axis))
+                size_nodes[tensor, axis].meta["val"] = tensor.meta["val"].shape[axis]
+        node.args = replaced(node.args, path, size_nodes[tensor, axis])
         dims.pop((node, path), None)
     return Program(second, [(node, path, dim) for (node, path), dim in dims.items()])
 
 
 def _differences(first: Trace, second: Trace) -> list[tuple[fx.Node, Path, fx.Node, int]]:
-    """Arguments of the second that differ from the first, each with the tensor and the axis whose size it is.
+    """Arguments of the second trace that differ from the first, each with the tensor and the axis whose size it is.
 
-    Nothing where there is none, or something else differs.
+    The list is empty if there are none, or if the traces differ in something else.
     """
     if len(first.graph.nodes) != len(second.graph.nodes) or not _same_constants(first, second):
         return []
@@ -79,7 +79,7 @@ def _same_constants(first: Trace, second: Trace) -> bool:
 
 
 def _pairs(ours: Any, theirs: Any, path: Path) -> Iterator[tuple[Path, Any, Any]]:
-    """Arguments by their places; the last entry of a path is the place counted from the end."""
+    """Pairs of arguments with their paths, whose last entry is the last position, counted from the end."""
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):
         for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             inner = [*_pairs(a, b, (*path, place))]
@@ -93,16 +93,16 @@ def _pairs(ours: Any, theirs: Any, path: Path) -> Iterator[tuple[Path, Any, Any]
 
 
 def _source(twins: dict[fx.Node, fx.Node], path: Path, number: Any, other: Any) -> tuple[fx.Node, int] | None:
-    """The first tensor of which these are the sizes of one axis; best the axis in the place of the number itself."""
+    """The first tensor and axis whose sizes the two numbers are; an axis at the numbers' own position is preferred."""
     if type(number) is not int or type(other) is not int or path[0] != 0:
         return None
-    known = [(node, node.meta.get("val"), twin.meta.get("val")) for node, twin in twins.items()]
-    fitting = [
-        (node, axis, axis - value.ndim == path[-1])
-        for node, value, its in known
-        if isinstance(value, Tensor) and isinstance(its, Tensor)
-        for axis, sizes in enumerate(zip(value.shape, its.shape, strict=False))
+    values = [(node, node.meta.get("val"), twin.meta.get("val")) for node, twin in twins.items()]
+    matches = [
+        (node, axis, axis - ours.ndim == path[-1])
+        for node, ours, theirs in values
+        if isinstance(ours, Tensor) and isinstance(theirs, Tensor)
+        for axis, sizes in enumerate(zip(ours.shape, theirs.shape, strict=False))
         if all(isinstance(size, int) for size in sizes) and sizes == (number, other)
     ]
-    best = [entry for entry in fitting if entry[2]] or fitting
-    return best[0][:2] if best else None
+    preferred = [match for match in matches if match[2]] or matches
+    return preferred[0][:2] if preferred else None

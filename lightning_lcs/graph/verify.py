@@ -1,4 +1,4 @@
-"""Whether a traced graph at full width is the network: its outputs, and the gradient of every parameter."""
+"""Checks that a traced graph at full width computes the network's outputs, and the gradient of every parameter."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_lcs.graph.program import FixedSize, Program
-from lightning_lcs.graph.tracing.errors import INSTEAD, TraceError, unsampled
+from lightning_lcs.graph.tracing.errors import ALTERNATIVES, TraceError, two_samples_error
 from lightning_lcs.graph.tracing.example_inputs import resized
-from lightning_lcs.graph.tracing.hooks import Hook, hooks_of, only_watching, without
-from lightning_lcs.graph.tracing.trace import neutral
+from lightning_lcs.graph.tracing.hooks import Hook, hooks_disabled, hooks_of, observing_hooks
+from lightning_lcs.graph.tracing.trace import plain_forward
 
-# The same ops on the same numbers: most networks agree bitwise. Of the largest entry of a tensor, and, for gradients
-# that are zero but for rounding, of the largest of all.
-OF_ITS_OWN, OF_ALL = 1e-3, 1e-5
-OTHER_SIZE = 32  # so much larger; most networks take multiples of it
+# Tolerances relative to the largest entry of the tensor itself, and to that of all gradients; the latter is for
+# gradients that are zero up to rounding. Most networks agree bitwise, since the ops and the numbers are the same.
+RTOL_OWN, RTOL_ALL = 1e-3, 1e-5
+# Other sizes are tried by adding this number, of which most networks take multiples.
+ADDED_SIZE = 32
 
 
 def untraced_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Hook], list[Hook]]:
-    """The forward hooks that a trace does without.
+    """The forward hooks that a trace leaves out.
 
     Args:
-        module: the network; nothing is changed, but each hook inside it runs twice.
-        args: arguments; few samples do.
-        kwargs: keyword arguments.
+        module: The network, which is not changed; each hook inside it runs twice.
+        args: Its arguments; a few samples are enough.
+        kwargs: Its keyword arguments.
 
     Returns:
-        Those that change nothing of what the network computes, and those of an adopted network around its forward.
+        The hooks that do not change what the network computes, and the hooks around a forward that was replaced.
     """
     inside, around = hooks_of(module)
-    candidates = [hook for hook in inside if not hook.is_torch_s]
+    candidates = [hook for hook in inside if not hook.is_from_torch]
     if not candidates:
         return [], around
-    other = pytree.tree_map(_other, (args, kwargs))
+    other = pytree.tree_map(_other_values, (args, kwargs))
 
     def run(others: bool) -> list[Tensor]:
         given = other if others else (args, kwargs)
         with torch.no_grad():
             return _run(lambda: module(*given[0], **given[1]), [])[0]
 
-    with _undisturbed(module), without(around):
-        return only_watching(candidates, run), around
+    with _state_restored(module), hooks_disabled(around):
+        return observing_hooks(candidates, run), around
 
 
-def _other(leaf: Any) -> Any:
+def _other_values(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor) or not leaf.ndim:
         return leaf
     return leaf.flip(-1) * 0.5 + 0.25 if leaf.is_floating_point() else leaf.flip(-1)
@@ -58,70 +59,74 @@ def _other(leaf: Any) -> Any:
 def check_faithful(
     module: nn.Module, program: Program, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> str | None:
-    """Run the network and its graph on the same inputs, with the same random numbers; nothing is changed.
+    """Compare the network with its graph on the same inputs, with the same random numbers. Nothing is changed.
 
     Args:
-        module: the network, in the state in which it was traced.
-        program: its graph.
-        sizes: what the graph takes at full width.
-        args: arguments; few samples do.
-        kwargs: keyword arguments.
+        module: The network, in the state in which it was traced.
+        program: Its graph.
+        sizes: The sizes that the graph takes at full width.
+        args: Arguments; a few samples are enough.
+        kwargs: Keyword arguments.
 
     Returns:
-        Path of the first module that ran again in the backward of the network: gradient checkpointing.
+        The path of the first module that ran again in the network's backward, because of gradient checkpointing, or
+        ``None``.
 
     Raises:
-        TraceError: they differ: the graph has lost what is no ATen op, such as a custom ``autograd.Function``.
+        TraceError: They differ. A graph holds ATen ops only, so it misses a custom ``autograd.Function``, for example.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     leaves = list(parameters.values()) if module.training else []
-    with _undisturbed(module):
+    with _state_restored(module):
         tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         tensors |= {name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
-        (theirs, gradients), recomputed = _theirs(module, args, kwargs, leaves)
+        (results, gradients), recomputed = _run_network(module, args, kwargs, leaves)
         with _compared(leaves, gradients) as differs:
-            ours, _ = _run(lambda: program.run([tensors[name] for name in program.names], sizes, args, kwargs), leaves)
-    for position, (found, expected) in enumerate(zip(ours, theirs, strict=True)):
+            traced, _ = _run(
+                lambda: program.run([tensors[name] for name in program.names], sizes, args, kwargs), leaves
+            )
+    for position, (found, expected) in enumerate(zip(traced, results, strict=True)):
         if found.shape != expected.shape or _differ(found, expected, 0.0):
             raise TraceError(
-                f"the trace of {type(module).__name__} gives another result than the network itself (output {position},"
-                f" {_state(module)}): its forward does something that torch.export does not see, such as drawing "
-                "numbers outside of torch. " + _ADVICE
+                f"the trace of {type(module).__name__} gives another result than the network itself (output {position} "
+                f"in {_mode_name(module)}). The forward does something that torch.export does not record, such as "
+                f"drawing random numbers outside of torch. {_ADVICE}"
             )
     wrong = [name for name, differ in zip(parameters, differs, strict=False) if differ]
     if wrong:
         raise TraceError(
-            f"the trace of {type(module).__name__} gives other gradients than the network itself, to {len(wrong)} of "
-            f"its {len(parameters)} parameters, the last of them {wrong[-1]}: behind it tracing has lost what is not "
-            f"in the forward, such as a custom autograd.Function or a hook on gradients. {_ADVICE}"
+            f"the trace of {type(module).__name__} gives other gradients than the network itself for {len(wrong)} of "
+            f"its {len(parameters)} parameters, the last of which is {wrong[-1]}. After that parameter, the trace "
+            "misses something that is not part of the forward, such as a custom autograd.Function or a hook on "
+            f"gradients. {_ADVICE}"
         )
     return recomputed
 
 
-def serves(
+def is_faithful_at(
     module: nn.Module, program: Program, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
-    """Whether a graph is the network for arguments of other sizes than those that it was traced with, too.
+    """Whether a graph computes the same as the network for arguments of other sizes than the traced ones.
 
-    Found by running both with them, as in :func:`check_faithful`: code may have computed numbers from a size, which
-    the graph holds as constants.
+    Both run with these arguments, as in :func:`check_faithful`. They may differ because the network's code computes
+    numbers from sizes, which are constants in the graph.
 
     Args:
-        module: the network, in the state in which it was traced.
-        program: its graph.
-        sizes: what the graph takes at full width.
-        args: arguments of the other sizes; few samples do.
-        kwargs: keyword arguments.
+        module: The network, in the state in which it was traced.
+        program: Its graph.
+        sizes: The sizes that the graph takes at full width.
+        args: Arguments of the other sizes; a few samples are enough.
+        kwargs: Keyword arguments.
     """
     state = {
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
     }
     try:
-        with neutral(module):
+        with plain_forward(module):
             _check_shapes(program, [state[name] for name in program.names], sizes, (args, kwargs))
         check_faithful(module, program, sizes, args, kwargs)
-    except Exception:  # whatever is raised at a size that code does not know
+    except Exception:  # code may raise anything for a size that it does not support
         return False
     return True
 
@@ -129,35 +134,35 @@ def serves(
 def fixed_sizes(
     module: nn.Module, program: Program, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[FixedSize]:
-    """Sizes of the inputs for which alone a graph is the network, found by trying others.
+    """The sizes of inputs that must not change for a graph, found by trying other sizes.
 
     Args:
-        module: the network, in the state in which it was traced.
-        program: its graph.
-        sizes: what the graph takes at full width.
-        args: arguments of the traced sizes; few samples do.
-        kwargs: keyword arguments.
+        module: The network, in the state in which it was traced.
+        program: Its graph.
+        sizes: The sizes that the graph takes at full width.
+        args: Arguments of the traced sizes; a few samples are enough.
+        kwargs: Keyword arguments.
 
     Returns:
-        All sizes but the batch's with which the network has no result, or another one than its graph.
+        All sizes, except for the batch size, for which another size makes the network fail or differ from its graph.
     """
     leaves = pytree.tree_leaves((args, kwargs))
 
-    def open_at(place: int, axis: int) -> bool:
+    def is_open(place: int, axis: int) -> bool:
         shape = list(leaves[place].shape)
-        shape[axis] += OTHER_SIZE
-        return serves(module, program, sizes, *resized((args, kwargs), {place: shape}))
+        shape[axis] += ADDED_SIZE
+        return is_faithful_at(module, program, sizes, *resized((args, kwargs), {place: shape}))
 
     return [
         FixedSize(name, axis, tuple(leaf.shape))
         for place, (name, leaf) in enumerate(zip(program.trace.inputs, leaves, strict=True))
         for axis in range(1, leaf.ndim if isinstance(leaf, Tensor) else 0)
-        if not leaf.shape[axis] or not open_at(place, axis)
+        if not leaf.shape[axis] or not is_open(place, axis)
     ]
 
 
 def _check_shapes(program: Program, tensors: Sequence[Tensor], sizes: Sequence[int], arguments: Any) -> None:
-    """Run a graph without data first: kernels of recurrent layers read past states of another size without a word."""
+    """Run a graph without data first, because recurrent kernels read beyond states of another size without an error."""
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         leaves, spec = pytree.tree_flatten(arguments)
         given = [fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -165,53 +170,54 @@ def _check_shapes(program: Program, tensors: Sequence[Tensor], sizes: Sequence[i
         program.run([fake.from_tensor(value) for value in tensors], sizes, args, kwargs)
 
 
-_ADVICE = f"Structured compression would train something else; {INSTEAD}"
+_ADVICE = f"Structured compression would train another network than yours; {ALTERNATIVES}"
 
 
-def _state(module: nn.Module) -> str:
-    return "in training" if module.training else "in evaluation"
+def _mode_name(module: nn.Module) -> str:
+    return "training" if module.training else "evaluation"
 
 
-Found = tuple[list[Tensor], tuple[Tensor | None, ...]]
+# Results of a network, and gradients of its parameters.
+_Outcome = tuple[list[Tensor], tuple[Tensor | None, ...]]
 
 
-def _theirs(
+def _run_network(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[nn.Parameter]
-) -> tuple[Found, str | None]:
-    """What the network itself gives, and the first module that ran again in its backward."""
-    again: list[str] = []
-    ran = False
+) -> tuple[_Outcome, str | None]:
+    """The outcome of the network itself, and the first module that ran again in its backward."""
+    recomputed: list[str] = []
+    forward_done = False
 
     def forward() -> Any:
-        nonlocal ran
+        nonlocal forward_done
         result = module.forward(*args, **kwargs)
-        ran = True
+        forward_done = True
         return result
 
     def note(path: str) -> Callable[..., None]:
-        return lambda *_: again.append(path) if ran else None
+        return lambda *_: recomputed.append(path) if forward_done else None
 
-    # torch's encoder layers are another kernel without gradients when a module in them has hooks.
+    # Without gradients no hooks are needed, and torch's encoder layers would use another kernel because of them.
     children = [(path, child) for path, child in module.named_modules() if path] if leaves else []
     handles = [child.register_forward_pre_hook(note(path)) for path, child in children]
     try:
-        found = _run(forward, leaves)
-    except Exception as error:  # whatever a network raises
+        outcome = _run(forward, leaves)
+    except Exception as error:  # a network may raise anything
         if "use_reentrant" not in str(error):
-            raise unsampled(module, error) from error
+            raise two_samples_error(module, error) from error
         raise TraceError(
-            f"{type(module).__name__} uses gradient checkpointing of the older kind (use_reentrant=True), whose "
-            "forward runs without gradients, as its trace would: use torch.utils.checkpoint.checkpoint(..., "
+            f"{type(module).__name__} uses the older kind of gradient checkpointing (use_reentrant=True), whose "
+            "forward runs without gradients, so its trace would have none: use torch.utils.checkpoint.checkpoint(..., "
             "use_reentrant=False)"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
-    return found, next(iter(again), None)
+    return outcome, next(iter(recomputed), None)
 
 
-def _run(forward: Callable[[], Any], leaves: list[nn.Parameter]) -> Found:
-    """Outputs, and gradients of a fixed random combination of them."""
+def _run(forward: Callable[[], Any], leaves: list[nn.Parameter]) -> _Outcome:
+    """The outputs, and the gradients of a fixed random combination of them."""
     torch.manual_seed(0)
     outputs = [leaf for leaf in pytree.tree_leaves(forward()) if isinstance(leaf, Tensor)]
     results = [output.detach() for output in outputs]
@@ -227,9 +233,9 @@ def _run(forward: Callable[[], Any], leaves: list[nn.Parameter]) -> Found:
 
 @contextlib.contextmanager
 def _compared(leaves: list[nn.Parameter], expected: Sequence[Tensor | None]) -> Iterator[list[bool]]:
-    """Compare gradients with expected ones as a backward inside the block finds them, and keep none.
+    """Compare each gradient with the expected one when a backward inside the block computes it, and keep none.
 
-    A network's gradients are as large as its parameters: those of both runs are never held together.
+    The gradients take as much memory as the parameters, so those of both runs are never in memory together.
     """
     largest = max((float(g.abs().max()) for g in expected if g is not None and g.numel()), default=0.0)
     differs = [_differ(None, gradient, largest) for gradient in expected]
@@ -255,30 +261,30 @@ def _real(output: Tensor) -> Tensor:
 
 def _differ(found: Tensor | None, expected: Tensor | None, largest: float) -> bool:
     if found is None or expected is None:
-        # One that is zero may be missing.
+        # A gradient that is zero may be missing.
         present = expected if found is None else found
-        return present is not None and bool(present.abs().max() > OF_ALL * largest)
+        return present is not None and bool(present.abs().max() > RTOL_ALL * largest)
     if not found.is_floating_point():
         return not torch.equal(found, expected)
-    limit = OF_ITS_OWN * expected.abs().max() + OF_ALL * largest
+    limit = RTOL_OWN * expected.abs().max() + RTOL_ALL * largest
     both = torch.isfinite(expected) & torch.isfinite(found)
     return bool((torch.where(both, found - expected, 0.0).abs() > limit).any())
 
 
 @contextlib.contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Whatever the network does inside the block, its buffers and the random generators are as before."""
+def _state_restored(module: nn.Module) -> Iterator[None]:
+    """After the block, the network's buffers and the random generators are as before."""
     devices = sorted({value.device.index for value in module.parameters() if value.device.type == "cuda"})
-    with neutral(module), torch.random.fork_rng(devices=devices), _buffers_restored(module):
+    with plain_forward(module), torch.random.fork_rng(devices=devices), _buffers_restored(module):
         yield
 
 
 @contextlib.contextmanager
 def _buffers_restored(module: nn.Module) -> Iterator[None]:
-    held = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    saved = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in held:
+            for buffer, value in saved:
                 buffer.copy_(value)

@@ -79,7 +79,7 @@ def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
             "tensors": tensors,
             "dims": dims.dims,
             "atoms": dims.atoms,
-            "least": plan.structure.least,
+            "least": plan.structure.min_channels,
             "keep": list(plan.keep),
             "round_to": plan.round_to,
         },

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import ChannelPlan
-from lightning_lcs.graph.dry_run import rehearse
+from lightning_lcs.graph.dry_run import run_without_data
 from lightning_lcs.graph.program import Program
 from lightning_lcs.io import container
 from lightning_lcs.io.graph_json import network_from_data, network_to_data
@@ -146,8 +146,8 @@ def checked_classes(names: Any) -> list[str]:
 
 def check_network(program: Program, plan: ChannelPlan, mode: Mode, dtypes: Mapping[str, torch.dtype]) -> None:
     """Raise ``ValueError`` where a network can't run at its full or at its least width."""
-    rehearse(program, plan.selection(1.0), dtypes, 2)
-    rehearse(program, plan.selection(mode.value(0.0)), dtypes, 1)
+    run_without_data(program, plan.selection(1.0), dtypes, 2)
+    run_without_data(program, plan.selection(mode.value(0.0)), dtypes, 1)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class DimTable:
         if atom not in self._numbers:
             self._numbers[atom] = len(self.atoms)
             s = self._structure
-            self.atoms.append([s.sizes[atom], s.steps.get(atom, 1), s.frozen.get(atom)])
+            self.atoms.append([s.sizes[atom], s.steps.get(atom, 1), s.kept_whole.get(atom)])
         return self._numbers[atom]
 
 
@@ -70,14 +70,14 @@ def plan_from_data(data: Any) -> tuple[ChannelPlan, list[Dim]]:
     Raises:
         ValueError: it holds what no plan can hold.
     """
-    structure = Structure(least=natural(data["least"], MOST_SIZE))
+    structure = Structure(min_channels=natural(data["least"], MOST_SIZE))
     for number, (size, step, why) in enumerate(listed(data["atoms"], "atoms")):
         if natural(size, MOST_SIZE) < 2 or natural(step, MOST_SIZE) < 1 or not isinstance(why, (str, type(None))):
             raise ValueError(f"the plan in the file is malformed at atom {number}")
         structure.sizes.append(size)
         structure.steps[number] = step
         if why is not None:
-            structure.frozen[number] = why
+            structure.kept_whole[number] = why
     atoms = len(structure.sizes)
     dims: list[Dim] = [
         tuple([tuple([natural(atom, atoms) for atom in listed(term, "a term")]) for term in listed(dim, "a dim")])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lcs.graph.channels.plan import PlanAtWidth, select
-from lightning_lcs.graph.fold_batchnorm import Fold
+from lightning_lcs.graph.fold_batchnorm import FoldedBatchNorm
 from lightning_lcs.graph.program import Program
 
 _ALIGNMENT = 64  # bytes: a cache line, and what vector units like
@@ -161,7 +161,7 @@ class Recipe:
     def __init__(
         self,
         program: Program,
-        folds: Mapping[str, Fold],
+        folds: Mapping[str, FoldedBatchNorm],
         at: PlanAtWidth,
         alpha: float,
         tensor: Callable[[str], Tensor],
@@ -205,7 +205,7 @@ class Recipe:
         self.places.append(Place(dtype, offset, written, stored, channels_last))
         return len(self.places) - 1
 
-    def _place_biases(self, active: Sequence[Fold]) -> dict[str, int]:
+    def _place_biases(self, active: Sequence[FoldedBatchNorm]) -> dict[str, int]:
         """The biases of folded convolutions lie in one piece; a place for each of them by name."""
         if self.norms is None:
             return {}
@@ -320,7 +320,7 @@ class _Norms:
 
     def __init__(
         self,
-        folds: Sequence[Fold],
+        folds: Sequence[FoldedBatchNorm],
         at: PlanAtWidth,
         source: Callable[[str], Source],
         tensor: Callable[[str], Tensor],

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lcs.graph.fold_batchnorm import Fold, fold
+from lightning_lcs.graph.fold_batchnorm import FoldedBatchNorm, fold_batch_norms
 from lightning_lcs.graph.program import Program
 from lightning_lcs.runtime.arena import Arena, Recipe
 from lightning_lcs.subspace.evaluation import Evaluation
@@ -103,7 +103,7 @@ class Runtime:
         self._recipes_of: Any = None
         self._watched: list[Tensor] = []
         self._watched_of: Any = None
-        self._folded: dict[torch.device, tuple[Program, dict[str, Fold]]] = {}
+        self._folded: dict[torch.device, tuple[Program, dict[str, FoldedBatchNorm]]] = {}
         self._forwards = self._switches = 0
         self._longest = self._waited = self._switch_seconds = self._drain_seconds = 0.0
 
@@ -223,12 +223,12 @@ class Runtime:
             for arena in self._arenas:
                 arena.forget(recipe)
 
-    def _program(self, device: torch.device) -> tuple[Program, dict[str, Fold]]:
+    def _program(self, device: torch.device) -> tuple[Program, dict[str, FoldedBatchNorm]]:
         if device not in self._folded:
             network = self._part.network
             args, kwargs = network.example_inputs()
             dtypes = {name: network.tensor(name).dtype for name in network.plan.tensors}
-            self._folded[device] = fold(network.program(args, kwargs), dtypes)
+            self._folded[device] = fold_batch_norms(network.program(args, kwargs), dtypes)
         return self._folded[device]
 
     def _generation(self) -> int:

@@ -49,7 +49,7 @@ def warn_of_whole(module: nn.Module, whole: Mapping[str, str]) -> None:
         )
 
 
-def warn_of_lost(lost: list[str]) -> None:
+def issue_pending_warnings(pending: list[str]) -> None:
     """Warn of what the trace of a network does without, and take it off the list."""
-    while lost:
-        warn(lost.pop(0))
+    while pending:
+        warn(pending.pop(0))

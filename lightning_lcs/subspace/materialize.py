@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.graph.program import materialize
+from lightning_lcs.graph.program import build_materialized_model
 from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.forward import Execution, Inputs, Traced, hook_inputs, layers_at
 from lightning_lcs.subspace.layers import layer_of
@@ -36,7 +36,7 @@ def own_network(
         trainable = {name: p.requires_grad for name, p in module.named_parameters(remove_duplicate=False)}
         program, saved = execution.program, module.state_dict().keys()
         fixed = part.network.fixed_sizes(program, train)
-        return materialize(program, execution.at, values, trainable, saved, train, fixed)
+        return build_materialized_model(program, execution.at, values, trainable, saved, train, fixed)
     with part.own_forward():
         twin = copy.deepcopy(module)
     endpoints.detach(twin)

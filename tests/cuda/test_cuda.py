@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import LCSCallback, SubspaceModel
-from lightning_lcs.functional.sparsity import largest_mask, largest_masks, zeros_at
+from lightning_lcs.functional.sparsity import largest_mask, largest_masks, zero_count
 from tests.helpers import BATCH_NORM_WARNING, relative, scramble
 from tests.integration.support import Module, Net, digits, lcs, loader, trainer
 
@@ -249,7 +249,7 @@ def test_masks_are_those_of_the_processor(dtype, count):
         for sparsity in (0.0, 0.3, 0.5, 0.975):
             mask = largest_mask(weight.cuda(), sparsity)
             assert mask.device.type == "cuda"
-            assert int((mask == 0).sum()) == zeros_at(count, sparsity)
+            assert int((mask == 0).sum()) == zero_count(count, sparsity)
             assert torch.equal(mask.cpu(), largest_mask(weight, sparsity))
     halves = dict(enumerate(continuous.chunk(2)))
     together = largest_masks({str(k): v.cuda() for k, v in halves.items()}, 0.6)

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.cli import demo, digits, main
-from lightning_lcs.control.recording import read_trace, replay
+from lightning_lcs.control.recording import read_recording, replay
 from lightning_lcs.data import DigitsDataModule
 
 
@@ -35,8 +35,8 @@ def test_a_file_is_served(tmp_path, capsys, channels):
     assert rows
     assert {row["full_right"] for row in rows} == {"8"}
     assert (output / "serving.png").read_bytes().startswith(b"\x89PNG")
-    recorded = read_trace(output / "trace.jsonl").decisions
-    assert replay(output / "trace.jsonl") == list(recorded)
+    recorded = read_recording(output / "recording.jsonl").decisions
+    assert replay(output / "recording.jsonl") == list(recorded)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_the_demo_writes_its_table_picture_and_file(tmp_path, capsys, monkeypatc
 def test_without_a_file_a_subspace_is_trained_first(tmp_path, capsys, small_digits):
     main.run(["serve-demo", "--seconds=1", f"--output={tmp_path}", "--epochs=1"])
     assert "accuracy" in capsys.readouterr().out
-    written = {"curve.csv", "model.lcs", "serving.csv", "serving.png", "trace.jsonl"}
+    written = {"curve.csv", "model.lcs", "serving.csv", "serving.png", "recording.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} >= written
 
 

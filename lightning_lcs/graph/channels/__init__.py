@@ -1,1 +1,1 @@
-"""Which channels of a graph shrink together: dimensions, rules, plan."""
+"""Which channels of a graph shrink together: dimensions, rules for ops, and the plan."""

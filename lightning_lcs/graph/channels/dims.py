@@ -1,8 +1,9 @@
 """The algebra of channel dimensions.
 
-Every dimension of a tensor is a *sum of products of atoms*: concatenation makes a sum, flattening makes a product.
+Each dimension of a tensor is a *sum of products of atoms*: concatenation makes a sum, and flattening makes a product.
 An atom is a set of channels that shrink together; `Structure.unify` states that two dimensions must agree, and so
-merges or refines atoms until they do. What cannot be made to agree is *frozen*: kept whole, with the op that froze it.
+merges or refines atoms until they do. What cannot be made to agree is *kept whole*, and the op that is the reason is
+noted.
 
     Dim  = (Term, ...)     summed, in memory order
     Term = (atom, ...)     multiplied, outermost first; the empty term has size 1
@@ -18,66 +19,85 @@ from types import MappingProxyType
 Term = tuple[int, ...]
 Dim = tuple[Term, ...]
 
+# A dimension of size 1.
 ONE: Dim = ((),)
-# Groups of which certain channels are kept, ascending.
-Chosen = Mapping[int, Sequence[int]]
-NONE_CHOSEN: Chosen = MappingProxyType({})
-# Of a concatenation inside of a product, where the outer factor (heads, and with them the batch) is spelled out.
-MOST_COPIES = 1024
+# The channels that are kept, in ascending order, by atom. Of all other atoms the first channels are kept.
+ChosenChannels = Mapping[int, Sequence[int]]
+NO_CHOSEN_CHANNELS: ChosenChannels = MappingProxyType({})
+# A concatenation inside of a product is written once for each entry of the outer factor (heads, and possibly the
+# batch). This is the largest number of copies.
+MAX_COPIES = 1024
 
 
-def kept_channels(size: int, width: float, step: int = 1, least: int = 1) -> int:
-    """Channels that a group of ``size`` channels keeps at ``width``.
+def kept_channels(size: int, width: float, step: int = 1, min_channels: int = 1) -> int:
+    """Number of channels that a group keeps at a width.
 
-    The multiple of ``step`` that is nearest to ``size * width``, at least one step and ``least`` channels, and at most
-    all of them: with the defaults ``max(1, round(size * width))``.
+    This is the multiple of ``step`` that is nearest to ``size * width``, but at least one step, at least
+    ``min_channels`` channels, and at most all of them. With the defaults it is ``max(1, round(size * width))``.
+
+    Args:
+        size: Number of channels of the group.
+        width: Share of channels to keep, in (0, 1].
+        step: The number of kept channels is a multiple of it. The default is 1.
+        min_channels: Minimum number of kept channels. The default is 1.
     """
     if width == 1.0:
         return size
-    kept = max(step, step * round(size * width / step), step * -(-least // step))
+    kept = max(step, step * round(size * width / step), step * -(-min_channels // step))
     return min(size, kept)
 
 
 @dataclasses.dataclass
 class Structure:
-    """The atoms of one network, what is known about them, and nothing else.
+    """The atoms of one network, and what is known about them.
 
     Attributes:
-        sizes: size of each atom, by id.
-        bound: atoms that turned out to be made of others.
-        frozen: atoms kept whole, with the reason.
-        products: flattened pairs seen so far.
-        least: channels that every group keeps.
-        steps: atom -> the number that its kept channels are a multiple of.
+        sizes: Size of each atom; its index is the atom.
+        bound: Atoms that are made of others, with the dimension that they stand for.
+        kept_whole: Atoms that are kept whole, with the reason.
+        products: All products of several atoms so far.
+        min_channels: Minimum number of channels that each group keeps.
+        steps: The number that an atom's kept channels are a multiple of.
     """
 
     sizes: list[int] = dataclasses.field(default_factory=list)
     bound: dict[int, Dim] = dataclasses.field(default_factory=dict)
-    frozen: dict[int, str] = dataclasses.field(default_factory=dict)
+    kept_whole: dict[int, str] = dataclasses.field(default_factory=dict)
     products: set[Term] = dataclasses.field(default_factory=set)
-    least: int = 1
+    min_channels: int = 1
     steps: dict[int, int] = dataclasses.field(default_factory=dict)
 
     # -- making dimensions ------------------------------------------------------------------------------------------
 
-    def fresh(self, size: int, frozen: str | None = None) -> Dim:
-        """A dimension of one new atom (none for size 1, and nothing for size 0), frozen for the reason given."""
+    def fresh(self, size: int, kept_whole: str | None = None) -> Dim:
+        """A dimension of one new atom; it has no atom for size 1, and no term for size 0.
+
+        Args:
+            size: Size of the dimension.
+            kept_whole: The reason for which the dimension is kept whole. The default is that it may shrink.
+        """
         if size < 2:
             return ONE * size
         self.sizes.append(size)
         atom = len(self.sizes) - 1
-        if frozen is not None:
-            self.frozen[atom] = frozen
+        if kept_whole is not None:
+            self.kept_whole[atom] = kept_whole
         return ((atom,),)
 
     def times(self, outer: Dim, inner: Dim, why: str) -> Dim:
-        """The flattened pair of an outer and an inner dimension."""
+        """The product of an outer and an inner dimension, as flattening makes it.
+
+        Args:
+            outer: The outer dimension.
+            inner: The inner dimension.
+            why: The reason if something must be kept whole.
+        """
         outer, inner = self.resolve(outer), self.resolve(inner)
         if len(inner) > 1 and outer != ONE:
-            # For each element of the outer dimension the whole inner sum: only writable with the outer one spelled out.
-            self.freeze(outer, why)
-            if self.size(outer) > MOST_COPIES:
-                self.freeze(inner, why)
+            # The inner sum is repeated for each entry of the outer dimension, which therefore can't shrink.
+            self.keep_whole(outer, why)
+            if self.size(outer) > MAX_COPIES:
+                self.keep_whole(inner, why)
                 return self.fresh(self.size(outer) * self.size(inner), why)
             return inner * self.size(outer)
         product = tuple(a + b for a in outer for b in inner)
@@ -87,7 +107,7 @@ class Structure:
     # -- reading dimensions -----------------------------------------------------------------------------------------
 
     def resolve(self, dim: Dim) -> Dim:
-        """``dim`` in terms of atoms that are bound to nothing else."""
+        """The dimension in terms of atoms that are not made of others."""
         if not any(atom in self.bound for term in dim for atom in term):
             return dim
         terms: list[Term] = []
@@ -96,7 +116,7 @@ class Structure:
             for atom in term:
                 factor: Dim = ((atom,),)
                 if atom in self.bound:
-                    # Kept: each layer may bind the atoms of the last one, and chains grow long.
+                    # The result is stored, because each layer may bind the atoms of the previous one in a long chain.
                     factor = self.bound[atom] = self.resolve(self.bound[atom])
                 partial = self._expand(partial, factor)
             terms.extend(partial)
@@ -107,7 +127,7 @@ class Structure:
             return tuple(a + inner[0] for a in outer)
         if outer == ONE:
             return inner
-        self.freeze(outer, "it multiplies a concatenation")
+        self.keep_whole(outer, "it multiplies a concatenation")
         return inner * self.size(outer)
 
     def term_size(self, term: Term) -> int:
@@ -119,32 +139,32 @@ class Structure:
         return sum(self.term_size(term) for term in dim)
 
     def free(self, dim: Dim) -> list[int]:
-        """The atoms of a dimension that are not frozen."""
-        return [atom for term in self.resolve(dim) for atom in term if atom not in self.frozen]
+        """The atoms of a dimension that may shrink."""
+        return [atom for term in self.resolve(dim) for atom in term if atom not in self.kept_whole]
 
     # -- stating facts ----------------------------------------------------------------------------------------------
 
-    def freeze(self, dim: Dim, why: str) -> None:
-        """Keep a dimension whole; the first reason given stays."""
+    def keep_whole(self, dim: Dim, why: str) -> None:
+        """Keep a dimension whole. If it is already, the first reason stays."""
         for term in self.resolve(dim):
             for atom in term:
-                self.frozen.setdefault(atom, why)
+                self.kept_whole.setdefault(atom, why)
 
     def unify(self, a: Dim, b: Dim, why: str) -> None:
-        """State that two dimensions are one; on a mismatch of sizes both are frozen, with ``why``."""
+        """State that two dimensions are the same. If their sizes differ, both are kept whole for the reason ``why``."""
         while True:
             a, b = self.resolve(a), self.resolve(b)
             if a == b:
                 return
             if self.size(a) != self.size(b):
-                self.freeze(a, why)
-                self.freeze(b, why)
+                self.keep_whole(a, why)
+                self.keep_whole(b, why)
                 return
             if not self._refine(a, b, why):
                 return
 
     def _refine(self, a: Dim, b: Dim, why: str) -> bool:
-        """Make the first disagreement smaller; False when there is nothing left to do."""
+        """Bind an atom at the first place where two dimensions differ; False if there is nothing left to do."""
         rest_a, rest_b = list(a), list(b)
         while rest_a and rest_b and rest_a[0] == rest_b[0]:
             rest_a.pop(0)
@@ -157,26 +177,28 @@ class Structure:
         long, short = (rest_a[0], size_b) if size_a > size_b else (rest_b[0], size_a)
         inner = self.term_size(long[1:])
         if len(long) > 1 and short % inner == 0 and short > inner:
-            # (g, x) against a concatenation of several x each: g is one itself.
+            # (g, x) against a concatenation of several x: g is a concatenation, too.
             self._bind(long[0], self.fresh(short // inner) + self.fresh(self.sizes[long[0]] - short // inner))
             return True
         if len(long) > 1:
-            # (g, x) against a concatenation: g copies of x, with g kept whole.
-            self.freeze((long[:-1],), why)
+            # (g, x) against another concatenation: g is kept whole, and the product is g copies of x.
+            self.keep_whole((long[:-1],), why)
             outer = self.term_size(long[:-1])
-            if outer > MOST_COPIES:
-                self.freeze(a, why)
-                self.freeze(b, why)
+            if outer > MAX_COPIES:
+                self.keep_whole(a, why)
+                self.keep_whole(b, why)
                 return False
-            return self._spell_out(a, b, long, outer, why)
+            return self._unify_copies(a, b, long, outer, why)
         self._bind(long[0], self.fresh(short) + self.fresh(self.sizes[long[0]] - short))
         return True
 
-    def _spell_out(self, a: Dim, b: Dim, term: Term, copies: int, why: str) -> bool:
-        def spelled(dim: Dim) -> Dim:
+    def _unify_copies(self, a: Dim, b: Dim, term: Term, copies: int, why: str) -> bool:
+        """Unify two dimensions in which a product is written as copies of its innermost factor."""
+
+        def with_copies(dim: Dim) -> Dim:
             return tuple(part for t in dim for part in ([(t[-1],)] * copies if t == term else [t]))
 
-        self.unify(spelled(a), spelled(b), why)
+        self.unify(with_copies(a), with_copies(b), why)
         return False
 
     def _unify_terms(self, s: Term, t: Term, why: str) -> bool:
@@ -195,7 +217,7 @@ class Structure:
             return True
         big, small = (x, y) if self.sizes[x] > self.sizes[y] else (y, x)
         if self.sizes[big] % self.sizes[small]:
-            self.freeze((s, t), why)
+            self.keep_whole((s, t), why)
             return False
         outer = self.fresh(self.sizes[big] // self.sizes[small])
         self._bind(big, ((outer[0][0], small),))
@@ -204,88 +226,105 @@ class Structure:
     def _bind(self, atom: int, dim: Dim) -> None:
         self.bound[atom] = dim
         self.products.update(term for term in dim if len(term) > 1)
-        if atom in self.frozen:
-            self.freeze(dim, self.frozen[atom])
+        if atom in self.kept_whole:
+            self.keep_whole(dim, self.kept_whole[atom])
 
     # -- taking dimensions apart ------------------------------------------------------------------------------------
 
     def split(self, dim: Dim, sizes: Sequence[int], why: str) -> list[Dim]:
-        """A dimension cut into consecutive parts of the sizes given (which add up to its size)."""
+        """Split a dimension into consecutive parts.
+
+        Args:
+            dim: The dimension.
+            sizes: Sizes of the parts, whose sum is the size of the dimension.
+            why: The reason if something must be kept whole.
+        """
         parts = [self.fresh(size) for size in sizes]
         self.unify(dim, tuple(term for part in parts for term in part), why)
         return [self.resolve(part) for part in parts]
 
     def factor(self, dim: Dim, sizes: Sequence[int], why: str) -> list[Dim]:
-        """A dimension viewed as several, outermost first (the sizes multiply to its size)."""
+        """View a dimension as several ones, the outermost first.
+
+        Args:
+            dim: The dimension.
+            sizes: Sizes of the factors, whose product is the size of the dimension.
+            why: The reason if something must be kept whole.
+        """
         factors = [self.fresh(size) for size in sizes]
         if not all(factors):
-            return factors  # of an empty tensor
+            return factors  # the tensor is empty
         term = tuple(atom for factor in factors for atom in factor[0])
         if len(term) > 1:
             self.products.add(term)
         self.unify(dim, (term,), why)
         resolved = [self.resolve(factor) for factor in factors]
-        if self._spelled(dim) != self._spelled((term,)):
-            self.freeze(dim, why)
+        if self._as_copies(dim) != self._as_copies((term,)):
+            self.keep_whole(dim, why)
             for factor in resolved:
-                self.freeze(factor, why)
+                self.keep_whole(factor, why)
         return resolved
 
-    def _spelled(self, dim: Dim) -> list[Term]:
-        """A dimension with the frozen outer factors of each product written as so many copies of the rest."""
+    def _as_copies(self, dim: Dim) -> list[Term]:
+        """A dimension in which the outer factors that are kept whole are written as copies of the inner ones."""
         terms: list[Term] = []
         for term in self.resolve(dim):
             inner = list(term)
-            while len(inner) > 1 and inner[0] in self.frozen:
+            while len(inner) > 1 and inner[0] in self.kept_whole:
                 inner.pop(0)
             terms.extend([tuple(inner)] * (self.term_size(term) // self.term_size(tuple(inner))))
         return terms
 
-    def settle(self) -> None:
-        """Freeze all but the innermost free atom of every product.
+    def keep_outer_factors_whole(self) -> None:
+        """In each product, keep all atoms whole except for the innermost one that may shrink.
 
-        One atom of a product is sliced: channels within a head before the heads, channels within a group before the
-        groups.
+        So channels within a head or within a group shrink, rather than the number of heads or groups.
         """
         changed = True
         while changed:
             changed = False
             for product in list(self.products):
                 for term in self.resolve((product,)):
-                    free = [atom for atom in term if atom not in self.frozen]
+                    free = [atom for atom in term if atom not in self.kept_whole]
                     for atom in free[:-1]:
-                        self.frozen[atom] = "an inner dimension of the same product is sliced instead"
+                        self.kept_whole[atom] = "an inner dimension of the same product is sliced instead"
                         changed = True
 
     def round_to(self, multiple: int, dims: Iterable[Dim]) -> None:
-        """Keep sizes that are multiples of a number in all dimensions given; channels per head count with the heads."""
+        """Keep sizes that are multiples of a number in the given dimensions.
+
+        Args:
+            multiple: The number.
+            dims: The dimensions. For a product, the number applies to its whole size, such as heads times channels per
+                head.
+        """
         for dim in dims:
             for term in self.resolve(dim):
                 for atom in term:
-                    if atom not in self.frozen:
+                    if atom not in self.kept_whole:
                         others = self.term_size(term) // self.sizes[atom]
                         step = multiple // math.gcd(multiple, others)
                         self.steps[atom] = math.lcm(self.steps.get(atom, 1), step)
 
     # -- slicing ----------------------------------------------------------------------------------------------------
 
-    def kept_size(self, dim: Dim, width: float, chosen: Chosen = NONE_CHOSEN) -> int:
-        """Size of a dimension at ``width``."""
+    def kept_size(self, dim: Dim, width: float, chosen: ChosenChannels = NO_CHOSEN_CHANNELS) -> int:
+        """Size of a dimension at a width; arguments as for :meth:`kept_indices`."""
         return sum(math.prod(len(self._channels(atom, width, chosen)) for atom in term) for term in self.resolve(dim))
 
-    def _channels(self, atom: int, width: float, chosen: Chosen) -> Sequence[int]:
+    def _channels(self, atom: int, width: float, chosen: ChosenChannels) -> Sequence[int]:
         size = self.sizes[atom]
-        if atom in self.frozen:
+        if atom in self.kept_whole:
             return range(size)
-        return chosen.get(atom) or range(kept_channels(size, width, self.steps.get(atom, 1), self.least))
+        return chosen.get(atom) or range(kept_channels(size, width, self.steps.get(atom, 1), self.min_channels))
 
-    def kept_indices(self, dim: Dim, width: float, chosen: Chosen = NONE_CHOSEN) -> list[int]:
-        """Indices of a dimension that are kept at ``width``, ascending.
+    def kept_indices(self, dim: Dim, width: float, chosen: ChosenChannels = NO_CHOSEN_CHANNELS) -> list[int]:
+        """Indices of a dimension that are kept at a width, in ascending order.
 
         Args:
-            dim: the dimension.
-            width: share of the channels of each group.
-            chosen: groups of which other channels are kept than the first.
+            dim: The dimension.
+            width: Share of the channels of each group, in (0, 1].
+            chosen: The channels to keep, for atoms of which these are not the first ones.
         """
         indices: list[int] = []
         offset = 0
@@ -299,5 +338,5 @@ class Structure:
 
 
 def concatenated(dims: Iterable[Dim]) -> Dim:
-    """The sum of several dimensions; parts of size 1 are atoms of their own and never sliced."""
+    """The sum of several dimensions, as concatenation makes it. Parts of size 1 are never sliced."""
     return tuple(term for dim in dims for term in dim)

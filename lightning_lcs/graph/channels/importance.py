@@ -1,4 +1,4 @@
-"""The order of channels: narrow widths keep the first of each group, so the strongest belong there."""
+"""The order of channels: narrow widths keep the first channels of each group, so these should be the strongest."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from lightning_lcs.graph.channels.plan import ChannelPlan
 
 
 def importances(plan: ChannelPlan, weights: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """How much each channel of each group weighs: its L1 norm in every weight that has it, summed.
+    """The importance of each channel: the sum of its L1 norms in all weights that have the channel.
 
-    Each weight counts the same: its norms are divided by their mean.
+    All weights count equally, because the norms of each weight are divided by their mean.
 
     Args:
-        plan: of the network.
-        weights: by qualified name; those of one dimension and those unknown to the plan are left out.
+        plan: The plan of the network.
+        weights: Weights by qualified name. Those with a single dimension, and those that are not in the plan, do not
+            count.
 
     Returns:
-        Atom that shrinks -> one number per channel.
+        One number per channel, by the atom that shrinks.
     """
-    found: dict[int, Tensor] = {}
+    sums: dict[int, Tensor] = {}
     for name, weight in weights.items():
         if name not in plan.tensors or weight.ndim < 2 or not weight.is_floating_point():
             continue
@@ -34,20 +35,21 @@ def importances(plan: ChannelPlan, weights: Mapping[str, Tensor]) -> dict[int, T
             norms = weight.detach().abs().double().sum(others)
             norms = norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
             for atom, part in _by_atom(plan.structure, dim, norms):
-                found[atom] = found[atom] + part if atom in found else part
-    return found
+                sums[atom] = sums[atom] + part if atom in sums else part
+    return sums
 
 
 def largest_scales(plan: ChannelPlan, scales: Mapping[str, Tensor], width: float) -> dict[int, list[int]]:
-    """The channels of largest scale in the whole network, at least one of each group (arXiv 1708.06519).
+    """The channels with the largest scales in the whole network, at least one of each group (arXiv 1708.06519).
 
     Args:
-        plan: of the network.
-        scales: of its norms, by qualified name. A group with several counts their mean; one without stays whole.
-        width: share of all channels with a scale that is kept.
+        plan: The plan of the network.
+        scales: Scales of its norms, by qualified name. The mean counts for a group with several norms; a group without
+            norms is kept whole.
+        width: Share of channels to keep, among all channels that have a scale, in (0, 1].
 
     Returns:
-        Atom -> the channels kept, ascending.
+        The channels to keep in ascending order, by atom.
     """
     sums: dict[int, Tensor] = {}
     counts: dict[int, int] = {}
@@ -66,7 +68,7 @@ def largest_scales(plan: ChannelPlan, scales: Mapping[str, Tensor], width: float
 
 
 def _by_atom(structure: Structure, dim: Dim, values: Tensor) -> list[tuple[int, Tensor]]:
-    """Values of the entries of a dimension, summed for each channel of every group in it that shrinks."""
+    """The values of a dimension's entries, summed for each channel of each atom that may shrink."""
     parts: list[tuple[int, Tensor]] = []
     offset = 0
     for term in structure.resolve(dim):
@@ -74,18 +76,31 @@ def _by_atom(structure: Structure, dim: Dim, values: Tensor) -> list[tuple[int, 
         block = values[offset : offset + math.prod(sizes)].reshape(sizes)
         offset += math.prod(sizes)
         for place, atom in enumerate(term):
-            if atom not in structure.frozen:
+            if atom not in structure.kept_whole:
                 parts.append((atom, block.movedim(place, 0).flatten(1).sum(1) if len(term) > 1 else block))
     return parts
 
 
-def sorted_orders(found: Mapping[int, Tensor]) -> dict[int, list[int]]:
-    """Atom -> its channels by falling importance; equal ones as they come."""
-    return {atom: values.argsort(descending=True, stable=True).tolist() for atom, values in found.items()}
+def sorted_orders(importance: Mapping[int, Tensor]) -> dict[int, list[int]]:
+    """The channels by descending importance; channels of equal importance keep their order.
+
+    Args:
+        importance: One number per channel, by atom, as :func:`importances` returns it.
+
+    Returns:
+        The channels, by atom.
+    """
+    return {atom: values.argsort(descending=True, stable=True).tolist() for atom, values in importance.items()}
 
 
-def indices(structure: Structure, dim: Dim, orders: Mapping[int, list[int]]) -> list[int]:
-    """Where each entry of a dimension comes from when the channels of its groups are put in another order."""
+def reordered_indices(structure: Structure, dim: Dim, orders: Mapping[int, list[int]]) -> list[int]:
+    """The source index of each entry of a dimension when the channels of its groups are reordered.
+
+    Args:
+        structure: The atoms of the network.
+        dim: The dimension.
+        orders: The new order of channels, by atom. All others keep their order.
+    """
     result: list[int] = []
     offset = 0
     for term in structure.resolve(dim):
@@ -100,16 +115,16 @@ def indices(structure: Structure, dim: Dim, orders: Mapping[int, list[int]]) -> 
 
 @torch.no_grad()
 def reorder(plan: ChannelPlan, tensors: Mapping[str, list[Tensor]], orders: Mapping[int, list[int]]) -> None:
-    """Put channels into another order, in place: the network computes the same, up to the order of its sums.
+    """Reorder channels in place. The network computes the same, except for the order of its sums.
 
     Args:
-        plan: of the network.
-        tensors: qualified name -> the tensors that go by it (a parameter and its second endpoint); each once.
-        orders: of the groups that change.
+        plan: The plan of the network.
+        tensors: All tensors of each qualified name: a parameter and its second endpoint. Each tensor occurs once.
+        orders: The new order of channels, by atom.
     """
     for name, values in tensors.items():
         for axis, dim in enumerate(plan.tensors.get(name, ())):
             if any(atom in orders for term in plan.structure.resolve(dim) for atom in term):
-                order = torch.tensor(indices(plan.structure, dim, orders))
+                order = torch.tensor(reordered_indices(plan.structure, dim, orders))
                 for value in values:
                     value.copy_(value.index_select(axis, order.to(value.device)))

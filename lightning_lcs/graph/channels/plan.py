@@ -9,42 +9,54 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_lcs.graph.channels.dims import NONE_CHOSEN, Chosen, Dim, Structure
+from lightning_lcs.graph.channels.dims import NO_CHOSEN_CHANNELS, ChosenChannels, Dim, Structure
 from lightning_lcs.graph.channels.rules import Dims
 
 
 class Indices(list[int]):
-    """Entries of a dimension that are kept, chosen one by one; a device gets them once."""
+    """Indices of the entries of a dimension that are kept; they are copied to each device once."""
 
     def __init__(self, entries: Iterable[int]) -> None:
         super().__init__(entries)
         self._on: dict[torch.device, Tensor] = {}
 
     def on(self, device: torch.device) -> Tensor:
-        """As a tensor there."""
+        """The indices as a tensor on a device."""
         found = self._on.get(device)
         if found is None:
-            with torch.inference_mode(False):  # a step of training may take it next
+            with torch.inference_mode(False):  # a training step may use it later
                 found = torch.tensor(list(self), device=device)
-            if type(found) is Tensor:  # not one of a tracer
+            if type(found) is Tensor:  # a tensor of a tracer must not be kept
                 self._on[device] = found
         return found
 
 
-# What is kept of one dimension: nothing is cut, a prefix of this length, or these indices.
+# What is kept of one dimension: all of it (None), a prefix of some length, or some indices.
 Kept = None | int | Indices
 Selection = tuple[Kept, ...]
 
 
 @dataclasses.dataclass
 class ChannelPlan:
-    """How the tensors of one network shrink together.
+    """How the channels of a network's parameters and buffers shrink together.
 
     Attributes:
-        structure: the atoms of all dimensions.
-        tensors: dimensions of parameters and buffers, by qualified name.
-        keep: paths or patterns of the modules that stay whole, with all that is in them.
-        round_to: sizes that shrink are multiples of it.
+        structure: The groups of channels that shrink together, and what is known about them.
+        tensors: The dimensions of parameters and buffers, by qualified name.
+        keep: Paths or patterns of modules that are kept whole with all their submodules. The default is none.
+        round_to: Sizes that shrink are multiples of this number. The default is 1.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> x = torch.zeros(1, 3, 8, 8)
+        >>> model = SubspaceModel(net, mode="structured", subspace="point", example_inputs=x)
+        >>> model.plan.sliced()
+        {'0.weight': True, '0.bias': True, '2.weight': True, '2.bias': False}
+        >>> print(model.plan.report(width=0.5))
+        3 of 4 parameters and buffers are sliced; at width 0.5 they hold 260 of 516 numbers (50.4%)
+          belong to inputs or outputs, or are single numbers: 2.bias
     """
 
     structure: Structure = dataclasses.field(default_factory=Structure)
@@ -52,36 +64,53 @@ class ChannelPlan:
     keep: tuple[str, ...] = ()
     round_to: int = 1
 
-    def selection(self, width: float, chosen: Chosen = NONE_CHOSEN) -> PlanAtWidth:
-        """What a width keeps: the first channels of each group, or those chosen."""
+    def selection(self, width: float, chosen: ChosenChannels = NO_CHOSEN_CHANNELS) -> PlanAtWidth:
+        """The plan at a width.
+
+        Args:
+            width: Share of the channels of each group, in (0, 1].
+            chosen: The channels to keep, by atom. The default is the first ones of each group.
+        """
         return PlanAtWidth(self, width, chosen)
 
     def sliced(self) -> dict[str, bool]:
-        """For every tensor, whether any of its dimensions shrinks."""
+        """For each parameter and buffer, whether one of its dimensions may shrink."""
         return {name: any(self.structure.free(dim) for dim in dims) for name, dims in self.tensors.items()}
 
-    def whole(self) -> dict[str, list[tuple[int, str]]]:
-        """Dimensions kept whole although they are not inputs or outputs: tensor -> (dimension, what froze it)."""
+    def dimensions_kept_whole(self) -> dict[str, list[tuple[int, str]]]:
+        """The dimensions that are kept whole although they are not inputs or outputs of the network.
+
+        Returns:
+            Pairs of a dimension and the operation because of which it is kept whole, by qualified name.
+        """
         found: dict[str, list[tuple[int, str]]] = {}
         for name, dims in self.tensors.items():
             for axis, dim in enumerate(dims):
                 for term in self.structure.resolve(dim):
-                    reasons = [self.structure.frozen[atom] for atom in term if atom in self.structure.frozen]
+                    reasons = [self.structure.kept_whole[atom] for atom in term if atom in self.structure.kept_whole]
                     if len(reasons) == len(term) and reasons and reasons[-1] not in _EXPECTED:
                         found.setdefault(name, []).append((axis, reasons[-1]))
         return found
 
-    def left_whole(self) -> dict[str, str]:
-        """Tensors of which nothing shrinks because of an op, and not of ``keep``: name -> the op."""
+    def tensors_kept_whole(self) -> dict[str, str]:
+        """The tensors of which no dimension shrinks because of an operation, rather than ``keep``.
+
+        Returns:
+            The operation, by qualified name.
+        """
         sliced = self.sliced()
         return {
             name: dims[0][1]
-            for name, dims in self.whole().items()
+            for name, dims in self.dimensions_kept_whole().items()
             if not sliced[name] and not dims[0][1].startswith("keep=")
         }
 
     def report(self, width: float = 0.5) -> str:
-        """The share left at ``width``, every dimension kept whole with what froze it, and what never shrinks."""
+        """A text about the plan: the share that is left at a width, and all that is kept whole, with the reasons.
+
+        Args:
+            width: Share of the channels of each group, in (0, 1]. The default is 0.5.
+        """
         at = self.selection(width)
         full = sum(prod(self.structure.size(dim) for dim in dims) for dims in self.tensors.values())
         kept = sum(prod(at.shape(name)) for name in self.tensors)
@@ -90,32 +119,41 @@ class ChannelPlan:
             f"{sliced} of {len(self.tensors)} parameters and buffers are sliced; at width {width:g} they hold "
             f"{kept:,} of {full:,} numbers ({kept / max(full, 1):.1%})"
         ]
-        for name, dims in self.whole().items():
+        for name, dims in self.dimensions_kept_whole().items():
             lines.extend(f"  kept whole: {name}, dimension {axis} ({why})" for axis, why in dict.fromkeys(dims))
-        others = [name for name, cut in self.sliced().items() if not cut and name not in self.whole()]
+        others = [name for name, cut in self.sliced().items() if not cut and name not in self.dimensions_kept_whole()]
         if others:
-            more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-            lines.append(f"  of inputs and outputs, or single numbers: {', '.join(others[:_NAMED])}{more}")
+            more = f" and {len(others) - _MAX_NAMES} more" if len(others) > _MAX_NAMES else ""
+            lines.append(
+                f"  belong to inputs or outputs, or are single numbers: {', '.join(others[:_MAX_NAMES])}{more}"
+            )
         return "\n".join(lines)
 
 
-_NAMED = 6  # in a line of a report
+_MAX_NAMES = 6  # in a line of a report
+# Reasons that need no report.
 _EXPECTED = {"input of the network", "output of the network", "spatial", "groups", "groups of a convolution"}
 
 
 class PlanAtWidth:
-    """What one width keeps; worked out once per dimension."""
+    """A plan at one width. The result for each dimension is computed once.
 
-    def __init__(self, plan: ChannelPlan, width: float, chosen: Chosen = NONE_CHOSEN) -> None:
+    Args:
+        plan: The plan.
+        width: Share of the channels of each group, in (0, 1].
+        chosen: The channels to keep, by atom. The default is the first ones of each group.
+    """
+
+    def __init__(self, plan: ChannelPlan, width: float, chosen: ChosenChannels = NO_CHOSEN_CHANNELS) -> None:
         self.plan = plan
         self.width = width
         self._chosen = chosen
         self._kept: dict[Dim, Kept] = {}
         self._sizes: dict[Dim, int] = {}
-        self._indices: dict[tuple[int, ...], Indices] = {}  # many dimensions have the same
+        self._indices: dict[tuple[int, ...], Indices] = {}  # shared, because many dimensions have the same indices
 
     def of(self, name: str) -> Selection:
-        """What is kept of each dimension of a parameter or buffer; a tensor unknown to the plan is kept whole."""
+        """What is kept of each dimension of a parameter or buffer; a tensor that is not in the plan is kept whole."""
         return tuple([self.kept(dim) for dim in self.plan.tensors.get(name, ())])
 
     def kept(self, dim: Dim) -> Kept:
@@ -147,9 +185,15 @@ class PlanAtWidth:
         return [self.size(dim) for dim in self.plan.tensors[name]]
 
     def view(self, name: str, tensor: Tensor) -> Tensor | None:
-        """What is kept of a tensor as a view of it, in which a cut product is an axis for each factor.
+        """A view of what is kept of a tensor, in which a sliced product has one axis for each factor.
 
-        ``None`` where that is no view: a concatenation of which each piece is cut, or channels chosen one by one.
+        Args:
+            name: Qualified name of the parameter or buffer.
+            tensor: Its value at full width.
+
+        Returns:
+            The view, or ``None`` if there is no such view: a concatenation is sliced, or other channels than the first
+            ones are kept.
         """
         structure = self.plan.structure
         dims = self.plan.tensors.get(name, [])
@@ -168,7 +212,15 @@ class PlanAtWidth:
 
 
 def select(tensor: Tensor, selection: Selection) -> Tensor:
-    """The entries that are kept: a view where all cuts are prefixes, else a copy; differentiable."""
+    """The entries of a tensor that are kept, differentiably.
+
+    Args:
+        tensor: The tensor at full width.
+        selection: What is kept of each dimension.
+
+    Returns:
+        A view if a prefix of each dimension is kept, else a copy.
+    """
     for axis, kept in enumerate(selection):
         if isinstance(kept, int):
             tensor = tensor.narrow(axis, 0, kept)
@@ -178,7 +230,14 @@ def select(tensor: Tensor, selection: Selection) -> Tensor:
 
 
 def add_selected(full: Tensor, selection: Selection, part: Tensor, scale: float = 1.0) -> None:
-    """``full[selection] += scale * part``, in place: the transpose of :func:`select`."""
+    """Add to the selected entries in place, ``full[selection] += scale * part``: the transpose of :func:`select`.
+
+    Args:
+        full: The tensor at full width.
+        selection: What is kept of each dimension.
+        part: What is added, of the shape that is kept.
+        scale: A factor on ``part``. The default is 1.
+    """
     indexed: list[tuple[int, Indices]] = []
     for axis, kept in enumerate(selection):
         if isinstance(kept, int):

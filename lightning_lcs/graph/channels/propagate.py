@@ -1,4 +1,4 @@
-"""Follow channel dimensions through a traced graph."""
+"""Follows channel dimensions through a traced graph."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from lightning_lcs.graph.channels.rules import RULES, Call, Dims
 from lightning_lcs.graph.channels.rules.call import hint, op_name
 from lightning_lcs.graph.tracing.trace import Trace
 
+# An integer argument that is the size of a dimension: the node, the path into its arguments, and the dimension.
 SizeArgument = tuple[fx.Node, tuple[int, ...], Dim]
 
 
 def propagate(trace: Trace, plan: ChannelPlan) -> list[SizeArgument]:
-    """Add to a plan what a traced graph says about channels.
+    """Add to a plan what a traced graph tells about channels.
 
     Args:
-        trace: the graph.
-        plan: the plan so far; changed in place.
+        trace: The traced forward.
+        plan: The plan so far, which is changed in place.
 
     Returns:
-        Every integer argument in the graph that is the size of a dimension: node, path into its arguments, dimension.
+        All integer arguments in the graph that are sizes of dimensions.
     """
     structure, tensors = plan.structure, plan.tensors
     known: dict[fx.Node, Any] = {}
@@ -40,22 +41,22 @@ def propagate(trace: Trace, plan: ChannelPlan) -> list[SizeArgument]:
             size_arguments.extend((node, path, dim) for path, dim in call.resized.items())
         elif node.op == "output":
             for result in node.all_input_nodes:
-                _freeze_all(structure, known.get(result), "output of the network")
-    _freeze_loose(structure, tensors)
-    structure.settle()
-    # A network has few different dimensions once all that was learnt is written into them: a width is quickly set.
+                _keep_all_whole(structure, known.get(result), "output of the network")
+    _keep_unshared_whole(structure, tensors)
+    structure.keep_outer_factors_whole()
+    # Resolved once, the tensors have few different dimensions, so setting a width is fast.
     for name, dims in tensors.items():
         tensors[name] = [structure.resolve(dim) for dim in dims]
     structure.round_to(plan.round_to, (dim for dims in tensors.values() for dim in dims))
     return [(node, path, structure.resolve(dim)) for node, path, dim in size_arguments]
 
 
-def _freeze_loose(structure: Structure, tensors: dict[str, Dims]) -> None:
-    """Keep whole what no parameter or buffer shares: sizes of tensors that the code makes and ties to no channels."""
-    tied = {atom for dims in tensors.values() for dim in dims for term in structure.resolve(dim) for atom in term}
+def _keep_unshared_whole(structure: Structure, tensors: dict[str, Dims]) -> None:
+    """Keep whole the dimensions that no parameter or buffer has, such as those of tensors that the code makes."""
+    shared = {atom for dims in tensors.values() for dim in dims for term in structure.resolve(dim) for atom in term}
     for atom in range(len(structure.sizes)):
-        if atom not in structure.bound and atom not in tied:
-            structure.freeze(((atom,),), "shared by no parameter")
+        if atom not in structure.bound and atom not in shared:
+            structure.keep_whole(((atom,),), "shared by no parameter")
 
 
 def _placeholder(trace: Trace, node: fx.Node, plan: ChannelPlan) -> Dims | None:
@@ -67,69 +68,74 @@ def _placeholder(trace: Trace, node: fx.Node, plan: ChannelPlan) -> Dims | None:
     if node.name in trace.state:
         name = trace.state[node.name]
         if name not in tensors:
-            # Integer buffers are tables of positions: their values would have to shrink with their sizes.
+            # Integer buffers are tables of positions, whose values would have to change with their sizes.
             why = kept_by(plan.keep, name) if value.is_floating_point() else "an integer buffer"
-            tensors[name] = [structure.fresh(size, frozen=why) for size in shape]
+            tensors[name] = [structure.fresh(size, kept_whole=why) for size in shape]
         return tensors[name]
     why = "input of the network" if node.name in trace.inputs else "a constant in the code"
-    return [structure.fresh(size, frozen=why) for size in shape]
+    return [structure.fresh(size, kept_whole=why) for size in shape]
 
 
 def kept_by(patterns: Iterable[str], name: str) -> str | None:
-    """Why a tensor stays whole: the pattern that its module, or one around it, has the path of."""
+    """The pattern because of which a tensor is kept whole, as "keep='head'", or ``None``.
+
+    Args:
+        patterns: Patterns of module paths, as of :func:`fnmatch.fnmatchcase`.
+        name: Qualified name of the tensor. A pattern may match the path of its module, or of one around that.
+    """
     path = name.split(".")[:-1]
     paths = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
-    fits = next((p for p in patterns if any(fnmatch.fnmatchcase(candidate, p) for candidate in paths)), None)
-    return None if fits is None else f"keep={fits!r}"
+    found = next((p for p in patterns if any(fnmatch.fnmatchcase(candidate, p) for candidate in paths)), None)
+    return None if found is None else f"keep={found!r}"
 
 
 def _apply(call: Call) -> Any:
     value = call.node.meta.get("val")
     if not isinstance(value, (Tensor, list, tuple)):
-        return None  # a computed size
+        return None  # the op computes a size
     rule = RULES.get(op_name(call.node)) or RULES.get(call.name)
     if rule is not None and (call.name == "getitem" or _all_known(call)):
         result = rule(call)
-        if not isinstance(value, Tensor) or _fits(call, result):
+        if not isinstance(value, Tensor) or _has_traced_sizes(call, result):
             return result
-    call.freeze_inputs()
-    return _whole(call, value)
+    call.keep_inputs_whole()
+    return _whole_result(call, value)
 
 
 def _all_known(call: Call) -> bool:
     return all(call.known.get(tensor) is not None for tensor in call.tensors())
 
 
-def _fits(call: Call, dims: Dims) -> bool:
-    """A rule whose result contradicts the trace is treated as no rule: its op freezes what it touches."""
+def _has_traced_sizes(call: Call, dims: Dims) -> bool:
+    """Whether the result of a rule agrees with the trace. Otherwise the op is treated as one without a rule."""
     return [call.structure.size(dim) for dim in dims] == call.out_shape
 
 
-def _whole(call: Call, value: Any) -> Any:
+def _whole_result(call: Call, value: Any) -> Any:
     if isinstance(value, Tensor):
-        return call.whole([hint(size) for size in value.shape], call.why)
+        return call.whole_dims([hint(size) for size in value.shape], call.why)
     if isinstance(value, (list, tuple)):
-        return [_whole(call, item) for item in value]
+        return [_whole_result(call, item) for item in value]
     return None
 
 
-def _freeze_all(structure: Structure, dims: Any, why: str) -> None:
+def _keep_all_whole(structure: Structure, dims: Any, why: str) -> None:
     for item in dims or []:
         if isinstance(item, list):
-            _freeze_all(structure, item, why)
+            _keep_all_whole(structure, item, why)
         else:
-            structure.freeze(item, why)
+            structure.keep_whole(item, why)
 
 
 def is_batch_statistic(node: fx.Node) -> bool:
-    """Whether a placeholder only ever receives the running statistics of batch norms in training."""
+    """Whether a placeholder is only a running statistic of batch norms in training, which they update."""
     return bool(node.users) and all(
         user.target in _BATCH_NORMS and node in user.args[3:5] and user.args[5] is True for user in node.users
     )
 
 
 def is_written_statistic(node: fx.Node) -> bool:
-    """Whether a normalisation writes running statistics into a placeholder, which its schema does not say."""
+    """Whether a norm writes running statistics to a placeholder, which the schema of the op does not tell."""
     return any(
         user.target in (*_BATCH_NORMS, torch.ops.aten.instance_norm.default)
         and node in user.args[3:5]
@@ -139,7 +145,7 @@ def is_written_statistic(node: fx.Node) -> bool:
 
 
 def running_statistics(trace: Trace) -> dict[str, tuple[str, float]]:
-    """Batch norms of a graph: name of the running mean -> name of the running variance, momentum."""
+    """The batch norms of a graph: name of the running variance and momentum, by the name of the running mean."""
     found = {}
     for node in trace.graph.nodes:
         if node.target in _BATCH_NORMS and isinstance(node.args[3], fx.Node) and node.args[3].name in trace.state:

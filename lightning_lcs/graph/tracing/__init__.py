@@ -1,1 +1,1 @@
-"""From a module to a graph: the trace, what it can't hold, and how that is told."""
+"""Tracing: from a module to a graph of ATen ops, and clear errors about networks that can't be traced."""

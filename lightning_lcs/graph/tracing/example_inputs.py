@@ -1,4 +1,4 @@
-"""The arguments of a call: a small sample that later traces and measurements use, and its kinds as plain data."""
+"""The arguments of a call: a small sample for later traces and measurements, and their shapes as plain data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def samples_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """How many samples the arguments hold: the length of the first tensor, or of a list of images."""
+    """Number of samples in the arguments: the length of the first tensor, or of a list of images.
+
+    Args:
+        args: Arguments.
+        kwargs: Keyword arguments.
+
+    Returns:
+        The number, or ``None`` if the arguments hold no tensor.
+    """
     if args and are_images(args[0]):
         return len(args[0])
     leaves = pytree.tree_leaves((args, kwargs))
@@ -21,16 +29,28 @@ def samples_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
 
 
 def are_images(value: Any) -> bool:
-    """Whether this is a list of images of any sizes, as torchvision's detectors take them.
+    """Whether a value is a list of images of any sizes, such as torchvision's detectors take.
 
-    Told by their one or three channels: a list of batches (of tokens, of sounds) has three dimensions, too.
+    Images are recognized by their one or three channels, since a list of batches (of tokens, or of sounds) may also
+    have tensors with three dimensions.
     """
     images = value if isinstance(value, (list, tuple)) else ()
     return bool(images) and all(isinstance(i, Tensor) and i.ndim == 3 and i.shape[0] in (1, 3) for i in images)
 
 
 def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> Arguments:
-    """The arguments with so many samples, some of them twice: two serve to trace other forms of the network with."""
+    """The arguments with another number of samples; samples are repeated if there are fewer.
+
+    Two samples are enough to trace the network. With one, batch norms refuse to train on maps of a single pixel.
+
+    Args:
+        args: Arguments.
+        kwargs: Keyword arguments.
+        samples: Number of samples. The default is 2.
+
+    Returns:
+        Arguments and keyword arguments, whose tensors are copies.
+    """
     batch = samples_in(args, kwargs)
     if args and are_images(args[0]):
         count, batch = len(args[0]), None
@@ -41,7 +61,6 @@ def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> A
 
         args, kwargs = tuple(map(few, args)), {name: few(value) for name, value in kwargs.items()}
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    # With a single one batch norms refuse to train on maps of one place.
     rows = torch.arange(samples) % (batch or 1)
     with torch.inference_mode(False):
         small = [
@@ -55,7 +74,7 @@ def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> A
 
 
 def with_noise(arguments: Arguments) -> Arguments:
-    """The arguments with noise, always the same, in the place of floating-point tensors."""
+    """The arguments with noise in place of floating-point tensors; the noise is the same at every call."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(leaf: Any) -> Any:
@@ -68,11 +87,11 @@ def with_noise(arguments: Arguments) -> Arguments:
 
 
 def resized(arguments: Arguments, sizes: Mapping[int, Sequence[int | None]]) -> Arguments:
-    """Arguments whose tensors are cut, or filled up with copies of themselves.
+    """Arguments whose tensors are cropped, or extended with copies of themselves.
 
     Args:
-        arguments: none of the sizes is 0.
-        sizes: place of a tensor among the flattened arguments -> its new sizes; ``None`` leaves one as it is.
+        arguments: Arguments and keyword arguments, without tensors of size 0.
+        sizes: New sizes of a tensor, by its position among the flattened arguments. A size of ``None`` stays.
     """
     leaves, spec = pytree.tree_flatten(arguments)
     for place, shape in sizes.items():
@@ -85,10 +104,13 @@ def resized(arguments: Arguments, sizes: Mapping[int, Sequence[int | None]]) -> 
 
 
 def to_data(arguments: Arguments | None) -> Any:
-    """Shapes and types of the tensors, and all other arguments as they are, for a checkpoint; no pixel is kept.
+    """The arguments as plain data for a checkpoint: shapes and dtypes of the tensors, but none of their values.
+
+    Args:
+        arguments: Arguments and keyword arguments. All that is not a tensor is kept as it is.
 
     Returns:
-        ``None`` where there are none, or where they hold something that is no plain data.
+        The data, or ``None`` if there are no arguments, or some are not plain data.
     """
     try:
         return None if arguments is None else _to_data(list(arguments))
@@ -97,7 +119,11 @@ def to_data(arguments: Arguments | None) -> Any:
 
 
 def from_data(data: Any) -> Arguments | None:
-    """Arguments of these shapes and types: noise for floating-point tensors, zeros for all others."""
+    """Arguments of the shapes and dtypes in plain data, with noise for floating-point tensors and zeros for others.
+
+    Args:
+        data: What :func:`to_data` returned.
+    """
     if data is None:
         return None
     args, kwargs = _from_data(data, torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Forward hooks of a network: those that change what it computes are traced, those that only watch are not."""
+"""Forward hooks of a network: those that change what it computes are traced, and those that only observe are not."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Hook:
     """One forward hook or forward pre-hook.
 
     Attributes:
-        path: of its module in the network; empty for the network itself.
-        holder: where its module keeps it.
-        key: in the holder; no two hooks of a process have the same.
-        before: whether it runs before its module.
+        path: Path of its module in the network; empty for the network itself.
+        holder: The dictionary in which its module keeps it.
+        key: Its key in ``holder``, which is unique in a process.
+        before: Whether it runs before its module.
     """
 
     path: str
@@ -29,16 +29,21 @@ class Hook:
     before: bool
 
     @property
-    def is_torch_s(self) -> bool:
-        """Whether torch registered it: old-style weight norm, spectral norm and pruning compute weights in hooks."""
+    def is_from_torch(self) -> bool:
+        """Whether torch registered it, as old-style weight norm, spectral norm and pruning do to compute weights."""
         hook = self.holder[self.key]
         return str(getattr(hook, "__module__", type(hook).__module__)).partition(".")[0] == "torch"
 
 
 def hooks_of(module: nn.Module) -> tuple[list[Hook], list[Hook]]:
-    """All forward hooks and forward pre-hooks of a network: those inside its forward, and those around it.
+    """All forward hooks and forward pre-hooks of a network.
 
-    A network that has been adopted runs its own hooks around whatever stands in for its forward.
+    Args:
+        module: The network.
+
+    Returns:
+        The hooks inside its forward, and those around it. A network whose forward has been replaced runs its own hooks
+        around the replacement.
     """
     found = [
         Hook(path, holder, key, holder is child._forward_pre_hooks)
@@ -51,37 +56,39 @@ def hooks_of(module: nn.Module) -> tuple[list[Hook], list[Hook]]:
 
 
 @contextlib.contextmanager
-def without(hooks: Sequence[Hook]) -> Iterator[None]:
-    """Inside the block these hooks do nothing."""
+def hooks_disabled(hooks: Sequence[Hook]) -> Iterator[None]:
+    """Inside the block, the hooks do nothing."""
     with _replaced(hooks, [_nothing] * len(hooks)):
         yield
 
 
-def only_watching(hooks: Sequence[Hook], run: Callable[[bool], list[Tensor]]) -> list[Hook]:
-    """Those among the hooks without which the network computes the same.
+def observing_hooks(hooks: Sequence[Hook], run: Callable[[bool], list[Tensor]]) -> list[Hook]:
+    """The hooks without which the network computes the same.
 
     Args:
-        hooks: the candidates; each runs twice.
-        run: the network, from the same random numbers each time, on its inputs or (``True``) on others.
+        hooks: The candidates; each runs twice.
+        run: A function that runs the network, with the same random numbers each time, on its inputs (``False``) or on
+            other inputs (``True``).
     """
     recorders = [_Recorder(hook.holder[hook.key], hook.before) for hook in hooks]
     with _replaced(hooks, recorders):
         expected = run(False)
-    quiet = [hook for hook, recorder in zip(hooks, recorders, strict=True) if not recorder.changes]
+    candidates = [hook for hook, recorder in zip(hooks, recorders, strict=True) if not recorder.changes]
 
     def needed(some: Sequence[Hook]) -> bool:
-        # What a hook has put aside for the forward to find must not be there still, from the inputs that count.
+        # A hook may store something that the forward reads. Running on other inputs overwrites what it stored for
+        # these, so that the forward without the hook can't read that.
         run(True)
-        with without(some):
+        with hooks_disabled(some):
             try:
                 found = run(False)
-            except Exception:  # whatever code raises that misses what its hook has collected
+            except Exception:  # the forward may raise anything if it misses what its hook stores
                 return True
         return len(found) != len(expected) or not all(map(_same, found, expected))
 
-    if not quiet or not needed(quiet):
-        return quiet
-    return [hook for hook in quiet if not needed([hook])]
+    if not candidates or not needed(candidates):
+        return candidates
+    return [hook for hook in candidates if not needed([hook])]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -94,20 +101,20 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 @contextlib.contextmanager
 def _replaced(hooks: Sequence[Hook], functions: Sequence[Callable[..., Any]]) -> Iterator[None]:
-    held = [hook.holder[hook.key] for hook in hooks]
+    originals = [hook.holder[hook.key] for hook in hooks]
     try:
         for hook, function in zip(hooks, functions, strict=True):
             hook.holder[hook.key] = function
         yield
     finally:
-        for hook, function in zip(hooks, held, strict=True):
+        for hook, function in zip(hooks, originals, strict=True):
             hook.holder[hook.key] = function
 
 
 class _Recorder:
-    """Calls a hook and notes whether it returns something, or writes into a tensor that it is given.
+    """Calls a hook and notes whether it returns something, or writes into a tensor that it gets.
 
-    One that runs before the forward of its module may also put tensors into the module (weights out of other ones).
+    A hook that runs before its module may also store tensors in the module, such as weights computed from others.
     """
 
     def __init__(self, hook: Callable[..., Any], before: bool) -> None:
@@ -115,14 +122,14 @@ class _Recorder:
         self.changes = False
         self._before = before
 
-    def __call__(self, module: nn.Module, *seen: Any, **keywords: Any) -> Any:
-        versions = self._versions(module, seen, keywords)
-        result = self.hook(module, *seen, **keywords)
-        self.changes |= result is not None or self._versions(module, seen, keywords) != versions
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        versions = self._versions(module, args, kwargs)
+        result = self.hook(module, *args, **kwargs)
+        self.changes |= result is not None or self._versions(module, args, kwargs) != versions
         return result
 
-    def _versions(self, module: nn.Module, seen: Any, keywords: Any) -> list[tuple[int, int]]:
+    def _versions(self, module: nn.Module, args: Any, kwargs: Any) -> list[tuple[int, int]]:
         own = [*module._parameters.values(), *module._buffers.values()]
         own += vars(module).values() if self._before else []
-        tensors = [leaf for leaf in (*own, *pytree.tree_leaves((seen, keywords))) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in (*own, *pytree.tree_leaves((args, kwargs))) if isinstance(leaf, Tensor)]
         return [(id(tensor), tensor._version) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""Regions of a traced graph in which gradients or autocast are switched: inlined, keeping their meaning."""
+"""Inlines the regions of a traced graph in which gradients or autocast are switched, and keeps their meaning."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 def inline_regions(graph: fx.Graph, owner: torch.nn.Module) -> None:
     """Replace every call of a region by its body.
 
-    A region without gradients begins with ``detach``; one with its own autocast setting enters and leaves it.
+    A region without gradients begins with ``detach``. A region with its own autocast setting enters and leaves
+    autocast.
 
     Args:
-        graph: changed in place.
-        owner: the module whose attributes the regions are.
+        graph: The graph, which is changed in place.
+        owner: The module whose attributes the bodies are.
     """
     for node in list(graph.nodes):
         name = getattr(node.target, "__name__", "")
@@ -30,29 +31,29 @@ def inline_regions(graph: fx.Graph, owner: torch.nn.Module) -> None:
             graph.erase_node(node)
 
 
-def _set_grad(graph: fx.Graph, node: fx.Node, owner: torch.nn.Module) -> None:
+def _inline_grad_region(graph: fx.Graph, node: fx.Node, owner: torch.nn.Module) -> None:
     enabled, body, *arguments = node.args
     with graph.inserting_before(node):
         if not enabled:
-            # Before the region, not behind it: ops that write into a tensor refuse inputs with gradients. Buffers have
-            # none, and what is written into them must be seen.
+            # The inputs of the region are detached, not its results, because ops that write into a tensor refuse inputs
+            # with gradients. Buffers have no gradients, and a detached buffer would not show what is written into it.
             arguments = [a if _is_buffer(a) else _detached(graph, a) for a in arguments]
-        results = _copy(graph, body, arguments, owner)
+        results = _copy_body(graph, body, arguments, owner)
     node.meta["results"] = results
 
 
-def _autocast(graph: fx.Graph, node: fx.Node, owner: torch.nn.Module) -> None:
+def _inline_autocast_region(graph: fx.Graph, node: fx.Node, owner: torch.nn.Module) -> None:
     device, dtype, enabled, cache, body, *arguments = node.args
     with graph.inserting_before(node):
         entered = graph.call_function(_enter_autocast, (device, dtype, enabled, cache))
-        results = _copy(graph, body, arguments, owner)
+        results = _copy_body(graph, body, arguments, owner)
         graph.call_function(_exit_autocast, (entered,))
     node.meta["results"] = results
 
 
 _REGIONS: dict[str, Callable[[fx.Graph, fx.Node, torch.nn.Module], None]] = {
-    "wrap_with_set_grad_enabled": _set_grad,
-    "wrap_with_autocast": _autocast,
+    "wrap_with_set_grad_enabled": _inline_grad_region,
+    "wrap_with_autocast": _inline_autocast_region,
 }
 
 
@@ -68,7 +69,8 @@ def _detached(graph: fx.Graph, result: Any) -> Any:
     return detached
 
 
-def _copy(graph: fx.Graph, body: Any, arguments: list[Any], owner: torch.nn.Module) -> list[Any]:
+def _copy_body(graph: fx.Graph, body: Any, arguments: list[Any], owner: torch.nn.Module) -> list[Any]:
+    """Copy the body of a region to the insertion point of a graph, and return its results."""
     source = owner.get_submodule(body.target)
     inner: Any = source.graph
     inline_regions(inner, source)
@@ -83,6 +85,7 @@ def _copy(graph: fx.Graph, body: Any, arguments: list[Any], owner: torch.nn.Modu
 
 
 def _replace_items(graph: fx.Graph, node: fx.Node) -> None:
+    """Replace each item of a region's results by the node that computes it now."""
     results = node.meta["results"]
     for user in list(node.users):
         user.replace_all_uses_with(results[user.args[1]])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lightning_lcs.functional.quantization import Grid, fake_quantize, grid_of, range_of, round_to_grid
+from lightning_lcs.functional.quantization import AffineGrid, affine_grid, fake_quantize, round_to_grid, value_range
 
 # Of the moving ranges (arXiv 2110.04252).
 MOMENTUM = 0.1
@@ -56,7 +56,7 @@ class Observing:
         """The input that a layer gets."""
         key = range_key(self.prefix, path)
         ranges = self.ranges[self.bits.level(path)]
-        current, held = torch.stack(range_of(x)).float(), ranges.get(key)
+        current, held = torch.stack(value_range(x)).float(), ranges.get(key)
         ranges[key] = current if held is None else torch.lerp(held.to(current), current, MOMENTUM)
         low, high = ranges[key].unbind()
         return fake_quantize(x, low, high, self.bits(path)) if self.quantize else x
@@ -72,7 +72,7 @@ class Collecting:
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
-        current = torch.stack(range_of(x)).float()
+        current = torch.stack(value_range(x)).float()
         self.add(range_key(self.prefix, path), current)
         low, high = current.unbind()
         return fake_quantize(x, low, high, self.bits(path))
@@ -89,7 +89,7 @@ class Reading:
     ranges: Mapping[str, Tensor]
     prefix: str
     bits: LayerBits
-    _grids: dict[str, Grid] = dataclasses.field(default_factory=dict)
+    _grids: dict[str, AffineGrid] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
@@ -98,7 +98,7 @@ class Reading:
             grid = self._grids[path] = self._grid(path, x.device)
         return round_to_grid(x, grid)
 
-    def _grid(self, path: str, device: torch.device) -> Grid:
+    def _grid(self, path: str, device: torch.device) -> AffineGrid:
         held = self.ranges.get(range_key(self.prefix, path))
         if held is None:
             raise RuntimeError(
@@ -106,4 +106,4 @@ class Reading:
                 "range is not known: train the network at this level, or recalibrate() with training images"
             )
         low, high = held.to(device).unbind()
-        return grid_of(low, high, self.bits(path))
+        return affine_grid(low, high, self.bits(path))

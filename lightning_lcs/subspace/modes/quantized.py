@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_lcs.functional.quantization import Grid, fake_quantize, grids_of, range_of, round_to_grid
+from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, round_to_grid, value_range
 from lightning_lcs.subspace.cost import Cost, macs_of
 from lightning_lcs.subspace.layers import layer_of, layer_weights
 from lightning_lcs.subspace.mode import Axis, Level, Mode, SamplingDefaults, Selected, check_alpha
@@ -192,7 +192,7 @@ class QuantizedWeights:
         self._bits = bits
         self._per_channel = per_channel
         self._on_line = on_line
-        self._grids: dict[str, Grid] = {}
+        self._grids: dict[str, AffineGrid] = {}
         # Weights on the line, from the search for the grids of all of them until each is rounded.
         self._values: dict[str, Tensor] = {}
 
@@ -201,12 +201,12 @@ class QuantizedWeights:
         value = self._values.pop(name) if name in self._values else self._on_line(name)
         if value.device.type == "cpu":
             # One by one: the weight is in the cache when it is rounded.
-            return fake_quantize(value, *range_of(value, self._per_channel), self._bits(layer_of(name)))
+            return fake_quantize(value, *value_range(value, self._per_channel), self._bits(layer_of(name)))
         if not self._grids:
             self._values = {other: self._on_line(other) for other in self._names if other != name}
             weights = {name: value, **self._values}
-            ranges = {weight: range_of(values, self._per_channel) for weight, values in weights.items()}
-            self._grids = grids_of(ranges, {weight: self._bits(layer_of(weight)) for weight in weights})
+            ranges = {weight: value_range(values, self._per_channel) for weight, values in weights.items()}
+            self._grids = affine_grids(ranges, {weight: self._bits(layer_of(weight)) for weight in weights})
         return round_to_grid(value, self._grids[name])
 
     def gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:

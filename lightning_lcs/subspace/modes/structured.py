@@ -16,7 +16,7 @@ from lightning_lcs.graph.cost import count_macs, count_params
 from lightning_lcs.graph.network import training_flags
 from lightning_lcs.graph.tracing.errors import check_kinds
 from lightning_lcs.subspace.cost import Cost
-from lightning_lcs.subspace.coverage import warn_of_lost, warn_of_whole
+from lightning_lcs.subspace.coverage import issue_pending_warnings, warn_of_whole
 from lightning_lcs.subspace.forward import Traced
 from lightning_lcs.subspace.mode import (
     Axis,
@@ -119,14 +119,14 @@ class Structured(Mode):
         for pattern in self.keep:
             if not any(fnmatch.fnmatchcase(path, pattern) for path, _ in module.named_modules()):
                 raise ValueError(f"keep={pattern!r} fits the path of no module of {type(module).__name__}")
-        return ChannelPlan(Structure(least=self.min_channels), keep=self.keep, round_to=self.round_to)
+        return ChannelPlan(Structure(min_channels=self.min_channels), keep=self.keep, round_to=self.round_to)
 
     def warn_of_whole(self, part: Part) -> None:
         """Nothing yet: what stays whole is known once the network was traced."""
 
     def kept_whole(self, part: Part) -> dict[str, str]:
         """The tensors of which nothing shrinks because of an op, each with the op."""
-        return part.network.plan.left_whole()
+        return part.network.plan.tensors_kept_whole()
 
     def execution(self, part: Part, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         """The traced graph with sliced tensors."""
@@ -134,7 +134,7 @@ class Structured(Mode):
         if not part.warned:
             part.warned = True
             warn_of_whole(part.network.module, self.kept_whole(part))
-        warn_of_lost(part.network.lost)
+        issue_pending_warnings(part.network.pending_warnings)
         return Traced(program, self.selection(part, level.alpha))
 
     def example_execution(self, part: Part, level: Level, training: bool) -> Traced:
@@ -177,7 +177,7 @@ class Structured(Mode):
         ]
         whole = [
             (f"{name}, dimension {axis}", why)
-            for name, dims in plan.whole().items()
+            for name, dims in plan.dimensions_kept_whole().items()
             for axis, why in dict.fromkeys(dims)
         ]
         return Description(rows, sum(prod(at.shape(name)) for name in shapes), sum(map(prod, shapes.values())), whole)

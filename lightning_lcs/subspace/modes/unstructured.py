@@ -15,8 +15,8 @@ from lightning_lcs.functional.sparsity import (
     block_mask,
     largest_mask,
     largest_masks,
-    threshold_of,
-    zeros_at,
+    magnitude_threshold,
+    zero_count,
 )
 from lightning_lcs.subspace.coverage import kept_whole
 from lightning_lcs.subspace.layers import attention_weights, layer_weights
@@ -189,15 +189,15 @@ class SparseWeights:
         """How many entries of a weight are kept."""
         value = self._on_line(name)
         if self._scope == "layer":
-            return value.numel() - zeros_at(value.numel(), self.sparsity)
+            return value.numel() - zero_count(value.numel(), self.sparsity)
         return int(self._mask(name, value).sum(dtype=torch.int64)) if self.sparsity else value.numel()
 
     def _threshold(self, name: str, value: Tensor) -> float | None:
         """The magnitude up to which entries of a weight become zero; ``None`` where that is decided otherwise."""
         read = self._reads_back or value.device.type == "cpu"
         if self._scope == "layer" and name not in self._thresholds and read:
-            zeros = zeros_at(value.numel(), self.sparsity)
-            self._thresholds[name] = threshold_of(value, zeros) if zeros else None
+            zeros = zero_count(value.numel(), self.sparsity)
+            self._thresholds[name] = magnitude_threshold(value, zeros) if zeros else None
         return self._thresholds.get(name)
 
     @torch.no_grad()
@@ -211,5 +211,5 @@ class SparseWeights:
         if self._scope == "layer":
             return {name: largest_mask(value, self.sparsity)}
         if self._scope == "block":
-            return {name: block_mask(value, BLOCK - zeros_at(BLOCK, self.sparsity))}
+            return {name: block_mask(value, BLOCK - zero_count(BLOCK, self.sparsity))}
         return largest_masks({other: self._on_line(other) for other in self._names}, self.sparsity)

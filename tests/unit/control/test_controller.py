@@ -14,7 +14,7 @@ from lightning_lcs import RuntimeController, SubspaceModel
 from lightning_lcs.control.controller import default_levels, measure_profile
 from lightning_lcs.control.latency_target import LatencyTarget
 from lightning_lcs.control.policies import BatterySaver, CpuPressure
-from lightning_lcs.control.recording import Decision, read_trace, replay
+from lightning_lcs.control.recording import Decision, read_recording, replay
 from lightning_lcs.control.sensors import Readings
 from tests.helpers import BATCH_NORM_WARNING, Chain, Mlp
 from tests.unit.control.simulated import LEVELS, Clock, Network, serve
@@ -112,16 +112,16 @@ def test_what_is_read_is_plain_and_finite():
     assert controller.step().readings.cpu_pressure is None
 
 
-def test_a_recorded_trace_replays_bit_by_bit(tmp_path):
-    path = tmp_path / "runs" / "trace.jsonl"
+def test_a_recorded_run_replays_bit_by_bit(tmp_path):
+    path = tmp_path / "runs" / "recording.jsonl"
     clock = Clock()
     network = Network(clock, load=lambda time_s: 1.0 + (time_s // 7.3) % 3)
     profile = {level: 4.0 + 10.0 * level for level in LEVELS}
     policies = [LatencyTarget(latency_ms=20, profile=profile), BatterySaver(below=0.3), CpuPressure()]
     read = lambda: {"battery": 0.35 - (clock.now - 100.0) / 300.0, "plugged_in": False, "cpu_pressure": None}  # noqa: E731
-    with RuntimeController(network, policies, levels=LEVELS, clock=clock, read=read, trace=path) as controller:
+    with RuntimeController(network, policies, levels=LEVELS, clock=clock, read=read, recording=path) as controller:
         serve(controller, network, 60.0)
-    recorded = read_trace(path)
+    recorded = read_recording(path)
     assert len({decision.alpha for decision in recorded.decisions}) > 3
     assert list(recorded.decisions) == list(controller.log)
     assert replay(path) == list(recorded.decisions)
@@ -140,26 +140,30 @@ def test_a_recorded_trace_replays_bit_by_bit(tmp_path):
         replay(path)
 
 
-def test_a_trace_of_own_policies_wants_them_back(tmp_path):
-    controller, _ = controller_of([lambda view: 0.5], trace=tmp_path / "trace.jsonl")
+def test_a_recording_of_own_policies_wants_them_back(tmp_path):
+    controller, _ = controller_of([lambda view: 0.5], recording=tmp_path / "recording.jsonl")
     controller.step()
     controller.stop()
     with pytest.raises(ValueError, match="<lambda>"):
-        replay(tmp_path / "trace.jsonl")
-    assert [decision.alpha for decision in replay(tmp_path / "trace.jsonl", [lambda view: 0.3])] == [1 / 6]
-    for text, match in [("", "not a trace"), ("{}", "not a trace"), ('{"lightning_lcs_trace": 9}', "version 9")]:
-        (tmp_path / "trace.jsonl").write_text(text)
+        replay(tmp_path / "recording.jsonl")
+    assert [decision.alpha for decision in replay(tmp_path / "recording.jsonl", [lambda view: 0.3])] == [1 / 6]
+    for text, match in [
+        ("", "not a recording"),
+        ("{}", "not a recording"),
+        ('{"lightning_lcs_recording": 9}', "version 9"),
+    ]:
+        (tmp_path / "recording.jsonl").write_text(text)
         with pytest.raises(ValueError, match=match):
-            replay(tmp_path / "trace.jsonl")
+            replay(tmp_path / "recording.jsonl")
 
 
-def test_a_trace_that_cannot_be_written_does_not_stop_inference(tmp_path):
-    controller, _ = controller_of([lambda view: 0.5], trace=tmp_path / "trace.jsonl")
+def test_a_recording_that_cannot_be_written_does_not_stop_inference(tmp_path):
+    controller, _ = controller_of([lambda view: 0.5], recording=tmp_path / "recording.jsonl")
 
     def full(text):
         raise OSError(28, "No space left on device")
 
-    controller._trace.write = full
+    controller._recording_file.write = full
     with pytest.warns(UserWarning, match="No space left"):
         assert controller.step().alpha == 0.5
     controller.step()
@@ -182,7 +186,7 @@ def test_a_thread_decides_and_survives_a_level_that_can_not_be_set(monkeypatch):
     monkeypatch.setattr(warnings, "warn", lambda text, **options: said.append(text))
     controller = RuntimeController(network, [lambda view: 0.0], levels=LEVELS, interval_s=0.0, read=dict)
     controller.start()
-    with pytest.raises(RuntimeError, match="runs already"):
+    with pytest.raises(RuntimeError, match="already running"):
         controller.start()
     assert decided.wait(30.0)
     controller.stop()
@@ -205,7 +209,7 @@ def test_a_profile_is_measured_and_the_level_comes_back():
         ({"levels": [2.0]}, ValueError, "levels"),
         ({"dwell_s": -1.0}, ValueError, "dwell_s=-1.0"),
         ({"interval_s": -1.0}, ValueError, "interval_s=-1.0"),
-        ({"net": torch.nn.Linear(1, 1)}, TypeError, "Linear without alpha"),
+        ({"net": torch.nn.Linear(1, 1)}, TypeError, "Linear, which has no alpha"),
     ],
 )
 def test_wrong_arguments_are_named(options, error, match):

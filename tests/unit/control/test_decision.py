@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lcs.control.decision import Ask, Rules, State, View, decide, names
+from lightning_lcs.control.decision import Request, Rules, State, View, decide, policy_names
 from lightning_lcs.control.latency_target import LatencyTarget
 from lightning_lcs.control.policies import BatterySaver, CpuLoad, CpuPressure, MemoryAvailable, Temperature
 from lightning_lcs.control.sensors import Forward, Readings
@@ -160,9 +160,9 @@ def test_the_lowest_ask_counts_and_is_snapped_down():
 def test_what_is_unknown_abstains_and_is_not_zero():
     nothing = Readings(time_s=0.0)
     for policy in POLICIES:
-        ask = policy(View(nothing, 0.5, RULES.levels))
-        assert ask.alpha is None
-        assert "unknown" in ask.reason
+        request = policy(View(nothing, 0.5, RULES.levels))
+        assert request.alpha is None
+        assert "unknown" in request.reason
     # With all unknown the level stays; 0 would have meant the lowest level, or the highest.
     assert decide(POLICIES, nothing, State(0.5), RULES).alpha == 0.5
     # Those that know decide.
@@ -187,35 +187,39 @@ def test_a_policy_that_raises_holds_its_level_while_others_go_on():
     assert levels == [0.75, 0.25, 0.75]
 
 
-@pytest.mark.parametrize("answer", [1.5, -0.1, math.nan, "much", Ask(2.0)])
+@pytest.mark.parametrize("answer", [1.5, -0.1, math.nan, "much", Request(2.0)])
 def test_an_answer_that_is_no_level_is_a_failure(answer):
     state = decide([lambda view: answer], Readings(time_s=0.0), State(0.5), RULES)
     assert state.alpha == 0.5
-    assert state.standings[0].error
+    assert state.policy_states[0].error
 
 
 def test_urgent_goes_down_at_once_but_only_as_far_as_urgent():
-    policies = [lambda view: Ask(0.5, urgent=True), lambda view: 0.0]
+    policies = [lambda view: Request(0.5, urgent=True), lambda view: 0.0]
     state = decide(policies, Readings(time_s=1.0), State(1.0, since_s=0.0), RULES)
     assert (state.alpha, state.since_s) == (0.5, 1.0)
     assert decide(policies, Readings(time_s=2.9), state, RULES).alpha == 0.5
     assert decide(policies, Readings(time_s=3.0), state, RULES).alpha == 0.0
-    up = [lambda view: Ask(1.0, urgent=True)]
+    up = [lambda view: Request(1.0, urgent=True)]
     assert decide(up, Readings(time_s=2.9), State(0.5, since_s=1.0), RULES).alpha == 0.5
 
 
 def test_a_memory_comes_back_to_its_policy():
     def counts(view):
-        return Ask(None, memory=(view.memory or 0) + 1)
+        return Request(None, memory=(view.memory or 0) + 1)
 
     state = State(1.0)
     for _ in range(3):
         state = decide([counts, lambda view: 1.0], Readings(time_s=0.0), state, RULES)
-    assert [standing.memory for standing in state.standings] == [3, None]
+    assert [policy_state.memory for policy_state in state.policy_states] == [3, None]
 
 
 def test_names_are_told_apart():
-    assert names([CpuPressure(), CpuPressure(high=0.9), CpuLoad()]) == ["CpuPressure#1", "CpuPressure#2", "CpuLoad"]
+    assert policy_names([CpuPressure(), CpuPressure(high=0.9), CpuLoad()]) == [
+        "CpuPressure#1",
+        "CpuPressure#2",
+        "CpuLoad",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from lightning_lcs.control.policies import BatterySaver
-from lightning_lcs.control.sensors import SYSTEM, Readings, SystemReader, hottest, parse_pressure, usable_cpus
+from lightning_lcs.control.sensors import SYSTEM_READINGS, Readings, SystemReader, hottest, parse_pressure, usable_cpus
 
 TEXT = "some avg10=12.50 avg60=1.28 avg300=1.56 total=14255129\nfull avg10=3.00 avg60=0.00 avg300=0.00 total=0\n"
 
@@ -44,7 +44,7 @@ def test_a_container_without_anything_is_unknown_and_not_zero(psutil_is, tmp_pat
     psutil_is(fake_psutil())
     monkeypatch.delattr("os.getloadavg", raising=False)
     found = SystemReader(pressure_file=tmp_path / "none")()
-    assert found == {**dict.fromkeys(SYSTEM), "memory_available": 0.75}
+    assert found == {**dict.fromkeys(SYSTEM_READINGS), "memory_available": 0.75}
 
 
 def test_a_laptop(psutil_is, tmp_path):
@@ -106,7 +106,7 @@ def test_psutil_is_asked_for_only_where_it_is_needed(monkeypatch):
         SystemReader(["batery"])
 
 
-def test_this_machine_gives_what_a_trace_can_hold():
+def test_this_machine_gives_what_a_recording_can_hold():
     found = SystemReader()()
     readings = Readings(time_s=0.0, **json.loads(json.dumps(found)))
     assert readings.memory_available is None or 0.0 < readings.memory_available <= 1.0

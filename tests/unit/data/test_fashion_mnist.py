@@ -36,5 +36,7 @@ def test_borders_are_black_like_the_background(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte.gz is missing: apt-get install"):
+    with pytest.raises(
+        FileNotFoundError, match=r"train-images-idx3-ubyte.gz is missing: install it with apt-get install"
+    ):
         training_images(tmp_path)

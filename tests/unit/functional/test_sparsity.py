@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lcs.functional import sparsity as functional
-from lightning_lcs.functional.sparsity import block_mask, largest_mask, largest_masks, threshold_of, zeros_at
+from lightning_lcs.functional.sparsity import block_mask, largest_mask, largest_masks, magnitude_threshold, zero_count
 
 
 def oracle(weight: np.ndarray, sparsity: float) -> np.ndarray:
@@ -43,13 +43,13 @@ def test_weights_that_are_all_equal(fill):
 @given(st.integers(1, 5000), st.floats(0.0, 0.999))
 def test_the_number_of_zeros_is_exact(numel, sparsity):
     weight = torch.randn(numel, generator=torch.Generator().manual_seed(numel))
-    assert numel - int(largest_mask(weight, sparsity).sum()) == zeros_at(numel, sparsity)
+    assert numel - int(largest_mask(weight, sparsity).sum()) == zero_count(numel, sparsity)
 
 
 def test_products_that_floats_miss_are_taken_as_exact():
     assert 0.1 * 30 != 3.0 or (1 - 0.9) * 10 != 1.0  # what goes wrong without
-    assert zeros_at(30, 0.1) == 3
-    assert zeros_at(10, 1 - 0.9) == 1
+    assert zero_count(30, 0.1) == 3
+    assert zero_count(10, 1 - 0.9) == 1
 
 
 def test_something_is_always_kept():
@@ -94,7 +94,7 @@ def test_large_weights_against_the_oracle(order, sparsity):
 def test_a_sample_that_misleads_is_noticed():
     # The sample holds the large entries alone, so that it says nothing of where the middle is.
     weight = np.random.default_rng(0).random(70_000).astype(np.float32)
-    weight[:: functional._STRIDE] += 10.0
+    weight[:: functional._SAMPLE_STRIDE] += 10.0
     assert np.array_equal(largest_mask(torch.from_numpy(weight), 0.5).numpy(), oracle(weight, 0.5))
 
 
@@ -103,7 +103,7 @@ def test_a_threshold_divides_or_there_is_none(entries, data):
     weight = torch.tensor(entries)
     if weight.numel() > 1:
         zeros = data.draw(st.integers(1, weight.numel() - 1))
-        threshold, magnitudes = threshold_of(weight, zeros), sorted(map(abs, entries))
+        threshold, magnitudes = magnitude_threshold(weight, zeros), sorted(map(abs, entries))
         assert (threshold is None) == (magnitudes[zeros - 1] == magnitudes[zeros])
         assert threshold in (None, magnitudes[zeros - 1])
 
@@ -151,7 +151,7 @@ def test_four_consecutive_inputs_against_the_oracle(outputs, blocks, kept, seed)
 
 
 def test_blocks_out_of_range():
-    with pytest.raises(ValueError, match="6 inputs, which is no multiple of 4"):
+    with pytest.raises(ValueError, match="6 inputs, which is not a multiple of 4"):
         block_mask(torch.ones(2, 6), 2)
     with pytest.raises(ValueError, match=r"kept=0 is not in 1\.\.4"):
         block_mask(torch.ones(2, 8), 0)

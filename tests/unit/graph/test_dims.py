@@ -15,7 +15,7 @@ def oracle(structure: Structure, dim: Dim, width: float) -> list[int]:
     for term in structure.resolve(dim):
         kept = np.ones([structure.sizes[atom] for atom in term], dtype=bool)
         for axis, atom in enumerate(term):
-            if atom not in structure.frozen:
+            if atom not in structure.kept_whole:
                 channels = max(1, round(structure.sizes[atom] * width))
                 np.moveaxis(kept, axis, 0)[channels:] = False
         marks.append(kept.reshape(-1))
@@ -25,7 +25,7 @@ def oracle(structure: Structure, dim: Dim, width: float) -> list[int]:
 @st.composite
 def dims(draw: st.DrawFn, structure: Structure, size: int, depth: int = 2) -> Dim:
     """A dimension of a given size: an atom, a concatenation or a product."""
-    kind = draw(st.sampled_from(["atom", "frozen", "sum", "product"])) if depth else "atom"
+    kind = draw(st.sampled_from(["atom", "whole", "sum", "product"])) if depth else "atom"
     if kind == "sum" and size > 1:
         first = draw(st.integers(1, size - 1))
         return concatenated([draw(dims(structure, n, depth - 1)) for n in (first, size - first)])
@@ -34,7 +34,7 @@ def dims(draw: st.DrawFn, structure: Structure, size: int, depth: int = 2) -> Di
         outer = draw(st.sampled_from(divisors))
         inner = draw(dims(structure, size // outer, depth - 1))
         return structure.times(draw(dims(structure, outer, depth - 1)), inner, "times")
-    return structure.fresh(size, frozen="drawn frozen" if kind == "frozen" else None)
+    return structure.fresh(size, kept_whole="drawn whole" if kind == "whole" else None)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_kept_indices_are_those_of_brute_force(data: st.DataObject, size: int, w
 def test_kept_indices_properties(data: st.DataObject, size: int, narrow: float, wide: float) -> None:
     structure = Structure()
     dim = data.draw(dims(structure, size, 3))
-    structure.settle()
+    structure.keep_outer_factors_whole()
     narrow, wide = sorted((narrow, wide))
     kept = structure.kept_indices(dim, narrow)
     assert len(kept) == structure.kept_size(dim, narrow) >= 1
@@ -74,7 +74,7 @@ def test_unified_dimensions_stay_one_whatever_is_said_later(data: st.DataObject,
     group = [data.draw(dims(structure, size)) for _ in range(3)]
     structure.unify(group[0], group[1], "first")
     structure.unify(group[1], group[2], "second")
-    structure.settle()
+    structure.keep_outer_factors_whole()
     for width in WIDTHS:
         first, *others = [structure.kept_indices(dim, width) for dim in group]
         assert others == [first, first]
@@ -110,7 +110,7 @@ def test_split_parts_joined_again_are_the_whole(data: st.DataObject, parts: list
     structure = Structure()
     dim = data.draw(dims(structure, sum(parts)))
     cut = structure.split(dim, parts, "split")
-    structure.settle()
+    structure.keep_outer_factors_whole()
     assert [structure.size(part) for part in cut] == parts
     joined, offset = [], 0
     for part, size in zip(cut, parts, strict=True):
@@ -124,7 +124,7 @@ def test_factors_multiplied_again_are_the_whole(data: st.DataObject, sizes: list
     structure = Structure()
     dim = data.draw(dims(structure, int(np.prod(sizes))))
     factors = structure.factor(dim, sizes, "view")
-    structure.settle()
+    structure.keep_outer_factors_whole()
     assert [structure.size(factor) for factor in factors] == sizes
     kept = [structure.kept_indices(factor, width) for factor in factors]
     grid = np.arange(int(np.prod(sizes))).reshape(sizes)[np.ix_(*kept)]
@@ -161,23 +161,23 @@ def test_product_against_concatenation_keeps_the_outer_whole() -> None:
     product = structure.times(groups, inner, "view")
     joined = concatenated([structure.fresh(4), structure.fresh(4)])
     structure.unify(product, joined, "add")
-    structure.settle()
+    structure.keep_outer_factors_whole()
     assert structure.kept_indices(product, 0.5) == [0, 1, 4, 5]
     assert structure.kept_indices(joined, 0.5) == [0, 1, 4, 5]
-    assert structure.frozen[groups[0][0]] == "add"
+    assert structure.kept_whole[groups[0][0]] == "add"
 
 
 def test_in_a_product_the_innermost_free_atom_is_cut() -> None:
     structure = Structure()
     heads, channels = structure.factor(structure.fresh(12), [3, 4], "view")
-    structure.settle()
+    structure.keep_outer_factors_whole()
     assert structure.kept_size(heads, 0.5) == 3
     assert structure.kept_indices(channels, 0.5) == [0, 1]
     structure = Structure()
     whole = structure.fresh(12)
     heads, channels = structure.factor(whole, [3, 4], "view")
-    structure.freeze(channels, "spatial")
-    structure.settle()
+    structure.keep_whole(channels, "spatial")
+    structure.keep_outer_factors_whole()
     assert structure.kept_indices(whole, 0.34) == [0, 1, 2, 3]
     assert structure.kept_size(heads, 0.34) == 1
 
@@ -188,38 +188,38 @@ def test_products_with_other_factors_are_refined_or_frozen() -> None:
     structure.factor(a, [2, 6], "view")
     structure.factor(b, [4, 3], "view")
     structure.unify(a, b, "add")
-    structure.settle()
+    structure.keep_outer_factors_whole()
     assert structure.kept_indices(a, 0.34) == structure.kept_indices(b, 0.34) == [0, 3, 6, 9]
     structure = Structure()
     a, b = structure.fresh(24), structure.fresh(24)
     structure.factor(a, [4, 6], "view")
     structure.factor(b, [6, 4], "view")
     structure.unify(a, b, "add in here")
-    structure.settle()
+    structure.keep_outer_factors_whole()
     assert structure.kept_size(a, 0.5) == structure.kept_size(b, 0.5) == 24
-    assert set(structure.frozen.values()) == {"add in here"}
+    assert set(structure.kept_whole.values()) == {"add in here"}
 
 
 @pytest.mark.parametrize("swap", [False, True])
 def test_freezing_keeps_the_first_reason_and_reaches_what_is_unified_later(swap: bool) -> None:
     structure = Structure()
     a, b = structure.fresh(6), structure.fresh(6)
-    structure.freeze(a, "output of the network")
-    structure.freeze(a, "another reason")
+    structure.keep_whole(a, "output of the network")
+    structure.keep_whole(a, "another reason")
     structure.unify(*((b, a) if swap else (a, b)), "add")
     assert structure.free(b) == []
     assert structure.kept_size(b, 0.5) == 6
-    assert {structure.frozen[atom] for term in structure.resolve(b) for atom in term} == {"output of the network"}
+    assert {structure.kept_whole[atom] for term in structure.resolve(b) for atom in term} == {"output of the network"}
 
 
 @given(data=st.data(), size=st.integers(2, 24), width=widths)
 def test_what_is_kept_whole_stays_whole(data: st.DataObject, size: int, width: float) -> None:
     structure = Structure()
     group = [data.draw(dims(structure, size)) for _ in range(3)]
-    structure.freeze(group[data.draw(st.integers(0, 2))], "output")
+    structure.keep_whole(group[data.draw(st.integers(0, 2))], "output")
     for a, b in data.draw(st.permutations([(0, 1), (1, 2)])):
         structure.unify(group[a], group[b], "add")
-    structure.settle()
+    structure.keep_outer_factors_whole()
     assert [structure.kept_indices(dim, width) for dim in group] == [list(range(size))] * 3
 
 
@@ -229,7 +229,7 @@ def test_sizes_that_differ_freeze_both() -> None:
     structure.unify(a, b, "add in block.3")
     assert structure.kept_size(a, 0.5) == 6
     assert structure.kept_size(b, 0.5) == 8
-    assert set(structure.frozen.values()) == {"add in block.3"}
+    assert set(structure.kept_whole.values()) == {"add in block.3"}
 
 
 def test_size_one_is_no_atom() -> None:
@@ -255,10 +255,10 @@ def test_repeating_a_concatenation_stays_correct_when_it_is_too_long_to_write_ou
 def test_settling_twice_changes_nothing(data: st.DataObject, size: int) -> None:
     structure = Structure()
     data.draw(dims(structure, size, 3))
-    structure.settle()
-    frozen = dict(structure.frozen)
-    structure.settle()
-    assert structure.frozen == frozen
+    structure.keep_outer_factors_whole()
+    kept_whole = dict(structure.kept_whole)
+    structure.keep_outer_factors_whole()
+    assert structure.kept_whole == kept_whole
 
 
 def test_an_empty_part_of_a_concatenation_is_nothing() -> None:

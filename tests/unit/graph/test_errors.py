@@ -229,7 +229,7 @@ def test_a_call_without_a_tensor_is_refused() -> None:
     net = Lambda(lambda m, count: m.head(torch.ones(count, 8)), head=nn.Linear(8, 5))
     model = SubspaceModel(net, subspace="point")
     model.set_alpha(0.5)
-    with pytest.raises(TraceError, match="called without a tensor: there is no batch dimension"):
+    with pytest.raises(TraceError, match="called without a tensor, so there is no batch dimension"):
         model(3)
 
 
@@ -254,7 +254,7 @@ def test_lazy_layers_are_refused_until_they_have_run() -> None:
 
 
 def test_a_network_without_parameters_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Sequential has no parameters: there is nothing to compress.*target="):
+    with pytest.raises(ValueError, match=r"Sequential has no parameters, so there is nothing to compress.*target="):
         SubspaceModel(nn.Sequential(nn.ReLU(), nn.Flatten()), subspace="point")
 
 

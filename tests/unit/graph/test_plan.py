@@ -77,7 +77,7 @@ def test_prefixes_give_a_view_and_indices_a_copy() -> None:
 
 def test_a_prefix_found_among_segments_is_kept_as_a_prefix() -> None:
     structure = Structure()
-    whole, cut, short = structure.fresh(4, frozen="output"), structure.fresh(6), structure.fresh(1)
+    whole, cut, short = structure.fresh(4, kept_whole="output"), structure.fresh(6), structure.fresh(1)
     plan = ChannelPlan(structure, {"a": [concatenated([whole, cut])], "b": [concatenated([cut, whole])], "c": [short]})
     at = plan.selection(0.5)
     assert at.of("a") == (7,)
@@ -144,7 +144,7 @@ def test_an_op_without_a_rule_keeps_its_channels_whole_and_is_named(op: Callable
     report = model.plan.report()
     assert f"kept whole: b.weight, dimension 0 ({name})" in report
     assert "a.weight" not in report
-    assert {tensor for tensor, _ in model.plan.whole().items()} == {"b.weight", "b.bias", "head.weight"}
+    assert {tensor for tensor, _ in model.plan.dimensions_kept_whole().items()} == {"b.weight", "b.bias", "head.weight"}
 
 
 def test_report_counts_what_is_left() -> None:
@@ -162,7 +162,7 @@ def test_report_counts_what_is_left() -> None:
 
 def test_inputs_and_outputs_are_not_reported_as_kept_whole() -> None:
     model = at_width(nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8), 0.5)
-    assert model.plan.whole() == {}
+    assert model.plan.dimensions_kept_whole() == {}
     assert model.plan.report().startswith("0 of 2 parameters and buffers are sliced")
 
 

@@ -137,7 +137,7 @@ def test_training_at_many_sizes_traces_once(traces: list[tuple[int, ...]]) -> No
 
 @torch.no_grad()
 def test_sizes_without_end_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_lcs.graph.network.MOST_FORMS", 6)
+    monkeypatch.setattr("lightning_lcs.graph.network.MAX_FORMS", 6)
     net = net_of(SIZED["scale by size"])
     model = SubspaceModel(net, image(16, 16), subspace="point").eval()
     model.set_alpha(0.5)

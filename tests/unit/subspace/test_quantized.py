@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lcs import Quantized, SubspaceModel
-from lightning_lcs.functional.quantization import fake_quantize, range_of
+from lightning_lcs.functional.quantization import fake_quantize, value_range
 from tests.integration.support import Net, group_norm
 
 
@@ -74,7 +74,7 @@ def test_a_level_is_the_network_with_every_layer_quantized_by_hand(images, alpha
         own = copy.deepcopy(getattr(net, name))
         if edge[name] < 32:
             with torch.no_grad():
-                own.weight.copy_(fake_quantize(own.weight, *range_of(own.weight), edge[name]))
+                own.weight.copy_(fake_quantize(own.weight, *value_range(own.weight), edge[name]))
             x = fake_quantize(x, *model.statistics[level][f"{name}.input_range"].unbind(), edge[name])
         return own(x)
 
@@ -114,9 +114,9 @@ def test_ranges_move_per_level_and_start_from_the_first_batch(images):
     for batch in batches:
         with model.runner.training_level(0.5):
             model(batch)
-    expected = torch.stack(range_of(batches[0]))
+    expected = torch.stack(value_range(batches[0]))
     for batch in batches[1:]:
-        expected = expected + 0.1 * (torch.stack(range_of(batch)) - expected)
+        expected = expected + 0.1 * (torch.stack(value_range(batch)) - expected)
     torch.testing.assert_close(model.runner.ranges[0.5]["conv1.input_range"], expected)
     assert set(model.runner.ranges) == {0.5}
 
@@ -127,7 +127,7 @@ def test_before_the_warm_up_has_ended_inputs_are_observed_and_weights_quantized(
         found = model(images)
     twin = copy.deepcopy(model.module)
     with torch.no_grad():
-        twin.conv2.weight.copy_(fake_quantize(twin.conv2.weight, *range_of(twin.conv2.weight), 5))
+        twin.conv2.weight.copy_(fake_quantize(twin.conv2.weight, *value_range(twin.conv2.weight), 5))
         assert torch.equal(found, twin(images))
     assert set(model.runner.ranges[0.5]) == {"conv2.input_range"}
 
@@ -229,7 +229,7 @@ def test_bits_of_single_layers(images):
     small = model.materialize(1.0)
     for name, bits in (("conv2", 4), ("head", 6)):
         weight = getattr(model.module, name).weight
-        assert torch.equal(getattr(small, name).weight, fake_quantize(weight, *range_of(weight), bits))
+        assert torch.equal(getattr(small, name).weight, fake_quantize(weight, *value_range(weight), bits))
     with pytest.raises(ValueError, match=r"layer_bits names 'stem\.\*', which fits no .*'conv1', 'conv2', 'head'"):
         SubspaceModel(Net(), mode=Quantized(layer_bits={"stem.*": 8}), subspace="point")
 
@@ -247,7 +247,7 @@ def test_layers_that_drew_bits_of_their_own(images):
     with torch.no_grad():
         for (name, held), bits in zip(ranges.items(), (8, 4, 6), strict=True):  # the first convolution keeps its 8
             layer = getattr(twin, name)
-            layer.weight.copy_(fake_quantize(layer.weight, *range_of(layer.weight), bits))
+            layer.weight.copy_(fake_quantize(layer.weight, *value_range(layer.weight), bits))
             low, high = held[f"{name}.input_range"].unbind()
             layer.register_forward_pre_hook(lambda _, args, r=(low, high, bits): (fake_quantize(args[0], *r),))
         assert torch.equal(found, twin(images))

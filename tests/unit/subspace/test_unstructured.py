@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import SubspaceModel, Unstructured
-from lightning_lcs.functional.sparsity import zeros_at
+from lightning_lcs.functional.sparsity import zero_count
 from lightning_lcs.subspace.modes import unstructured as unstructured_mode
 from tests.integration.support import Net, group_norm
 
@@ -40,7 +40,7 @@ def by_hand(model: SubspaceModel, net: nn.Module, alpha: float, sparse=SPARSE) -
             if name in sparse:
                 flat = parameter.view(-1)
                 order = flat.abs().argsort()
-                flat[order[: zeros_at(flat.numel(), model.mode.sparsity(alpha))]] = 0.0
+                flat[order[: zero_count(flat.numel(), model.mode.sparsity(alpha))]] = 0.0
     return twin
 
 
@@ -93,7 +93,7 @@ def test_gradients_reach_kept_entries_of_both_endpoints_only(images, direct, str
         leaves[name], weight = (w0, w1), (1 - alpha) * w0 + alpha * w1
         if name in SPARSE:
             keep = torch.ones(weight.numel())
-            keep[weight.detach().abs().flatten().argsort()[: zeros_at(weight.numel(), sparsity)]] = 0.0
+            keep[weight.detach().abs().flatten().argsort()[: zero_count(weight.numel(), sparsity)]] = 0.0
             weight = weight * keep.view_as(weight)
         tensors[name] = weight
     tensors |= {name: buffer.clone() for name, buffer in net.named_buffers()}
@@ -129,7 +129,7 @@ def test_what_a_level_costs(images):
     model = SubspaceModel(Net(), images, mode=all_sparse(max_sparsity=0.5), subspace="point")
     half, full = model.efficiency(0.0), model.efficiency(1.0)
     weights = {name: p.numel() for name, p in model.module.named_parameters()}
-    removed = sum(zeros_at(weights[name], 0.5) for name in SPARSE)
+    removed = sum(zero_count(weights[name], 0.5) for name in SPARSE)
     assert (half.sparsity, half.width, full.sparsity) == (0.5, 1.0, 0.0)
     assert full.params == sum(weights.values())
     assert half.params == full.params - removed
@@ -166,7 +166,7 @@ def test_timm_models(name):
         assert torch.equal(model(x), net(x))
     for weight in model.parts[0].compressed:
         parameter = small.get_parameter(weight)
-        assert int((parameter == 0).sum()) == zeros_at(parameter.numel(), 0.9)
+        assert int((parameter == 0).sum()) == zero_count(parameter.numel(), 0.9)
 
 
 def test_what_belongs_to_structured_mode_is_refused(images):
@@ -211,7 +211,7 @@ def test_with_one_threshold_for_all_layers_each_keeps_a_share_of_its_own(images,
         w0, w1 = model.parts[0].endpoints[name], net.get_parameter(name)
         magnitudes[name] = ((1 - alpha) * w0 + alpha * w1).detach().abs()
     total = sum(mask.numel() for mask in kept.values())
-    assert total - sum(int(mask.sum()) for mask in kept.values()) == zeros_at(total, model.mode.sparsity(alpha))
+    assert total - sum(int(mask.sum()) for mask in kept.values()) == zero_count(total, model.mode.sparsity(alpha))
     # Of all but the largest entry of each weight, which is kept in any case.
     others = torch.cat([m[kept[n] & (m < m.max())] for n, m in magnitudes.items()])
     assert others.min() > torch.cat([m[~kept[n]] for n, m in magnitudes.items()]).max()
@@ -221,7 +221,7 @@ def test_with_one_threshold_for_all_layers_each_keeps_a_share_of_its_own(images,
         assert torch.equal(model(images), small(images))
     cost = model.efficiency(alpha)
     whole = sum(p.numel() for name, p in net.named_parameters() if "lcs_endpoint_0" not in name)
-    assert cost.params == whole - zeros_at(total, model.mode.sparsity(alpha))
+    assert cost.params == whole - zero_count(total, model.mode.sparsity(alpha))
     shares = {name: float(mask.float().mean()) for name, mask in kept.items()}
     products = {"conv1.weight": 8 * 64 * 9, "conv2.weight": 8 * 8 * 16 * 9, "head.weight": 80}
     assert cost.macs == pytest.approx(sum(shares[name] * products[name] for name in SPARSE), abs=1)
@@ -277,8 +277,8 @@ def test_a_level_set_again_remembers_its_thresholds(images, monkeypatch):
     net = Net(group_norm).eval()
     model = SubspaceModel(net, mode=all_sparse(), subspace="point").eval()
     calls = []
-    original = unstructured_mode.threshold_of
-    monkeypatch.setattr(unstructured_mode, "threshold_of", lambda *args: calls.append(args) or original(*args))
+    original = unstructured_mode.magnitude_threshold
+    monkeypatch.setattr(unstructured_mode, "magnitude_threshold", lambda *args: calls.append(args) or original(*args))
 
     def outputs():
         with torch.no_grad():

@@ -1,8 +1,8 @@
-"""What each ATen op says about channel dimensions.
+"""Rules: what each ATen op tells about channel dimensions.
 
-A rule takes a :class:`Call` and returns the dimensions of the op's output; on the way it unifies what must agree and
-notes which of the op's integer arguments are sizes that shrink with a level. An op without a rule freezes what it
-touches, so that a missing rule costs compression, never correctness.
+A rule takes a :class:`Call` and returns the dimensions of the op's output. It unifies dimensions that must agree, and
+notes which integer arguments of the op are sizes that shrink with a level. An op without a rule keeps all dimensions of
+its inputs whole, so a missing rule costs compression, but never correctness.
 """
 
 from lightning_lcs.graph.channels.rules import indexing, layers, pointwise, products, recurrent, reductions, shapes

@@ -1,4 +1,4 @@
-"""Layers with weights: convolutions, linear layers, norms."""
+"""Rules for layers: convolutions, linear layers, norms, pooling and padding."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def linear(call: Call) -> Dims:
 def convolution(call: Call) -> Dims:
     """``(N, in, *) x (out, in / groups, *) -> (N, out, *)``.
 
-    Within a grouped convolution the channels of each group shrink and the groups stay; where a group has a single
-    input channel (depthwise) the groups themselves are the channels.
+    In a grouped convolution, the channels within each group shrink, and the number of groups stays. In a depthwise
+    convolution, whose groups have a single input channel, the number of groups shrinks.
     """
     x, weight, bias = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "weight")), call.arg(2, "bias")
     groups = int(call.arg(6, "groups", 1))
-    # A kernel of one place mixes nothing but channels: what it passes over may be cut itself.
+    # A kernel of size 1 mixes channels only, so the other dimensions may shrink, too.
     passed = call.shape(call.arg(0, "input"))[2:] == call.out_shape[2:]
     pointwise = passed and set(call.shape(call.arg(1, "weight"))[2:]) == {1}
-    places = x[2:] if pointwise else call.whole(call.out_shape[2:], "spatial")
+    places = x[2:] if pointwise else call.whole_dims(call.out_shape[2:], "spatial")
     if not pointwise:
         _keep_kernel(call, x, weight)
     out = _grouped(call, x[1], weight[0], weight[1], groups)
@@ -38,11 +38,11 @@ def convolution(call: Call) -> Dims:
 
 
 def _keep_kernel(call: Call, x: Dims, weight: Dims) -> None:
-    """What a kernel moves over stays whole, and so does the kernel."""
+    """Keep the spatial dimensions of the input and of the kernel whole."""
     for dim in x[2:]:
-        call.structure.freeze(dim, call.why)
+        call.structure.keep_whole(dim, call.why)
     for dim in weight[2:]:
-        call.structure.freeze(dim, "spatial")
+        call.structure.keep_whole(dim, "spatial")
 
 
 def _grouped(call: Call, x: Dim, into: Dim, per_group: Dim, groups: int) -> Dim:
@@ -51,21 +51,23 @@ def _grouped(call: Call, x: Dim, into: Dim, per_group: Dim, groups: int) -> Dim:
         call.unify(x, per_group)
         return into
     if structure.size(per_group) == 1:
-        multiplier = structure.fresh(structure.size(into) // groups, frozen="the multiplier of a depthwise convolution")
+        multiplier = structure.fresh(
+            structure.size(into) // groups, kept_whole="the multiplier of a depthwise convolution"
+        )
         call.unify(into, structure.times(x, multiplier, call.why))
         call.resize((6,), x)
         return into
-    kept_groups = structure.fresh(groups, frozen="groups of a convolution")
+    kept_groups = structure.fresh(groups, kept_whole="groups of a convolution")
     call.unify(x, structure.times(kept_groups, per_group, call.why))
     if structure.size(into) > groups:
-        structure.freeze(structure.factor(into, [groups, structure.size(into) // groups], call.why)[0], "groups")
+        structure.keep_whole(structure.factor(into, [groups, structure.size(into) // groups], call.why)[0], "groups")
     else:
-        structure.freeze(into, call.why)
+        structure.keep_whole(into, call.why)
     return into
 
 
 def conv_transpose(call: Call) -> Dims:
-    """``(N, in, *) x (in, out / groups, *) -> (N, out, *)``; groups as in :func:`convolution`."""
+    """``(N, in, *) x (in, out / groups, *) -> (N, out, *)``, with groups as in :func:`convolution`."""
     x, weight, bias = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "weight")), call.arg(2, "bias")
     groups = int(call.arg(6, "groups", 1))
     _keep_kernel(call, x, weight)
@@ -76,15 +78,15 @@ def conv_transpose(call: Call) -> Dims:
         call.resize((6,), out)
     elif groups > 1:
         kept_groups, _ = call.structure.factor(x[1], [groups, into // groups], call.why)
-        call.structure.freeze(kept_groups, "groups of a convolution")
+        call.structure.keep_whole(kept_groups, "groups of a convolution")
         out = call.structure.times(kept_groups, out, call.why)
     if bias is not None:
         call.unify(call.dims(bias)[0], out)
-    return [x[0], call.structure.resolve(out), *call.whole(call.out_shape[2:], "spatial")]
+    return [x[0], call.structure.resolve(out), *call.whole_dims(call.out_shape[2:], "spatial")]
 
 
 def batch_norm(call: Call) -> Dims:
-    """Everything per channel, dimension 1."""
+    """All tensors have one entry per channel, dimension 1."""
     x = call.dims(call.arg(0, "input"))
     for tensor in call.node.args[1:5]:
         if isinstance(tensor, fx.Node):
@@ -93,12 +95,12 @@ def batch_norm(call: Call) -> Dims:
 
 
 def instance_norm(call: Call) -> Dims:
-    """As batch norm."""
+    """The same as batch norm."""
     return batch_norm(call)
 
 
 def group_norm(call: Call) -> Dims:
-    """The channels of each group shrink and the groups stay; with one channel per group the groups shrink."""
+    """The channels within each group shrink, and the number of groups stays; with one channel per group it shrinks."""
     x = call.dims(call.arg(0, "input"))
     groups, size = int(call.arg(1, "num_groups")), call.structure.size(x[1])
     for tensor in (call.arg(2, "weight"), call.arg(3, "bias")):
@@ -107,12 +109,14 @@ def group_norm(call: Call) -> Dims:
     if groups == size:
         call.resize((1,), x[1])
     elif groups > 1:
-        call.structure.freeze(call.structure.factor(x[1], [groups, size // groups], call.why)[0], "groups of a norm")
+        call.structure.keep_whole(
+            call.structure.factor(x[1], [groups, size // groups], call.why)[0], "groups of a norm"
+        )
     return [call.structure.resolve(dim) for dim in x]
 
 
 def layer_norm(call: Call) -> Dims:
-    """Statistics over the last dimensions, taken over the channels that are kept; RMS norm has no bias."""
+    """Statistics over the last dimensions, of the channels that are kept; RMS norm has no bias."""
     x = call.dims(call.arg(0, "input"))
     shape = call.arg(1, "normalized_shape")
     for tensor in (call.arg(2, "weight"), call.arg(3, "bias")):
@@ -125,22 +129,23 @@ def layer_norm(call: Call) -> Dims:
 
 
 def pool(call: Call) -> Dims:
-    """Batch and channels pass; the spatial dimensions are new."""
+    """Batch and channels pass, and the spatial dimensions are new."""
     x = call.dims(call.arg(0, "self"))
     spatial = _SPATIAL[call.name]
     for dim in x[-spatial:]:
-        call.structure.freeze(dim, call.why)
-    return [*x[:-spatial], *call.whole(call.out_shape[-spatial:], "spatial")]
+        call.structure.keep_whole(dim, call.why)
+    return [*x[:-spatial], *call.whole_dims(call.out_shape[-spatial:], "spatial")]
 
 
 def sampled(call: Call) -> Dims:
-    """Values of an image at the places that a grid names: batch and channels pass."""
+    """Values of an image at the positions in a grid: batch and channels pass."""
     x, grid = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "grid"))
     for dim in (*x[2:], *grid):
-        call.structure.freeze(dim, call.why)
-    return [*x[:2], *call.whole(call.out_shape[2:], "spatial")]
+        call.structure.keep_whole(dim, call.why)
+    return [*x[:2], *call.whole_dims(call.out_shape[2:], "spatial")]
 
 
+# Number of spatial dimensions.
 _SPATIAL = {
     f"{kind}{n}d": n
     for n in (1, 2, 3)
@@ -152,7 +157,7 @@ _SPATIAL |= {f"_upsample_{kind}2d_aa": 2 for kind in ("bilinear", "bicubic", "la
 
 
 def pad(call: Call) -> Dims:
-    """Padding of a channel dimension (a shortcut into a wider stage) adds channels that stay whole."""
+    """Padding of a channel dimension, as in a shortcut into a wider stage, adds channels that are kept whole."""
     x, amounts = call.dims(call.arg(0, "self")), call.arg(1, "pad")
     out = []
     for axis, dim in enumerate(x):
@@ -163,16 +168,16 @@ def pad(call: Call) -> Dims:
         elif (
             call.structure.free(dim) and isinstance(before, int) and isinstance(after, int) and min(before, after) >= 0
         ):
-            padding = [call.structure.fresh(n, frozen="padded channels") if n else () for n in (before, after)]
+            padding = [call.structure.fresh(n, kept_whole="padded channels") if n else () for n in (before, after)]
             out.append(padding[0] + dim + padding[1])
         else:
-            call.structure.freeze(dim, call.why)
-            out.append(call.structure.fresh(call.out_shape[axis], frozen="padded"))
+            call.structure.keep_whole(dim, call.why)
+            out.append(call.structure.fresh(call.out_shape[axis], kept_whole="padded"))
     return out
 
 
 def weight_norm(call: Call) -> Dims:
-    """A weight divided by its norms, of what is kept, along all dimensions but one; times a length for each of that."""
+    """A weight that is divided by its norms along all dimensions but one, and multiplied by a length for each entry."""
     weight, length = call.dims(call.arg(0, "v")), call.dims(call.arg(1, "g"))
     for ours, theirs in zip(weight, length, strict=True):
         if call.structure.size(theirs) > 1:

@@ -1,4 +1,4 @@
-"""Ops that work on each element by itself, with broadcasting."""
+"""Rules for elementwise ops, with broadcasting."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
 
 
 def elementwise(call: Call) -> Dims:
-    """All tensors broadcast together."""
+    """All tensors are broadcast together."""
     return call.broadcast(call.tensors())
 
 
 def prelu(call: Call) -> Dims:
-    """One slope for all, or one per channel (dimension 1)."""
+    """One slope for all channels, or one for each channel (dimension 1)."""
     x, weight = call.dims(call.arg(0, "self")), call.dims(call.arg(1, "weight"))
     if call.structure.size(weight[0]) > 1:
         call.unify(x[1], weight[0])
@@ -27,14 +27,14 @@ NAMES = (
     "erf floor ceil round trunc frac clamp clamp_min clamp_max maximum minimum fmod remainder lerp where "
     "eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not __and__ __or__ "
     "isnan isinf nan_to_num masked_fill "
-    # the same values elsewhere
+    # the same values or the same shape
     "clone copy contiguous detach alias to _to_copy dropout feature_dropout alpha_dropout lift_fresh_copy "
     "zeros_like ones_like rand_like randn_like full_like bernoulli fill zero"
 ).split()
 
 
 def first(call: Call) -> Dims:
-    """The first tensor, whatever the others are."""
+    """The dimensions of the first tensor, whatever those of the others are."""
     return call.dims(call.arg(0, "self"))
 
 

@@ -1,4 +1,4 @@
-"""Sums of products of two tensors: matrix products, attention, einsum."""
+"""Rules for sums of products of two tensors: matrix products, attention and einsum."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
 
 
 def matmul(call: Call) -> Dims:
-    """``(..., m, k) x (..., k, n) -> (..., m, n)``, leading dimensions broadcast; a vector has no m, or no n."""
+    """``(..., m, k) x (..., k, n) -> (..., m, n)`` with broadcast leading dimensions; a vector has no m, or no n."""
     return _product(call, call.dims(call.arg(0, "self")), call.dims(call.arg(1, "other")))
 
 
 def added_product(call: Call) -> Dims:
-    """A matrix product (the second and the third argument) to which the first is added."""
+    """The matrix product of the second and the third argument, to which the first one is added."""
     out = _product(call, call.dims(call.arg(1, "mat1")), call.dims(call.arg(2, "mat2")))
     for ours, theirs in zip(reversed(out), reversed(call.dims(call.arg(0, "self"))), strict=False):
         if call.structure.size(theirs) > 1:
@@ -30,7 +30,7 @@ def _product(call: Call, a: Dims, b: Dims) -> Dims:
 
 
 def leading(call: Call, *groups: Dims) -> Dims:
-    """Leading dimensions of several tensors, broadcast."""
+    """The broadcast leading dimensions of several tensors."""
     out: Dims = [ONE] * max(len(dims) for dims in groups)
     for dims in groups:
         for offset, dim in enumerate(reversed(dims), start=1):
@@ -46,8 +46,8 @@ def leading(call: Call, *groups: Dims) -> Dims:
 def attention(call: Call) -> Dims:
     """``(..., L, E), (..., S, E), (..., S, V) -> (..., L, V)``.
 
-    Without a scale of its own the op divides by the root of E, of the channels that are kept. Where several heads of
-    the query share one of the key, heads stay whole.
+    Without a scale argument, the op divides by the root of E, which is the number of channels that are kept. If several
+    heads of the query share one head of the key, the heads are kept whole.
     """
     query, key, value = (call.dims(call.arg(i, name)) for i, name in enumerate(("query", "key", "value")))
     call.unify(query[-1], key[-1])
@@ -66,14 +66,14 @@ def attention(call: Call) -> Dims:
 
 
 def einsum(call: Call) -> Dims:
-    """Dimensions of one letter are one."""
+    """Dimensions with the same letter are the same."""
     terms, _, result = str(call.arg(0, "equation")).replace(" ", "").partition("->")
     letters: dict[str, Dim] = {}
     for term, tensor in zip(terms.split(","), call.arg(1, "tensors"), strict=True):
         dims = call.dims(tensor)
         if "." in term or len(term) != len(dims):
-            call.freeze_inputs()
-            return call.whole(call.out_shape, call.why)
+            call.keep_inputs_whole()
+            return call.whole_dims(call.out_shape, call.why)
         for letter, dim in zip(term, dims, strict=True):
             if letter not in letters or call.structure.size(letters[letter]) == 1:
                 letters[letter] = dim

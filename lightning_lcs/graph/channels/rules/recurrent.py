@@ -1,4 +1,4 @@
-"""Recurrent layers, whose weights come as one flat list."""
+"""Rules for recurrent layers and cells."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
 
 
 def recurrent(call: Call) -> list[Dims]:
-    """Gates are stacked in every weight: each keeps the first of its hidden channels.
+    """A recurrent layer. Each weight stacks the gates, and each gate keeps the first hidden channels.
 
-    ``(input, state, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)``: the output, then
-    the states.
+    The arguments are ``(input, state, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)``,
+    where the weights of all layers are in one list. The results are the output and the states.
     """
     x = call.dims(call.arg(0, "input"))
     states = call.arg(1, "hx")
@@ -37,7 +37,10 @@ def recurrent(call: Call) -> list[Dims]:
 
 
 def cell(call: Call) -> Dims | list[Dims]:
-    """One step: ``(input, state, input weight, hidden weight, biases)``; an LSTM has two states, and returns both."""
+    """One step of a cell, with arguments ``(input, state, input weight, hidden weight, biases)``.
+
+    An LSTM has two states and returns both.
+    """
     states = call.arg(1, "hx")
     states = states if isinstance(states, (list, tuple)) else [states]
     hidden = call.dims(states[0])[-1]
@@ -55,11 +58,12 @@ def cell(call: Call) -> Dims | list[Dims]:
 
 
 def _gates(call: Call, hidden: Dim) -> Dim:
+    """The dimension of a weight in which the gates are stacked."""
     count = _GATES[call.name.removesuffix("_cell")]
-    gates = call.structure.fresh(count, frozen="gates of a recurrent layer")
+    gates = call.structure.fresh(count, kept_whole="gates of a recurrent layer")
     return call.structure.times(gates, hidden, call.why)
 
 
-# Cells of one layer share the hidden size, and by this rule the kept channels: the states are one tensor.
+# Number of gates. The states of all cells of a layer are one tensor, so the cells keep the same hidden channels.
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 RULES: dict[str, Rule] = {**dict.fromkeys(_GATES, recurrent), **{f"{name}_cell": cell for name in _GATES}}

@@ -1,4 +1,4 @@
-"""Ops that reduce or normalise along dimensions: the result is taken over the channels that are kept."""
+"""Rules for ops that reduce or normalize along dimensions. At a level they do so over the channels that are kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
 
 
 def reduction(call: Call) -> Dims:
-    """The reduced dimensions go, or stay with size 1 under ``keepdim``."""
+    """The reduced dimensions disappear, or have size 1 with ``keepdim``."""
     source = call.arg(0, "self")
     x, shape = call.dims(source), call.out_shape
     reduced = _reduced(call, len(x))
@@ -26,37 +26,38 @@ def _reduced(call: Call, rank: int) -> set[int]:
 
 
 def extreme(call: Call) -> Dims | list[Dims]:
-    """The largest or the smallest of two tensors, of a whole one, or along a dimension: values and their places.
+    """The maximum or minimum of two tensors, of a tensor, or along a dimension: values and their indices.
 
-    Places among channels would be other ones at a level: where they are used, the dimension stays whole.
+    Indices of channels differ between levels. So the dimension is kept whole if the indices are used.
     """
     if len(call.tensors()) > 1:
         return call.broadcast(call.tensors())
     x, axis = call.dims(call.arg(0, "self")), call.arg(1, "dim")
     if axis is None:
-        return [] if call.name in ("max", "min") else _placed(call, x, range(len(x)))
+        return [] if call.name in ("max", "min") else _keep_axes_whole(call, x, range(len(x)))
     axis %= len(x)
     kept = [ONE] if call.arg(2, "keepdim", False) else []
     if call.name not in ("max", "min"):
-        _placed(call, x, [axis])
+        _keep_axes_whole(call, x, [axis])
     elif any(user.args[1] == 1 for user in call.node.users):
-        call.structure.freeze(x[axis], call.why)
+        call.structure.keep_whole(x[axis], call.why)
     out = [*x[:axis], *kept, *x[axis + 1 :]]
     return [out, out] if call.name in ("max", "min") else out
 
 
-def _placed(call: Call, x: Dims, axes: Iterable[int]) -> Dims:
+def _keep_axes_whole(call: Call, x: Dims, axes: Iterable[int]) -> Dims:
+    """Keep some dimensions whole; the result has no dimensions."""
     for axis in axes:
-        call.structure.freeze(x[axis], call.why)
+        call.structure.keep_whole(x[axis], call.why)
     return []
 
 
 def softmax(call: Call) -> Dims:
-    """Shape preserved."""
+    """The result has the dimensions of the input."""
     return call.dims(call.arg(0, "self"))
 
 
-# Position of the axes among the arguments.
+# Position of the dimensions among the arguments.
 _AXES = {"mean": 1, "sum": 1, "amax": 1, "amin": 1, "var": 1, "std": 1, "linalg_vector_norm": 2}
 
 RULES: dict[str, Rule] = {

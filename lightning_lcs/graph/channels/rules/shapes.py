@@ -1,4 +1,4 @@
-"""Ops that rearrange dimensions without touching values."""
+"""Rules for ops that rearrange, split, join or repeat dimensions without changing values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
 
 
 def regroup(call: Call) -> Dims:
-    """Any reshape: runs of dimensions with equal products are flattened, then factored anew."""
+    """Any reshape: runs of dimensions with the same number of entries are flattened and then factored anew."""
     source = call.arg(0, "self")
     dims, old, new = call.dims(source), call.shape(source), call.out_shape
     out: Dims = []
@@ -51,16 +51,16 @@ def _regroup(call: Call, dims: Dims, sizes: list[int]) -> Dims:
 
 
 def view(call: Call) -> Dims:
-    """A reshape whose sizes are arguments; a view as another type is none."""
+    """A reshape whose sizes are arguments. A view as another dtype has no rule."""
     if not isinstance(call.node.args[1], (list, tuple)):
-        call.freeze_inputs()
-        return call.whole(call.out_shape, call.why)
+        call.keep_inputs_whole()
+        return call.whole_dims(call.out_shape, call.why)
     out = regroup(call)
     sizes = list(call.node.args[1])
     for position, (size, dim) in enumerate(zip(sizes, out, strict=True)):
         if call.structure.free(dim):
             if not isinstance(size, int) and -1 not in sizes:
-                # Computed from the batch (channels that moved into it): what is left when all others are known.
+                # A size that is computed from the batch, into which channels were moved: it follows from the others.
                 sizes[position] = size = -1
                 call.node.args = (call.node.args[0], sizes)
             call.resize((1, position), dim)
@@ -77,7 +77,7 @@ def unflatten(call: Call) -> Dims:
 
 
 def reshape_as(call: Call) -> Dims:
-    """The sizes are those of another tensor."""
+    """A reshape to the sizes of another tensor."""
     out = regroup(call)
     for ours, theirs in zip(out, call.dims(call.arg(1, "other")), strict=True):
         call.unify(ours, theirs)
@@ -85,7 +85,7 @@ def reshape_as(call: Call) -> Dims:
 
 
 def expand(call: Call) -> Dims:
-    """Size 1 becomes any size: a new dimension, which whatever it meets later may tie to channels."""
+    """Size 1 becomes any size: a new dimension, which a later op may unify with channels."""
     x, shape = call.dims(call.arg(0, "self")), call.out_shape
     lead = len(shape) - len(x)
     out: Dims = []
@@ -93,7 +93,7 @@ def expand(call: Call) -> Dims:
         dim = x[axis - lead] if axis >= lead else ONE
         if call.structure.size(dim) == 1 and size > 1:
             computed = not isinstance(call.node.args[1][axis], int)  # type: ignore[index]
-            dim = call.structure.fresh(size, frozen="expanded to a computed size" if computed else None)
+            dim = call.structure.fresh(size, kept_whole="expanded to a computed size" if computed else None)
         if call.structure.free(dim):
             call.resize((1, axis), dim)
         out.append(dim)
@@ -115,12 +115,12 @@ def transpose(call: Call) -> Dims:
     return x
 
 
-# Of ops that do not say which.
+# The dimensions that are swapped by ops without arguments for them.
 _SWAPPED = {"t": (0, 1), "numpy_T": (0, 1), "matrix_H": (0, 1), "mT": (-2, -1), "mH": (-2, -1), "adjoint": (-2, -1)}
 
 
 def cat(call: Call) -> Dims:
-    """The dimension joined is a sum; all others agree."""
+    """The joined dimension is the sum of those of the tensors; all others agree."""
     tensors = call.arg(0, "tensors")
     parts = [call.dims(tensor) for tensor in tensors]
     axis = call.arg(1, "dim", 0) % len(parts[0])
@@ -134,7 +134,7 @@ def cat(call: Call) -> Dims:
 
 
 def split(call: Call) -> list[Dims]:
-    """A dimension cut into parts of given sizes."""
+    """A dimension is split into parts of given sizes."""
     x, sizes = call.dims(call.arg(0, "self")), call.arg(1, "split_sizes")
     axis = call.arg(2, "dim", 0) % len(x)
     parts = call.structure.split(x[axis], sizes, call.why)
@@ -144,21 +144,23 @@ def split(call: Call) -> list[Dims]:
 
 
 def cut(call: Call) -> Dims:
-    """A range of a dimension, in steps of 1."""
+    """A range of a dimension; with steps other than 1 the dimension is kept whole."""
     x, shape = call.dims(call.arg(0, "self")), call.shape(call.arg(0, "self"))
     axis = call.arg(1, "dim", 0) % len(x)
     start, end, step = call.arg(2, "start", None), call.arg(3, "end", None), call.arg(4, "step", 1)
     if not call.structure.free(x[axis]) or call.out_shape == shape:
         size = call.out_shape[axis]
-        return [dim if i != axis or size == shape[i] else call.whole([size], call.why)[0] for i, dim in enumerate(x)]
+        return [
+            dim if i != axis or size == shape[i] else call.whole_dims([size], call.why)[0] for i, dim in enumerate(x)
+        ]
     if step != 1 or not isinstance(start, int | None) or not isinstance(end, int | None):
-        call.structure.freeze(x[axis], call.why)
-        return [*x[:axis], *call.whole([call.out_shape[axis]], call.why), *x[axis + 1 :]]
+        call.structure.keep_whole(x[axis], call.why)
+        return [*x[:axis], *call.whole_dims([call.out_shape[axis]], call.why), *x[axis + 1 :]]
     first, last, _ = slice(start, end).indices(shape[axis])
     sizes = [first, last - first, shape[axis] - last]
     parts = iter(call.structure.split(x[axis], [size for size in sizes if size], call.why))
     before, kept = (next(parts) if sizes[0] else ()), next(parts)
-    # As numbers from the front: a negative end would count channels that a level has dropped.
+    # The range is written with numbers from the front, since a negative end would count channels that a level drops.
     call.node.args = (call.node.args[0], axis, first, last)
     call.node.kwargs = {}
     if before:
@@ -168,17 +170,17 @@ def cut(call: Call) -> Dims:
 
 
 def expand_as(call: Call) -> Dims:
-    """The sizes are those of another tensor."""
+    """Dimensions of size 1 are expanded to the sizes of another tensor."""
     return call.broadcast(call.tensors())
 
 
 def filled(call: Call) -> Dims:
-    """A new tensor of a given size: whatever it meets later may tie it to channels."""
+    """A new tensor of given sizes, whose dimensions a later op may unify with channels."""
     place = 1 if call.name.startswith("new_") else 0
     sizes = call.arg(place, "size")
     out: Dims = []
     for axis, size in enumerate(call.out_shape):
-        dim = call.structure.fresh(size, frozen=None if isinstance(sizes[axis], int) else "a computed size")
+        dim = call.structure.fresh(size, kept_whole=None if isinstance(sizes[axis], int) else "a computed size")
         call.resize((place, axis), dim)
         out.append(dim)
     return out
@@ -191,21 +193,21 @@ def getitem(call: Call) -> Dims:
 
 
 def unsqueeze(call: Call) -> Dims:
-    """A dimension of size 1 more."""
+    """A new dimension of size 1."""
     x = call.dims(call.arg(0, "self"))
     x.insert(call.arg(1, "dim") % (len(x) + 1), ONE)
     return x
 
 
 def stack(call: Call) -> Dims:
-    """All dimensions agree; the new one stays whole."""
+    """All dimensions agree, and the new one is kept whole."""
     tensors = call.arg(0, "tensors")
     out = call.dims(tensors[0])
     for other in tensors[1:]:
         for ours, theirs in zip(out, call.dims(other), strict=True):
             call.unify(ours, theirs)
     out = [call.structure.resolve(dim) for dim in out]
-    out.insert(call.arg(1, "dim", 0) % (len(out) + 1), call.structure.fresh(len(tensors), frozen="stacked tensors"))
+    out.insert(call.arg(1, "dim", 0) % (len(out) + 1), call.structure.fresh(len(tensors), kept_whole="stacked tensors"))
     return out
 
 
@@ -217,10 +219,10 @@ def repeat(call: Call) -> Dims:
     out: Dims = []
     for dim, count, size in zip(x, counts, call.out_shape, strict=True):
         if isinstance(count, int):
-            out.append(call.structure.times(call.structure.fresh(count, frozen="copies"), dim, call.why))
+            out.append(call.structure.times(call.structure.fresh(count, kept_whole="copies"), dim, call.why))
         else:
-            call.structure.freeze(dim, f"a computed size of {call.why}")
-            out.append(call.structure.fresh(size, frozen=call.why))
+            call.structure.keep_whole(dim, f"a computed size of {call.why}")
+            out.append(call.structure.fresh(size, kept_whole=call.why))
     return out
 
 
@@ -228,15 +230,15 @@ def repeat_interleave(call: Call) -> Dims:
     """Copies of each entry of a dimension."""
     x, count, axis = call.dims(call.arg(0, "self")), call.arg(1, "repeats"), call.arg(2, "dim")
     if not isinstance(count, int) or axis is None:
-        call.freeze_inputs()
-        return call.whole(call.out_shape, call.why)
-    copies = call.structure.fresh(count, frozen="copies")
+        call.keep_inputs_whole()
+        return call.whole_dims(call.out_shape, call.why)
+    copies = call.structure.fresh(count, kept_whole="copies")
     x[axis] = call.structure.times(x[axis], copies, call.why)
     return x
 
 
 def movedim(call: Call) -> Dims:
-    """Some dimensions at other places, the rest in order."""
+    """Some dimensions move to other positions, and the rest keep their order."""
     x = call.dims(call.arg(0, "self"))
     pairs = [call.arg(1, "source"), call.arg(2, "destination")]
     source, destination = ([axis % len(x) for axis in ([p] if isinstance(p, int) else p)] for p in pairs)
@@ -246,11 +248,11 @@ def movedim(call: Call) -> Dims:
 
 
 def narrow(call: Call) -> Dims:
-    """As a slice, given by its length."""
+    """A slice that is given by its start and its length."""
     axis, start, length = call.node.args[1:4]
     if not (isinstance(start, int) and isinstance(length, int)):
-        call.freeze_inputs()
-        return call.whole(call.out_shape, call.why)
+        call.keep_inputs_whole()
+        return call.whole_dims(call.out_shape, call.why)
     call.node.target = torch.ops.aten.slice.Tensor
     call.node.args, call.node.kwargs = (call.node.args[0], axis, start, start + length), {}
     return cut(call)
@@ -272,43 +274,43 @@ def pixel_shuffle(call: Call) -> Dims:
     x, factor = call.dims(call.arg(0, "self")), int(call.arg(1, "upscale_factor"))
     channels = call.structure.size(x[-3]) // factor**2
     kept, inner = call.structure.factor(x[-3], [channels, factor**2], call.why)
-    call.structure.freeze(inner, "spatial")
-    return [*x[:-3], kept, *call.whole(call.out_shape[-2:], "spatial")]
+    call.structure.keep_whole(inner, "spatial")
+    return [*x[:-3], kept, *call.whole_dims(call.out_shape[-2:], "spatial")]
 
 
 def pixel_unshuffle(call: Call) -> Dims:
     """``(N, C, H * r, W * r) -> (N, C * r * r, H, W)``."""
     x, factor = call.dims(call.arg(0, "self")), int(call.arg(1, "downscale_factor"))
     for dim in x[-2:]:
-        call.structure.freeze(dim, call.why)
-    places = call.structure.fresh(factor**2, frozen="spatial")
-    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole(call.out_shape[-2:], "spatial")]
+        call.structure.keep_whole(dim, call.why)
+    places = call.structure.fresh(factor**2, kept_whole="spatial")
+    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole_dims(call.out_shape[-2:], "spatial")]
 
 
 def patches(call: Call) -> Dims:
-    """``(N, C, H, W) -> (N, C * k * k, L)``: what a kernel sees at each place."""
+    """``(N, C, H, W) -> (N, C * k * k, L)``: the patch under a kernel at each position."""
     x, kernel = call.dims(call.arg(0, "self")), call.arg(1, "kernel_size")
     for dim in x[-2:]:
-        call.structure.freeze(dim, call.why)
-    places = call.structure.fresh(prod(kernel), frozen="spatial")
-    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole(call.out_shape[-1:], "spatial")]
+        call.structure.keep_whole(dim, call.why)
+    places = call.structure.fresh(prod(kernel), kept_whole="spatial")
+    return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole_dims(call.out_shape[-1:], "spatial")]
 
 
 def folded(call: Call) -> Dims:
     """``(N, C * k * k, L) -> (N, C, H, W)``: the transpose of :func:`patches`."""
     x, kernel = call.dims(call.arg(0, "self")), call.arg(2, "kernel_size")
-    call.structure.freeze(x[-1], call.why)
+    call.structure.keep_whole(x[-1], call.why)
     kept, inner = call.structure.factor(x[-2], [call.structure.size(x[-2]) // prod(kernel), prod(kernel)], call.why)
-    call.structure.freeze(inner, "spatial")
-    return [*x[:-2], kept, *call.whole(call.out_shape[-2:], "spatial")]
+    call.structure.keep_whole(inner, "spatial")
+    return [*x[:-2], kept, *call.whole_dims(call.out_shape[-2:], "spatial")]
 
 
 def windows(call: Call) -> Dims:
-    """``Tensor.unfold``: a dimension in windows; their entries become a last dimension."""
+    """``Tensor.unfold``: a dimension becomes a dimension of windows, and their entries a new last dimension."""
     x = call.dims(call.arg(0, "self"))
     axis = call.arg(1, "dimension") % len(x)
-    call.structure.freeze(x[axis], call.why)
-    new = call.whole([call.out_shape[axis], call.out_shape[-1]], call.why)
+    call.structure.keep_whole(x[axis], call.why)
+    new = call.whole_dims([call.out_shape[axis], call.out_shape[-1]], call.why)
     return [*x[:axis], new[0], *x[axis + 1 :], new[1]]
 
 

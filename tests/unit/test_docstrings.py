@@ -1,0 +1,143 @@
+"""Docstrings of the public names: they describe every parameter, and their examples run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lightning_lcs
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+# Names whose docstring has no example yet. The list only shrinks: a name that has an example must be taken off it.
+WITHOUT_EXAMPLE = frozenset(
+    """
+    BatchNormRecalibration BitsFile CompressibleSubspaceWrapper Evaluation Exported Int8File Int8Network
+    LCSCallback LayerChoice Level Quantized Run RuntimeStatistics SparseLevels Structured SubspaceModel
+    TradeoffMonitor Unstructured alpha_key best_under convert_norms default_names drifts_of export_int8
+    export_onnx export_torch followed int8_network level_axis load_bits load_sparse log_curve log_key log_values
+    lower_is_better main measured method_settings metric_names names_of pack_bits pack_sparse pareto_front
+    plan_of plot_curves point_of print_curves read_csv read_curves read_history read_losses read_rows read_runs
+    recalibrate rows save_bits save_level save_sparse summary_of time_levels unpack_bits unpack_sparse
+    use_sparse_layers workspace write_csv write_history write_report write_rows write_text
+    """.split()
+)
+
+
+def resolve(path: str) -> Any:
+    """The module, class or function of a dotted path."""
+    names = path.split(".")
+    for length in range(len(names), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(names[:length]))
+        except ModuleNotFoundError as error:
+            if not path.startswith(str(error.name)):
+                raise
+            continue
+        for name in names[length:]:
+            found = getattr(found, name)
+        return found
+    raise ModuleNotFoundError(path)
+
+
+def members_of(module: Any, only: list[str] | None) -> list[Any]:
+    """The public classes and functions that a module defines."""
+    return [
+        value
+        for name, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+        and (only is None or name in only)
+    ]
+
+
+def reference_objects() -> list[Any]:
+    """Every class and function on a reference page, those of the modules on it included."""
+    found: list[Any] = []
+    for page in sorted(REFERENCE.glob("*.md")):
+        for directive in re.finditer(r"^::: (\S+)\n((?:    .*\n)*)", page.read_text() + "\n", re.MULTILINE):
+            value = resolve(directive[1])
+            if inspect.ismodule(value):
+                only = re.search(r"^      members: \[(.*)\]", directive[2], re.MULTILINE)
+                found += members_of(value, re.split(r",\s*", only[1]) if only else None)
+            else:
+                found.append(value)
+    return found
+
+
+PUBLIC = {
+    value.__qualname__: value
+    for value in (*(getattr(lightning_lcs, name) for name in lightning_lcs.__all__), *reference_objects())
+}
+
+
+def section_of(docstring: str, *titles: str) -> str:
+    """The lines of a docstring's first section of one of these titles, indented by four; empty without one."""
+    found = re.search(rf"^(?:{'|'.join(titles)}):\n((?:    .*\n|\n)*)", docstring + "\n", re.MULTILINE)
+    return found[1] if found else ""
+
+
+def entries_of(docstring: str) -> dict[str, str]:
+    """Parameters or attributes by name, with the first line of their descriptions."""
+    section = section_of(docstring, "Args", "Attributes")
+    return dict(re.findall(r"^    \*{0,2}(\w+): (.*)", section, re.MULTILINE))
+
+
+def parameters_of(value: Any) -> list[str]:
+    return [name for name in inspect.signature(value).parameters if not name.startswith("_")]
+
+
+def test_every_name_on_the_list_is_public_and_has_no_example_yet() -> None:
+    assert set(PUBLIC) >= WITHOUT_EXAMPLE
+    finished = [name for name in WITHOUT_EXAMPLE if section_of(inspect.getdoc(PUBLIC[name]) or "", "Example")]
+    assert not finished, f"these have an example: take them off WITHOUT_EXAMPLE: {finished}"
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - WITHOUT_EXAMPLE))
+def test_docstring_describes_every_parameter(name: str) -> None:
+    entries = entries_of(inspect.getdoc(PUBLIC[name]) or "")
+    parameters = parameters_of(PUBLIC[name])
+    assert set(entries) >= set(parameters), f"not described: {sorted(set(parameters) - set(entries))}"
+    known = {*parameters, *(attribute for attribute in dir(PUBLIC[name]))}
+    assert known >= set(entries), f"no such parameter or attribute: {sorted(set(entries) - known)}"
+    small = [entry for entry, text in entries.items() if text[:1].islower()]
+    assert not small, f"descriptions start with a capital letter: {small}"
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - WITHOUT_EXAMPLE))
+def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = section_of(inspect.getdoc(PUBLIC[name]) or "", "Example")
+    example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    assert example.examples, "the docstring has no example: add a section 'Example:' with lines that start with >>>"
+    report: list[str] = []
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed, _ = doctest.DocTestRunner(optionflags=flags).run(example, out=report.append)
+    assert not failed, "".join(report)
+
+
+def broken() -> None:
+    """Misses its result.
+
+    Example:
+        >>> 1 + 1
+        3
+    """
+
+
+def test_a_wrong_example_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PUBLIC, "broken", broken)
+    with pytest.raises(AssertionError, match="Expected"):
+        test_example_runs("broken", tmp_path, monkeypatch)
+
+
+def test_a_parameter_without_description_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PUBLIC, "scaled", lambda value, factor: value * factor)
+    with pytest.raises(AssertionError, match="factor"):
+        test_docstring_describes_every_parameter("scaled")
