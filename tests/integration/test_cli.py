@@ -18,6 +18,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended:UserWarning"),
     pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists and is not empty:UserWarning"),
 ]
+# The mean over a validation set, by Lightning in float32 at the end of fit and by the curve in float64.
+LOSS_TOLERANCE = 1e-5
 # Few steps and small images: the command is tested, not the training.
 SHORT = [
     "--trainer.max_epochs=1",
@@ -63,7 +65,7 @@ def test_the_example_twice_and_then_validated(tmp_path, monkeypatch):
     assert (folder / "version_1" / "metrics.csv").read_text() == losses
     again = rows(folder / "version_2" / "curve.csv")
     for row, other in zip(again, second, strict=True):
-        assert float(row["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=1e-6)
+        assert float(row["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=LOSS_TOLERANCE)
 
 
 @pytest.mark.parametrize(
