@@ -18,6 +18,7 @@ def remembering(trace: Tracer) -> Tracer:
     """A tracer that gives a copy of an earlier trace where one of an equal network and call was made."""
     known: dict[Any, Trace] = {}
 
+    @torch.compiler.disable  # as if it were not there, where a compiled network is traced
     def remembered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
         key = _key(module, args, kwargs)
         if key is None:
