@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -48,12 +49,19 @@ def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
                     place = places.setdefault(id(tensor), len(places))
                     parts += [key, place, None if tensor is None else _of_tensor(tensor)]
             else:
-                text = repr(value)
+                # The tracer puts a function that does nothing in the place of hooks that only watch.
+                own = [_name(hook) for hook in value.values()] if "_hooks" in name and value else value
+                text = repr(own)
                 # Tensors, functions, modules in lists and objects that don't say what they hold.
                 if "tensor(" in text or " at 0x" in text or _holds_module(value):
                     return None
                 parts += [name, text]
     return tuple(parts)
+
+
+def _name(hook: Any) -> Any:
+    """The name of a function that is always the same."""
+    return hook.__qualname__ if isinstance(hook, FunctionType) and "<" not in hook.__qualname__ else hook
 
 
 def _holds_module(value: Any) -> bool:

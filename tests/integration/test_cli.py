@@ -48,7 +48,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_the_example_twice_and_then_validated(tmp_path, monkeypatch):
+def test_the_example_twice_and_then_validated_and_predicting(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["--config", str(EXAMPLE), *SHORT]
     main(["fit", *arguments])
@@ -66,6 +66,7 @@ def test_the_example_twice_and_then_validated(tmp_path, monkeypatch):
     again = rows(folder / "version_2" / "curve.csv")
     for row, other in zip(again, second, strict=True):
         assert float(row["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=LOSS_TOLERANCE)
+    main(["predict", *arguments, "--ckpt_path", str(folder / "last.ckpt"), "--trainer.limit_predict_batches=1"])
 
 
 @pytest.mark.parametrize(
@@ -163,13 +164,6 @@ def test_modules_in_the_current_folder_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     (tmp_path / "its_data.py").write_text("from lightning_lcs.data import DigitsDataModule as Digits\n")
     main(["fit", "--config", config(tmp_path), "--data=its_data.Digits", NO_TRAINING])
-
-
-def test_a_checkpoint_predicts(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--config", str(EXAMPLE), *SHORT]
-    main(["fit", *arguments])
-    main(["predict", *arguments, "--ckpt_path", "runs/structured/last.ckpt", "--trainer.limit_predict_batches=1"])
 
 
 def test_help_has_the_options_that_the_docs_name(capsys):
