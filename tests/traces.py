@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lightning_lcs.graph.tracing.trace import Trace
 
@@ -28,9 +28,17 @@ def remembering(trace: Tracer) -> Tracer:
             known[key] = trace(module, args, kwargs)
         made = known[key]
         constants = {name: value.clone() for name, value in made.constants.items()}
-        return dataclasses.replace(made, graph=copy.deepcopy(made.graph), constants=constants)
+        return dataclasses.replace(made, graph=_copied(made.graph), constants=constants)
 
     return remembered
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    """With the names of the original: copying turns those of Python's builtins, such as input, into others."""
+    twin = copy.deepcopy(graph)
+    for mine, theirs in zip(twin.nodes, graph.nodes, strict=True):
+        mine.name = theirs.name
+    return twin
 
 
 def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
