@@ -293,10 +293,9 @@ def test_checkpointing_that_hides_gradients_is_an_error() -> None:
     assert all(not child._forward_pre_hooks for child in net.modules())
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet10t", 32), ("test_vit", 160)])
-def test_timm_s_gradient_checkpointing_is_told(name: str, size: int) -> None:
-    net = timm.create_model(name, num_classes=5).train()
-    x = torch.randn(2, 3, size, size)
+def test_timm_s_gradient_checkpointing_is_told() -> None:
+    net = timm.create_model("resnet10t", num_classes=5).train()
+    x = torch.randn(2, 3, 32, 32)
     assert told(lambda: SubspaceModel(net, x, subspace="point"))[1] == []
     net.set_grad_checkpointing()
     with pytest.warns(UserWarning, match=r"gradient checkpointing \(of \w+\.\d+.*\) saves memory at alpha = 1 only"):
