@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test cuda cuda-bench browser bolts oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long results-page env clean
+.PHONY: demo test processors cuda cuda-bench browser bolts oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long results-page env clean
 
 env: $(READY)
 
@@ -16,8 +16,15 @@ $(READY): pyproject.toml
 demo: $(READY)  ## train on real images in about two minutes, and show the curve
 	$(BIN)/lightning-lcs demo
 
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not browser and not bolts and not cuda' -n 2
+
 test: $(READY)  ## on two cores, one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not browser and not bolts and not cuda' -n 2
+	$(TESTS)
+
+processors: $(READY)  ## the tests with the kernels of three processors: this one, one with AVX2, one with SSE4.1; not in CI
+	$(TESTS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(TESTS)
+	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default $(TESTS)
 
 cuda: $(READY)  ## on a CUDA device: the same as on the processor
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'cuda and not benchmark' tests/cuda

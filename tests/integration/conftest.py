@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from lightning_lcs.graph import network
 from tests.integration import support
+from tests.integration.traces import remembering
 
 # Lightning's own advice and deprecations, none of it about this package; everything else stays an error.
 ADVICE = (
@@ -50,3 +52,10 @@ def train() -> DataLoader[tuple[torch.Tensor, ...]]:
 def val() -> DataLoader[tuple[torch.Tensor, ...]]:
     """Three batches, the last of them smaller."""
     return support.loader(support.digits(48, 40))
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _traces_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "trace", remembering(network.trace))
+        yield

@@ -121,11 +121,16 @@ def collate(make, samples):
     return make(torch.stack(images), torch.stack(labels))
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    return plain(tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.parametrize(
     "kind",
     list(COLLATE),
 )
-def test_batches_of_other_types(tmp_path, kind):
+def test_batches_of_other_types(tmp_path, kind, expected):
     """No warning, either, that the run without the callback does not give."""
     make, pair = COLLATE[kind]
     options = {"collate_fn": functools.partial(collate, make)}
@@ -134,7 +139,7 @@ def test_batches_of_other_types(tmp_path, kind):
     torch.manual_seed(3)
     module = Shaped(pair)
     ours = fit(tmp_path, module, *loaders)
-    assert_same(ours, plain(tmp_path))
+    assert_same(ours, expected)
     assert len(module.seen) == 1
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_lcs import Structured, SubspaceModel
 from tests.integration.support import Data, Module, Net, digits, lcs, trainer
 
-# A small network as a graph of its own: other memory layout, same operations.
+# The same operations, but another memory layout (a graph of its own) or other threads (a process of its own).
 OUTPUT_TOLERANCE = 1e-5
 IMAGES = digits(0, 8).tensors[0]
 
@@ -102,13 +102,13 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path):
         assert point.metrics == other.metrics
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_weights_only_checkpoints_keep_the_subspace(tmp_path, alpha):
+def test_weights_only_checkpoints_keep_the_subspace(tmp_path):
     _, callback, path = fitted(tmp_path, saving={"save_weights_only": True})
     model = SubspaceModel.from_checkpoint(path, Net())
     assert_same_endpoints(model, callback.subspace_model)
     assert_same_statistics(model, callback.subspace_model)
-    assert torch.equal(outputs(model, alpha), outputs(callback.subspace_model, alpha))
+    for alpha in (0.0, 0.5, 1.0):
+        assert torch.equal(outputs(model, alpha), outputs(callback.subspace_model, alpha))
 
 
 def test_saving_after_fit(tmp_path):
@@ -262,8 +262,8 @@ def test_a_new_process_opens_it_with_the_network_or_the_module(tmp_path):
     assert [alpha for alpha, _, _ in found] == [0.0, 0.5, 1.0] * 2
     for alpha, at_level, materialized in found:
         expected = outputs(callback.subspace_model, alpha)
-        assert torch.equal(at_level, expected)
-        assert (materialized - expected).abs().max() <= OUTPUT_TOLERANCE * expected.abs().max()
+        for output in (at_level, materialized):
+            assert (output - expected).abs().max() <= OUTPUT_TOLERANCE * expected.abs().max()
 
 
 def test_a_point_subspace(tmp_path):

@@ -229,6 +229,6 @@ def test_as_many_tensors_after_every_epoch(tmp_path):
             self.counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
 
     counted = Counted()
-    once(Mine(), lcs(every_n_epochs=1), counted, folder=tmp_path, max_epochs=5)
+    once(Mine(), lcs(every_n_epochs=1), counted, folder=tmp_path, max_epochs=4)
     # From the second epoch on everything has been traced and stored once.
     assert len(set(counted.counts[2:])) == 1

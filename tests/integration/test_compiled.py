@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from tests.integration.beside import Mine, assert_same_curve, fit
+from lightning_lcs.graph.network import TracedNetwork
+from tests.integration.beside import Mine, fit
 from tests.integration.support import lcs
+
+# One step in float32 by compiled code, relative to the largest entry of each tensor.
+COMPILED_TOLERANCE = 1e-5
 
 pytestmark = [
     # Of the guard that looks for calls past the network's forward.
@@ -34,6 +38,12 @@ def whole(module):
     return torch.compile(module, backend="eager")
 
 
+@pytest.fixture
+def _tracing_is_not_compiled(monkeypatch):
+    """Dynamo takes 20 seconds to look through our tracing; one test lets it."""
+    monkeypatch.setattr(TracedNetwork, "program", torch.compiler.disable(TracedNetwork.program))
+
+
 def check_trained_as_uncompiled(folder, compiled, **options):
     limits = {"limit_train_batches": 1, "limit_val_batches": 1}
     # Two levels: every other one is compiled anew.
@@ -44,16 +54,22 @@ def check_trained_as_uncompiled(folder, compiled, **options):
     theirs = dict(plain.named_parameters())
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        # Compilers that keep every operation as it is give every bit as it is.
-        assert torch.equal(ours[name], value), name
-    assert_same_curve(callback, plain_callback)
+        assert (ours[name] - value).abs().max() <= COMPILED_TOLERANCE * value.abs().max(), name
+    assert len(callback.curve) == 2
+    for found, expected in zip(callback.curve, plain_callback.curve, strict=True):
+        assert found.metrics == pytest.approx(expected.metrics, rel=COMPILED_TOLERANCE)
 
 
-@pytest.mark.parametrize("compiled", [in_place, whole])
-def test_compiled_where_nothing_is_renamed(tmp_path, compiled):
-    check_trained_as_uncompiled(tmp_path, compiled)
+def test_compiled_in_place(tmp_path):
+    check_trained_as_uncompiled(tmp_path, in_place)
 
 
+@pytest.mark.usefixtures("_tracing_is_not_compiled")
+def test_a_compiled_module(tmp_path):
+    check_trained_as_uncompiled(tmp_path, whole)
+
+
+@pytest.mark.usefixtures("_tracing_is_not_compiled")
 def test_a_wrapped_network_that_is_named(tmp_path):
     check_trained_as_uncompiled(tmp_path, wrapped, target="net._orig_mod")
 

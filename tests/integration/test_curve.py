@@ -10,8 +10,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from tests.integration.support import Module, Net, digits, lcs, loader, trainer
 
-# Sums of float32 losses in another order.
-LOSS_TOLERANCE = 1e-6
+# Means of float32 losses near 2.3, in batches of another size.
+LOSS_TOLERANCE = 1e-5
 # Accuracies are counts over 40 images, averaged in float32 at alpha = 1 and in float64 elsewhere.
 ACCURACY_TOLERANCE = 1e-6
 

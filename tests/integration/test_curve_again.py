@@ -8,9 +8,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_lcs import BatchNormRecalibration, LCSCallback, SubspaceModel, TradeoffMonitor
 from tests.integration.support import Data, Module, Net, digits, lcs, loader, trainer
 
-# alpha = 1 is averaged by Lightning in float32 at the end of fit.
-METRIC_TOLERANCE = 1e-6
-# The same small network as a graph of its own: other memory layout, same operations.
+# Losses near 2.3: Lightning averages those of alpha = 1 in float32 at the end of fit, the curve averages in float64.
+METRIC_TOLERANCE = 1e-5
+# The same operations, but another memory layout (a graph of its own) or other kernels (another batch size).
 OUTPUT_TOLERANCE = 1e-5
 
 
@@ -122,7 +122,9 @@ def test_predictions_at_a_level_are_those_of_the_materialized_model(tmp_path):
         full = module.eval()(images.tensors[0])
     assert (predicted - expected).abs().max() <= OUTPUT_TOLERANCE * expected.abs().max()
     assert (predicted - full).abs().max() > 0.01
-    assert torch.equal(torch.cat(run.predict(module, loader(images))), full)
+    # Two batches against one.
+    at_full = torch.cat(run.predict(module, loader(images)))
+    assert (at_full - full).abs().max() <= OUTPUT_TOLERANCE * full.abs().max()
 
 
 def test_validate_at_a_level_shows_the_numbers_of_that_level(tmp_path):

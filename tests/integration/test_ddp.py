@@ -54,16 +54,37 @@ def check_ranks_agree(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert a["monitored"] == b["monitored"]
 
 
-def test_two_processes_train_as_one(tmp_path):
-    ddp = [{}, {"gradient_as_bucket_view": True}, {"find_unused_parameters": True}]
-    options = [
-        {"subspace": "point"},
-        {"subspace": "line", "trainer": {"accumulate_grad_batches": 2}},
+# What one process and two run alike: for two, options of DDPStrategy.
+ALIKE = [
+    ({"subspace": "point"}, {}),
+    ({"subspace": "line", "trainer": {"accumulate_grad_batches": 2}}, {"gradient_as_bucket_view": True}),
+    (
         {"subspace": "line", "line_parameters": "all", "diversity_weight": 0.0},
-    ]
-    alone = run(tmp_path / "one", 1, options)
-    together = run(tmp_path / "two", 2, [{**each, "ddp": of_ddp} for each, of_ddp in zip(options, ddp, strict=True)])
-    for (one,), (first, second) in zip(alone, together, strict=True):
+        {"find_unused_parameters": True},
+    ),
+]
+BY_MODE = [{"mode": mode, "subspace": "line", "warmup": 0, "line_parameters": "all"} for mode in MODES]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ddp")
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """One process for all runs: it takes longer to start than a run takes."""
+    return run(folder / "one", 1, [*[options for options, _ in ALIKE], BY_MODE[0]])
+
+
+@pytest.fixture(scope="module")
+def together(folder):
+    options = [{**options, "ddp": ddp} for options, ddp in ALIKE]
+    return run(folder / "two", 2, [*options, *BY_MODE, {"subspace": "line", "batch_norm": True}])
+
+
+def test_two_processes_train_as_one(alone, together):
+    for (one,), (first, second) in zip(alone[: len(ALIKE)], together[: len(ALIKE)], strict=True):
         check_one_and_two(one, first, second)
 
 
@@ -77,10 +98,9 @@ def check_one_and_two(one: dict[str, Any], first: dict[str, Any], second: dict[s
     assert first["synchronised"] == first["steps"] == one["steps"]
 
 
-def test_other_modes_and_batch_norm(tmp_path):
+def test_other_modes_and_batch_norm(folder, alone, together):
     """One level per step, back-propagated by Lightning itself; and statistics that are reduced over ranks."""
-    modes = [{"mode": mode, "subspace": "line", "warmup": 0, "line_parameters": "all"} for mode in MODES]
-    *by_mode, with_batch_norm = run(tmp_path / "two", 2, [*modes, {"subspace": "line", "batch_norm": True}])
+    *by_mode, with_batch_norm = together[len(ALIKE) :]
     for first, second in by_mode:
         check_ranks_agree(first, second)
         assert first["synchronised"] == first["steps"]
@@ -88,11 +108,13 @@ def test_other_modes_and_batch_norm(tmp_path):
         for level, ranges in first["ranges"].items():
             assert largest_difference(ranges, second["ranges"][level]) == 0.0
     assert by_mode[1][0]["ranges"]
-    ((one,),) = run(tmp_path / "one", 1, modes[:1])
+    (one,) = alone[-1]
     assert largest_difference(one["weights"], by_mode[0][0]["weights"]) <= TOLERANCE
     first, second = with_batch_norm
     check_ranks_agree(first, second)
     assert len(first["statistics"]) == 2
-    model = SubspaceModel.from_checkpoint(tmp_path / "two" / "2" / "last.ckpt", Headed(torch.nn.BatchNorm2d))
+    model = SubspaceModel.from_checkpoint(
+        folder / "two" / str(len(together) - 1) / "last.ckpt", Headed(torch.nn.BatchNorm2d)
+    )
     for level, tensors in model.statistics.items():
         assert largest_difference(tensors, first["statistics"][level]) == 0.0

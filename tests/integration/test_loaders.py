@@ -9,8 +9,8 @@ from torch.utils.data import IterableDataset
 from tests.integration.support import Net, digits, group_norm, lcs, loader, trainer
 from tests.integration.test_batches import Shaped, assert_same, fit, plain
 
-# Means of the same float32 numbers in batches of other sizes.
-METRIC_TOLERANCE = 1e-6
+# Means of the same float32 losses near 2.3, in batches of other sizes.
+METRIC_TOLERANCE = 1e-5
 
 
 class Stream(IterableDataset):

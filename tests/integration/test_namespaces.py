@@ -13,6 +13,9 @@ from lightning_lcs import BatchNormRecalibration, LCSCallback, SubspaceModel, Tr
 from lightning_lcs.training import publish
 from tests.integration.support import Net, digits, lcs, loader
 
+# Losses near 2.3: Lightning averages those of alpha = 1 in float32 at the end of fit, the curve averages in float64.
+METRIC_TOLERANCE = 1e-5
+
 
 def namespace(name):
     pytest.importorskip(name.partition(".")[0], reason=f"{name} is not installed: its users are not tested")
@@ -160,7 +163,8 @@ def test_validate_from_a_checkpoint(tmp_path, pl, theirs, data, trainer):
     callback, again = lcs(), lcs()
     trainer(callback, saving).fit(theirs(), datamodule=data)
     trainer(again).validate(theirs(), datamodule=data, ckpt_path=tmp_path / "model.ckpt", verbose=False)
-    assert [point.metrics for point in again.curve] == [point.metrics for point in callback.curve]
+    for found, expected in zip(again.curve, callback.curve, strict=True):
+        assert found.metrics == pytest.approx(expected.metrics, abs=METRIC_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["EMAWeightAveraging", "StochasticWeightAveraging", "ModelPruning"])

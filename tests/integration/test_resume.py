@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from tests.integration.support import Module, digits, lcs, loader, trainer
 
 STEPS, EPOCHS = 3, 2  # per epoch; in all
-# A mean of losses by Lightning in float32 and by the curve in float64. All else is bitwise.
-METRIC_TOLERANCE = 1e-6
+# Losses near 2.3, averaged by Lightning in float32 and by the curve in float64. All else is bitwise.
+METRIC_TOLERANCE = 1e-5
 
 with_and_without = pytest.mark.parametrize("subspace", [None, "point", "line"], ids=["plain", "point", "line"])
 

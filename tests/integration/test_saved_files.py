@@ -9,6 +9,9 @@ from lightning_lcs import SubspaceModel
 from tests.integration.support import digits
 from tests.integration.test_resume import Mine, Run, assert_same
 
+# Means and variances of a convolution's outputs in float32.
+STATISTICS_TOLERANCE = 1e-5
+
 
 class Steps(Callback):
     """Both endpoints after every step."""
@@ -49,5 +52,6 @@ def test_every_file_holds_both_endpoints_and_their_statistics(tmp_path, options,
         order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
         model.recalibrate(digits(0, 48).tensors[0][order].split(16), list(statistics))
         assert statistics.keys() == {0.0, 0.5}
-        assert_same(statistics, model.statistics)
+        # Collected by training_step there, by the network alone here.
+        torch.testing.assert_close(model.statistics, statistics, rtol=0.0, atol=STATISTICS_TOLERANCE)
     assert sorted(found) == expected

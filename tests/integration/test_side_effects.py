@@ -11,8 +11,8 @@ from torch import nn
 from lightning_lcs import SubspaceModel
 from tests.integration.support import Module, Net, digits, lcs, loader, trainer
 
-# A mean of float32 losses in another order.
-LOSS_TOLERANCE = 1e-6
+# A mean of float32 losses near 2.3, in another order.
+LOSS_TOLERANCE = 1e-5
 # Lightning makes it on first use.
 LAZY = {"_hparams"}
 

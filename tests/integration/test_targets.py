@@ -9,6 +9,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from tests.integration.support import Module, Net, digits, lcs, trainer
 
+# The same small network as a graph of its own: other memory layout, same operations.
+OUTPUT_TOLERANCE = 1e-5
+
 
 def fit(folder, module, train, val, **options):
     callback = lcs(**options)
@@ -149,7 +152,8 @@ def test_the_modules_own_forward(tmp_path, train, val):
     images = digits(0, 4).tensors[0]
     small = callback.subspace_model.eval().materialize(0.0)
     with callback.subspace_model.at_alpha(0.0):
-        assert torch.equal(small(images), callback.subspace_model(images))
+        expected = callback.subspace_model(images)
+        assert (small(images) - expected).abs().max() <= OUTPUT_TOLERANCE * expected.abs().max()
 
 
 def test_a_target_that_does_not_exist(tmp_path, train, val):

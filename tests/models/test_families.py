@@ -33,7 +33,7 @@ MASKED = 1e-9
 @pytest.mark.parametrize("name", list(FEW), ids=lambda name: name.partition("@")[0])
 def test_a_family(name: str) -> None:
     found = examine(*build(f"timm:{name}", **SHORTER.get(f"timm:{name}", {})))
-    assert found.identity == 0.0
+    assert found.identity < MASKED
     assert found.trouble == ""
     assert found.masked is not None
     assert found.masked < MASKED

@@ -25,6 +25,7 @@ FAMILIES = [
     "timm:test_vit@160",
     "torchvision:shufflenet_v2_x0_5@64",
 ]
+SAME_OPS = 1e-12  # in float64: copies, other threads, other batch sizes, compiled code
 # Their code makes tensors of the type that they were traced in: lower precision is another network.
 MAKE_TENSORS = ("edgenext", "sequencer2d", "test_vit")
 SINGLE, HALF_PRECISION = 1e-4, 0.15  # float32 and bfloat16 against float64, through tens of layers
@@ -42,7 +43,7 @@ for path in sys.argv[1:]:
         net, x, expected = pickle.load(file)
     for _ in range(2):
         with torch.no_grad():
-            assert torch.equal(net(x), expected), path
+            assert (net(x) - expected).abs().max() < 1e-12 * expected.abs().max(), path  # other threads
         try:
             net.train()
         except RuntimeError as error:
@@ -71,7 +72,7 @@ def test_it_goes_where_networks_go(cut: tuple[str, SubspaceModel, Tensor], tmp_p
     assert "lightning_lcs" not in small.code  # type: ignore[operator]
     expected = small(x)
     for twin in (copy.deepcopy(small), pickled(small), pickled(copy.deepcopy(small))):
-        assert torch.equal(twin(x), expected)
+        assert relative(twin(x), expected) < SAME_OPS
         assert twin.state_dict().keys() == small.state_dict().keys()
         assert str(twin.graph) == str(small.graph)
     (tmp_path / "small.pickle").write_bytes(pickle.dumps((small, x, expected)))
@@ -80,9 +81,9 @@ def test_it_goes_where_networks_go(cut: tuple[str, SubspaceModel, Tensor], tmp_p
     assert done.returncode == 0, done.stderr
     batch = {0: torch.export.Dim("batch", min=2, max=64)}
     exported = torch.export.export(small, (x,), dynamic_shapes=(batch,), strict=False)
-    assert relative(exported.module()(x[:2]), expected[:2]) < 1e-12
+    assert relative(exported.module()(x[:2]), expected[:2]) < SAME_OPS
     torch._dynamo.reset()
-    assert relative(torch.compile(small, backend="eager")(x), expected) < 1e-12
+    assert relative(torch.compile(small, backend="eager")(x), expected) < SAME_OPS
     torch._dynamo.reset()
 
 

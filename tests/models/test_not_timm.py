@@ -16,6 +16,7 @@ from tests.models.checks import build, examine
 from tests.models.mistakes import leaves
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
+# float64, sums in another order.
 MASKED = 1e-9
 
 
@@ -36,7 +37,8 @@ def rand(*shape: int) -> Tensor:
 )
 def test_torchvision(name: str) -> None:
     found = examine(*build(f"torchvision:{name}"))
-    assert (found.identity, found.trouble, found.ungraded) == (0.0, "", [])
+    assert (found.trouble, found.ungraded) == ("", [])
+    assert found.identity < MASKED
     assert found.masked is not None
     assert found.masked < MASKED
     assert max(found.params, found.macs) <= 0.4
@@ -139,7 +141,8 @@ HAND_WRITTEN = [
 def test_hand_written(make: Callable[[], nn.Module], x: Tensor, most: float) -> None:
     torch.manual_seed(0)
     found = examine(scramble(make()).double().eval(), x.double())
-    assert (found.identity, found.trouble, found.ungraded) == (0.0, "", [])
+    assert (found.trouble, found.ungraded) == ("", [])
+    assert found.identity < MASKED
     assert found.masked is not None
     assert found.masked < MASKED
     assert max(found.params, found.macs) <= most

@@ -34,27 +34,60 @@ def test_every_public_name_is_there_and_an_unknown_one_is_named():
         _ = lightning_lcs.nothing
 
 
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """A copy of the package whose contracts hold, and count type-checking imports."""
+    folder = tmp_path_factory.mktemp("copied")
+    shutil.copytree(ROOT / "lightning_lcs", folder / "lightning_lcs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    kept = check_contracts(folder)
+    assert kept.returncode == 0, kept.stdout
+    settings = (folder / "pyproject.toml").read_text()
+    counted = settings.replace("exclude_type_checking_imports = true", "exclude_type_checking_imports = false")
+    (folder / "pyproject.toml").write_text(counted)
+    return folder
+
+
+def check_contracts(folder):
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    environment = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+ORDINARY = "import {}"
+TYPE_CHECKING = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import {}"
+
+
+@pytest.mark.parametrize("line", [ORDINARY, TYPE_CHECKING], ids=["ordinary", "type-checking"])
 @pytest.mark.parametrize(
-    ("file", "line"),
+    ("importer", "imported"),
     [
-        ("graph/channels/dims.py", "import lightning_lcs.model"),
-        ("model.py", "import timm"),
-        ("callbacks/lcs.py", "import wandb"),
+        ("graph.channels.dims", "lightning_lcs.model"),
+        ("subspace.norms", "lightning_lcs.io.checkpoint"),
+        ("model", "timm"),
+        ("callbacks.lcs", "wandb"),
     ],
 )
-def test_a_broken_contract_is_reported(tmp_path, file, line):
-    shutil.copytree(ROOT / "lightning_lcs", tmp_path / "lightning_lcs", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
-    environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    kept = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert kept.returncode == 0, kept.stdout
-    broken = tmp_path / "lightning_lcs" / file
-    broken.write_text(
-        broken.read_text().replace(
-            "from __future__ import annotations", f"from __future__ import annotations\n{line}", 1
-        )
-    )
-    failed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+def test_a_broken_contract_is_reported(copied, importer, imported, line):
+    file = copied / "lightning_lcs" / f"{importer.replace('.', '/')}.py"
+    before = file.read_text()
+    future = "from __future__ import annotations"
+    assert future in before
+    try:
+        file.write_text(before.replace(future, f"{future}\n{line.format(imported)}", 1))
+        failed = check_contracts(copied)
+    finally:
+        file.write_text(before)
     assert failed.returncode != 0
     assert "BROKEN" in failed.stdout
+    assert f"lightning_lcs.{importer} -> {imported} (l." in failed.stdout.replace("\n", " ")
+
+
+def test_a_module_without_a_layer_is_reported(copied):
+    (copied / "lightning_lcs" / "stray.py").write_text("")
+    try:
+        failed = check_contracts(copied)
+    finally:
+        (copied / "lightning_lcs" / "stray.py").unlink()
+    assert failed.returncode != 0
+    assert "stray" in failed.stdout

@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 
 from lightning_lcs import Quantized, SubspaceModel
 from lightning_lcs.export.bits import load_bits, save_bits
-from tests.helpers import Chain, Mlp, scramble
+from tests.helpers import Chain, Mlp, relative, scramble
 
+# The same operations on equal tensors, aligned otherwise in memory, by another path through the code.
+SAME_OPS = 1e-5
 NETWORKS = {"resnet18": {}, "mobilenetv3_small_050": {}, "vit_tiny_patch16_224": {"img_size": 32, "depth": 2}}
 
 
@@ -35,13 +37,13 @@ def test_a_file_is_its_level_bit_for_bit(tmp_path, name, options, alpha):
     expected = model.materialize(alpha)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in expected.state_dict().items())
     with torch.no_grad():
-        assert torch.equal(again(x), expected(x))
+        assert relative(again(x), expected(x)) < SAME_OPS
 
 
 def test_a_level_of_a_line(tmp_path):
     model, x = quantized(Mlp(32), (4, 6), "line"), torch.randn(2, 6)
     file = save_bits(model, tmp_path / "level.safetensors", model.mode.alpha(3))
-    assert torch.equal(load_bits(file.path, Mlp(32))(x), model.materialize(file.alpha)(x))
+    assert relative(load_bits(file.path, Mlp(32))(x), model.materialize(file.alpha)(x)) < SAME_OPS
 
 
 def test_size_shrinks_with_the_bits(tmp_path):
@@ -101,4 +103,4 @@ def test_a_network_with_its_own_batch_norms_is_refused_where_they_were_replaced(
         load_bits(file.path, Chain(8, 8))
     converted = SubspaceModel(Chain(8, 8), mode="quantized", subspace="point", norm="group").module
     with torch.no_grad():
-        assert torch.equal(load_bits(file.path, converted)(x), model.materialize(0.0)(x))
+        assert relative(load_bits(file.path, converted)(x), model.materialize(0.0)(x)) < SAME_OPS

@@ -110,7 +110,7 @@ def test_it_can_be_pickled(monkeypatch):
     x = torch.randn(1, 3, 32, 32)
     use_sparse_layers(network, x)
     with torch.no_grad():
-        assert torch.equal(pickle.loads(pickle.dumps(network))(x), network(x))
+        assert relative(pickle.loads(pickle.dumps(network))(x), network(x)) < TOLERANCE
 
 
 def test_a_network_in_training_is_refused():

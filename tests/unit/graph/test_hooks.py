@@ -17,6 +17,8 @@ from tests.helpers import BATCH_NORM_WARNING, Chain, relative, scramble
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+# The traced graph against the network's own code, or one trace against another.
+SAME_OPS = 1e-5
 WATCH = r"the forward hooks of conv2 only watch, so they run at alpha = 1 only"
 SAVES = r"gradient checkpointing \(of conv2\) saves memory at alpha = 1 only"
 
@@ -37,7 +39,7 @@ def told(make: Callable[[], Any]) -> tuple[Any, list[str]]:
 def equal_at_one(model: SubspaceModel, x: Tensor = X) -> bool:
     model.eval()
     with torch.no_grad():
-        return relative(model.materialize(1.0)(x), model.module(x)) == 0.0
+        return relative(model.materialize(1.0)(x), model.module(x)) < SAME_OPS
 
 
 # -- hooks that only watch --------------------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ def test_a_hook_that_changes_values_is_traced_and_not_told(register: Callable[[n
     plain = Chain().eval()
     plain.load_state_dict(net.state_dict())
     with torch.no_grad():
-        assert not torch.equal(model.materialize(1.0)(X), plain(X))
+        assert relative(model.materialize(1.0)(X), plain(X)) > 100 * SAME_OPS
 
 
 # torch 2.9.1 refuses to trace a forward that leaves a tensor in an attribute of its own; 2.14 warns.
@@ -220,12 +222,12 @@ def test_hooks_that_come_later_are_seen() -> None:
         before = model(X)
         net.conv2.register_forward_hook(lambda module, args, result: None)
         with pytest.warns(UserWarning, match=WATCH):
-            assert torch.equal(model(X), before)
+            assert relative(model(X), before) < SAME_OPS
         handle = net.conv2.register_forward_hook(lambda module, args, result: 3 * result)
         changed = model(X)
-        assert not torch.equal(changed, before)
+        assert relative(changed, before) > 100 * SAME_OPS
         handle.remove()
-        assert torch.equal(model(X), before)
+        assert relative(model(X), before) < SAME_OPS
 
 
 def test_a_hook_of_the_network_itself_that_changes_values_is_an_error() -> None:
@@ -246,7 +248,7 @@ def test_hooks_around_an_adopted_network_are_none_of_it() -> None:
         own = net.forward
         net.forward = lambda *args: model.runner.run(part, own, args, {})  # type: ignore[method-assign]
         model.set_alpha(1e-9 + 1 - 1e-3)  # every channel is kept, and the trace runs
-        assert relative(net(X), expected) < 1e-6
+        assert relative(net(X), expected) < SAME_OPS
         model.set_alpha(0.0)
         assert torch.equal(net(X), 3 * net.forward(X))
 
@@ -291,10 +293,9 @@ def test_checkpointing_that_hides_gradients_is_an_error() -> None:
     assert all(not child._forward_pre_hooks for child in net.modules())
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet10t", 32), ("test_vit", 160)])
-def test_timm_s_gradient_checkpointing_is_told(name: str, size: int) -> None:
-    net = timm.create_model(name, num_classes=5).train()
-    x = torch.randn(2, 3, size, size)
+def test_timm_s_gradient_checkpointing_is_told() -> None:
+    net = timm.create_model("resnet10t", num_classes=5).train()
+    x = torch.randn(2, 3, 32, 32)
     assert told(lambda: SubspaceModel(net, x, subspace="point"))[1] == []
     net.set_grad_checkpointing()
     with pytest.warns(UserWarning, match=r"gradient checkpointing \(of \w+\.\d+.*\) saves memory at alpha = 1 only"):

@@ -158,7 +158,7 @@ def test_the_channels_of_largest_scale_equal_the_masked_network(name: str, monke
         small = model.materialize(0.0)
         assert relative(small(x), masked_forward(net, survivors(model, 0.0), x)) < 1e-9
         with model.at_alpha(0.0):
-            assert relative(model(x), small(x)) == 0.0
+            assert relative(model(x), small(x)) < 1e-9
         assert torch.equal(model(x), net(x))
     assert model.efficiency(0.0).params == sum(p.numel() for p in small.parameters())
 

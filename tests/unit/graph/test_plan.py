@@ -138,7 +138,7 @@ def test_an_op_without_a_rule_keeps_its_channels_whole_and_is_named(op: Callable
     assert small.state_dict()["a.weight"].shape == (4, 3, 3, 3)
     assert small.state_dict()["b.weight"].shape == (8, 4, 1, 1)
     with torch.no_grad():
-        assert torch.equal(model.materialize(1.0)(x), net(x))
+        assert relative(model.materialize(1.0)(x), net(x)) < SUM_ORDER
         masks = Survivors(net, x, mode={"min_width": 0.5}).masks(0.0)
         assert relative(small(x), masked_forward(net, masks, x)) < SUM_ORDER
     report = model.plan.report()

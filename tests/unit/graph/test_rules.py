@@ -86,4 +86,4 @@ def test_at_width_one_the_graph_is_the_network(prepared: Prepared) -> None:
 
 def test_running_at_a_level_is_running_its_materialized_network(prepared: Prepared) -> None:
     with torch.no_grad(), prepared.model.at_alpha(0.4):
-        assert torch.equal(prepared.model(prepared.x), prepared.model.materialize(0.4)(prepared.x))
+        assert relative(prepared.model(prepared.x), prepared.model.materialize(0.4)(prepared.x)) < SLICED

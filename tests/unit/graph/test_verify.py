@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from lightning_lcs.graph.tracing.errors import TraceError
 from lightning_lcs.model import SubspaceModel
-from tests.helpers import BATCH_NORM_WARNING, Chain, Lambda
+from tests.helpers import BATCH_NORM_WARNING, Chain, Lambda, relative
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+# The traced graph against the network's own code.
+SAME_OPS = 1e-5
 
 
 def subspace(net: nn.Module) -> SubspaceModel:
@@ -89,11 +91,11 @@ def test_a_hook_that_changes_values_is_traced_with_its_values() -> None:
     model = subspace(net).eval()
     small = model.materialize(1.0)
     with torch.no_grad():
-        assert torch.equal(small(X), net(X))
+        assert relative(small(X), net(X)) < SAME_OPS
     plain = Chain().eval()
     plain.load_state_dict(net.state_dict())
     with torch.no_grad():
-        assert not torch.equal(small(X), plain(X))
+        assert relative(small(X), plain(X)) > 100 * SAME_OPS
 
 
 def test_numbers_drawn_outside_of_torch_are_an_error() -> None:

@@ -5,8 +5,11 @@ import torch
 from torch import nn
 
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
-from tests.helpers import Chain, Mlp, scramble
+from tests.helpers import Chain, Mlp, relative, scramble
 from tests.unit.io.lcs_files import rewritten
+
+# The same operations on equal tensors, aligned otherwise in memory, by another path through the code.
+SAME_OPS = 1e-5
 
 
 class Untraceable(nn.Module):
@@ -41,7 +44,7 @@ def test_every_level_comes_back_into_the_users_module(tmp_path, mode, subspace):
     with torch.no_grad():
         for alpha in (0.0, 0.3, 0.5, 1.0):
             with model.at_alpha(alpha), loaded.at_alpha(alpha):
-                assert torch.equal(model(x), loaded(x))
+                assert relative(model(x), loaded(x)) < SAME_OPS
     assert loaded.class_names == ("a",)
     assert len({level.size_bytes for level in loaded.levels}) == len(loaded.levels)
     assert loaded.set_level(loaded.levels[0].name).alpha == loaded.alpha
@@ -103,4 +106,4 @@ def test_converted_norms_are_converted_again(tmp_path):
         model.save(tmp_path / "m.lcs", levels=[0.5])
         loaded = SubspaceModel.load(tmp_path / "m.lcs", module=Untraceable())
         loaded.set_alpha(0.5)
-        assert torch.equal(loaded(x), expected)
+        assert relative(loaded(x), expected) < SAME_OPS

@@ -58,7 +58,7 @@ def test_a_loaded_file_can_be_saved_again(file, tmp_path):
     again = SubspaceModel.load(tmp_path / "again.lcs")
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad(), loaded.at_alpha(0.25), again.at_alpha(0.25):
-        assert torch.equal(loaded(x), again(x))
+        assert relative(loaded(x), again(x)) < TOLERANCE
 
 
 def test_another_image_size_runs(file):
@@ -262,7 +262,7 @@ def test_a_tensor_is_no_mapping_of_one(tmp_path):
     model = SubspaceModel(Wrapped(), {"x": x}, subspace="point").eval()
     model.save(tmp_path / "m.lcs")
     loaded = SubspaceModel.load(tmp_path / "m.lcs")
-    assert torch.equal(loaded({"x": x}), model({"x": x}))
+    assert relative(loaded({"x": x}), model({"x": x})) < TOLERANCE
     with pytest.raises(ValueError, match=r"saved for calls as \({'x': 'tensor'}\), not \('tensor'\)"):
         loaded(x)
 
@@ -288,7 +288,7 @@ def test_a_mapping_of_results_comes_back_as_a_dictionary(tmp_path):
     SubspaceModel(net, x, subspace="point").save(tmp_path / "model.lcs")
     found, expected = SubspaceModel.load(tmp_path / "model.lcs")(x), net(x)
     assert list(found) == ["out", "aux"]
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert all(relative(found[key], expected[key]) < TOLERANCE for key in expected)
 
 
 class Result(OrderedDict):
@@ -331,7 +331,7 @@ def test_a_network_with_its_loss_inside_is_saved_for_calls_without_labels(tmp_pa
     with torch.no_grad():
         expected = model(pixels=x).logits
         assert relative(loaded(pixels=x)["logits"], expected) < TOLERANCE
-        assert relative(model.materialize(0.3)(pixels=x)["logits"], expected) == 0.0
+        assert relative(model.materialize(0.3)(pixels=x)["logits"], expected) < TOLERANCE
     with pytest.raises(ValueError, match=r"saved for calls as \(pixels='tensor'\)"):
         loaded.set_example_inputs(pixels=x, labels=labels)
     assert list(loaded(pixels=x)) == ["logits"]

@@ -6,7 +6,7 @@ from torch import nn
 from lightning_lcs import SubspaceModel
 from tests.helpers import scramble
 
-# Batch norms are folded into convolutions; relative to the largest output.
+# Batch norms are folded into convolutions, tensors lie elsewhere in memory; relative to the largest output.
 TOLERANCE = 1e-5
 ALPHAS = (0.0, 0.25, 0.5, 1.0)
 

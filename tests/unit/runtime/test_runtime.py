@@ -134,8 +134,8 @@ def test_a_switch_in_the_middle_of_a_forward_is_not_seen_by_it(pair):
         loaded.set_alpha(1.0)
         loaded.set_alpha(0.0)
         expected = loaded(x)
-        assert torch.equal(interrupted(loaded, x, [1.0]), expected)
-        assert not torch.equal(loaded(x), expected)
+        assert relative(interrupted(loaded, x, [1.0]), expected) < TOLERANCE
+        assert relative(loaded(x), expected) > TOLERANCE
 
 
 def test_the_check_sees_an_arena_that_is_used_too_early(pair):
@@ -146,7 +146,7 @@ def test_the_check_sees_an_arena_that_is_used_too_early(pair):
         loaded.set_alpha(1.0)
         loaded.set_alpha(0.0)
         expected = loaded(x)
-        assert not torch.equal(interrupted(loaded, x, [1.0]), expected)
+        assert relative(interrupted(loaded, x, [1.0]), expected) > TOLERANCE
 
 
 def test_the_arena_before_is_written_only_after_its_last_reader_has_left(pair):
@@ -196,7 +196,7 @@ def test_the_arena_before_is_written_only_after_its_last_reader_has_left(pair):
     loaded.set_alpha(1.0)  # the reader's arena: waits for it
     assert waiting.is_set()
     reader.join(60)
-    assert torch.equal(results[0], expected)
+    assert relative(results[0], expected) < TOLERANCE
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_eight_threads_run_while_a_ninth_switches_a_thousand_times(pair):
             with torch.inference_mode():
                 while not finished.is_set():
                     given = loaded(images[number])
-                    matches = [i for i, level in enumerate(expected[number]) if torch.equal(given, level)]
+                    matches = [i for i, level in enumerate(expected[number]) if relative(given, level) < TOLERANCE]
                     seen[number].update(matches)
                     if len(matches) != 1:
                         wrong.append((number, matches))
@@ -263,7 +263,7 @@ def test_a_copy_runs_and_lives_on_its_own(pair, copied):
         loaded.set_alpha(0.5)
         expected = loaded(x)
         twin = copied(loaded)
-        assert torch.equal(twin(x), expected)
+        assert relative(twin(x), expected) < TOLERANCE
         twin.module.head.bias.add_(1.0)
         twin.set_alpha(0.5)
         assert torch.allclose(twin(x), expected + 1.0)
@@ -323,7 +323,7 @@ def test_materialize_and_efficiency_of_a_loaded_model(pair):
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         for alpha in (0.25, 1.0):
-            assert torch.equal(loaded.materialize(alpha)(x), model.materialize(alpha)(x))
+            assert relative(loaded.materialize(alpha)(x), model.materialize(alpha)(x)) < TOLERANCE
             assert loaded.efficiency(alpha) == model.efficiency(alpha)
     assert loaded.materialize(0.25).state_dict().keys() == model.materialize(0.25).state_dict().keys()
     with pytest.raises(RuntimeError, match="for evaluation"):

@@ -10,6 +10,10 @@ from torch import nn
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
 from lightning_lcs.graph.cost import Efficiency
 from lightning_lcs.subspace.norms import ConvertedNorm
+from tests.helpers import relative
+
+# The same operations on equal tensors, aligned otherwise in memory, by another path through the code.
+SAME_OPS = 1e-5
 
 
 class Recurrent(nn.Module):
@@ -68,7 +72,7 @@ def test_torchs_attention_is_made_sparse_and_reported_when_quantized() -> None:
     weight = small.get_parameter("attention.in_proj_weight")
     assert int((weight == 0).sum()) == int(0.975 * weight.numel())
     with model.at_alpha(0.0), torch.no_grad():
-        assert torch.equal(model(x), small(x))  # the same operations on equal tensors
+        assert relative(model(x), small(x)) < SAME_OPS
     with pytest.warns(UserWarning, match="attention.in_proj_weight"):
         SubspaceModel(Attending(), mode=Quantized(), subspace="point")
 

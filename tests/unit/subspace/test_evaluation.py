@@ -71,7 +71,7 @@ def test_a_change_of_weights_is_seen_at_once(change: Callable[[SubspaceModel], N
         after = model(x)
         assert not torch.equal(after, before)
         # A model that never prepared anything before the change.
-        assert torch.equal(after, copy.deepcopy(model)(x))
+        assert relative(after, copy.deepcopy(model)(x)) < SAME_OPS
 
 
 def test_a_change_of_dtype_is_seen_at_once() -> None:
@@ -93,7 +93,7 @@ def test_writing_through_data_is_seen_when_a_level_is_entered_again() -> None:
     with torch.no_grad(), model.at_alpha(0.5):
         after = model(x)
         assert not torch.equal(after, before)
-        assert torch.equal(after, copy.deepcopy(model)(x))
+        assert relative(after, copy.deepcopy(model)(x)) < SAME_OPS
 
 
 def test_loading_statistics_is_seen_at_once() -> None:

@@ -9,7 +9,11 @@ from torch import nn
 
 from lightning_lcs import SubspaceModel
 from lightning_lcs.subspace.norms import ConvertedNorm, convert_norms, group_count
+from tests.helpers import relative
 from tests.integration.support import Net
+
+# The same operations on equal tensors, aligned otherwise in memory, by another path through the code.
+SAME_OPS = 1e-5
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def test_levels_need_no_statistics(images, norm, mode):
     assert not model.runner.has_batch_norm
     for alpha in (0.0, 0.5):
         with model.at_alpha(alpha), torch.no_grad():  # a warning would be an error
-            assert torch.equal(model(images), model.materialize(alpha)(images))
+            assert relative(model(images), model.materialize(alpha)(images)) < SAME_OPS
     assert model.efficiency(0.0).params < model.efficiency(1.0).params / 3
 
 

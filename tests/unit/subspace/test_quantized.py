@@ -11,7 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lcs import Quantized, SubspaceModel
 from lightning_lcs.functional.quantization import fake_quantize, value_range
+from tests.helpers import relative
 from tests.integration.support import Net, group_norm
+
+# The same operations on equal tensors, aligned otherwise in memory, by another path through the code.
+SAME_OPS = 1e-5
 
 
 @pytest.fixture
@@ -83,11 +87,9 @@ def test_a_level_is_the_network_with_every_layer_quantized_by_hand(images, alpha
         x = net.norm2(layer("conv2", x)).relu()
         expected = layer("head", x.mean((2, 3)))
         model.set_alpha(alpha)
-        assert torch.equal(model(images), expected)
         small = model.materialize(alpha)
-        assert torch.equal(small(images), expected)
-        assert torch.equal(pickle.loads(pickle.dumps(small))(images), expected)
-        assert torch.equal(copy.deepcopy(small)(images), expected)
+        for network in (model, small, pickle.loads(pickle.dumps(small)), copy.deepcopy(small)):
+            assert relative(network(images), expected) < SAME_OPS
 
 
 def test_the_networks_own_weights_stay_whole(images):
@@ -128,7 +130,7 @@ def test_before_the_warm_up_has_ended_inputs_are_observed_and_weights_quantized(
     twin = copy.deepcopy(model.module)
     with torch.no_grad():
         twin.conv2.weight.copy_(fake_quantize(twin.conv2.weight, *value_range(twin.conv2.weight), 5))
-        assert torch.equal(found, twin(images))
+        assert relative(found, twin(images)) < SAME_OPS
     assert set(model.runner.ranges[0.5]) == {"conv2.input_range"}
 
 
@@ -250,4 +252,4 @@ def test_layers_that_drew_bits_of_their_own(images):
             layer.weight.copy_(fake_quantize(layer.weight, *value_range(layer.weight), bits))
             low, high = held[f"{name}.input_range"].unbind()
             layer.register_forward_pre_hook(lambda _, args, r=(low, high, bits): (fake_quantize(args[0], *r),))
-        assert torch.equal(found, twin(images))
+        assert relative(found, twin(images)) < SAME_OPS

@@ -10,8 +10,11 @@ from torch import nn
 from lightning_lcs import SubspaceModel, Unstructured
 from lightning_lcs.functional.sparsity import zero_count
 from lightning_lcs.subspace.modes import unstructured as unstructured_mode
+from tests.helpers import relative
 from tests.integration.support import Net, group_norm
 
+# The same operations on equal tensors, aligned otherwise in memory, by another path through the code.
+SAME_OPS = 1e-5
 SPARSE = ("conv1.weight", "conv2.weight", "head.weight")
 
 
@@ -57,7 +60,7 @@ def test_a_level_is_the_network_with_its_smallest_weights_removed(images, alpha)
     with torch.no_grad():
         # Interpolation rounds differently here.
         torch.testing.assert_close(model(images), by_hand(model, net, alpha).eval()(images), rtol=1e-5, atol=1e-5)
-        assert torch.equal(model.materialize(alpha)(images), model(images))
+        assert relative(model.materialize(alpha)(images), model(images)) < SAME_OPS
 
 
 def test_alpha_one_is_the_users_network(images):
@@ -161,7 +164,7 @@ def test_timm_models(name):
         model.set_alpha(0.0)
         sparse = model(x)
         small = model.materialize(0.0)
-        assert torch.equal(small(x), sparse)
+        assert relative(small(x), sparse) < SAME_OPS
         model.set_alpha(1.0)
         assert torch.equal(model(x), net(x))
     for weight in model.parts[0].compressed:
@@ -218,7 +221,7 @@ def test_with_one_threshold_for_all_layers_each_keeps_a_share_of_its_own(images,
     assert kept["conv2.weight"].float().mean() > kept["conv1.weight"].float().mean()
     model.set_alpha(alpha)
     with torch.no_grad():
-        assert torch.equal(model(images), small(images))
+        assert relative(model(images), small(images)) < SAME_OPS
     cost = model.efficiency(alpha)
     whole = sum(p.numel() for name, p in net.named_parameters() if "lcs_endpoint_0" not in name)
     assert cost.params == whole - zero_count(total, model.mode.sparsity(alpha))
