@@ -21,12 +21,14 @@ from lightning_lcs.subspace.coverage import norm_lines, report
 from lightning_lcs.subspace.evaluation import Prepared
 from lightning_lcs.subspace.forward import Execution
 from lightning_lcs.subspace.gradients import GradientSum
+from lightning_lcs.subspace.line import Line, model_places
 from lightning_lcs.subspace.materialize import efficiency_of, own_part
 from lightning_lcs.subspace.modes.observers import Inputs
 from lightning_lcs.subspace.modes.registry import Mode, Structured, check_alpha, check_subspace, parse_mode
 from lightning_lcs.subspace.network import TOGETHER, Part, parts_of, sort_channels
 from lightning_lcs.subspace.norms import convert_norms
 from lightning_lcs.subspace.training_level import Collector, TrainingLevel
+from lightning_lcs.utils.options import checked_keywords, parse_options
 
 NO_STATISTICS = (
     "running at alpha={alpha:g} on the batch-norm statistics of alpha=1: accuracy will be poor; recalibrate() collects "
@@ -44,11 +46,9 @@ class SubspaceModel(Deployable, nn.Module):
         module: the network; or several that are called separately, by name.
         example_inputs: a tensor or a tuple of arguments; without it the first call serves.
         mode: "structured", or a mode object with options.
-        subspace: "line" or "point".
-        line_parameters: what lies on the line: "norm" (scale and shift of normalisation layers), "backbone" (all but
-            the last linear layer, the head) or "all"; see :class:`LCSCallback`.
-        endpoint_start: how endpoint 0 starts: "copy", or "independent" (each weight of two or more dimensions redrawn
-            with its own mean and deviation).
+        subspace: "line" or "point". The default is a point in structured and quantized mode, and a line in unstructured
+            mode (a point where the network has no parameter that may lie on the line).
+        line: The options of the line, as a :class:`Line` or a mapping. The default is ``Line()``.
         norm: "keep", or "instance" or "group" to replace the network's batch norms, in place, by norms that need no
             statistics.
         seed: of the independent draws.
@@ -61,35 +61,36 @@ class SubspaceModel(Deployable, nn.Module):
         TraceError: with ``example_inputs``, a network that can't be traced.
     """
 
+    @checked_keywords(model_places)
     def __init__(
         self,
         module: nn.Module | Mapping[str, nn.Module],
         example_inputs: Any = None,
         *,
         mode: str | Mode | Mapping[str, Any] = "structured",
-        subspace: str = "line",
-        line_parameters: str = "norm",
-        endpoint_start: str = "copy",
+        subspace: str | None = None,
+        line: Line | Mapping[str, Any] = Line(),  # noqa: B008
         norm: str = "keep",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.mode = parse_mode(mode)
-        self.subspace = check_subspace(subspace)
+        self.line = parse_options(Line, line, "line")
+        if subspace is not None:
+            check_subspace(subspace)
         modules = dict(module) if isinstance(module, Mapping) else {"": module}
         if not modules:
             raise ValueError("module is empty: give at least one network")
         self.module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleList(modules.values())
         self.norm = norm
         self._converted = convert_norms(modules.values(), norm, isinstance(self.mode, Structured))
-        self.line_parameters = line_parameters
-        self.endpoint_start = endpoint_start
+        self.subspace = endpoints.chosen_subspace(subspace, self.mode, modules.values(), self.line)
         self.seed = seed
         self.parts = parts_of(modules, self.mode)
-        if subspace == "line":
-            lines = endpoints.attach(list(modules.values()), line_parameters, endpoint_start, seed)
-            for part, line in zip(self.parts, lines, strict=True):
-                part.endpoints = line
+        if self.subspace == "line":
+            lines = endpoints.attach(list(modules.values()), self.line, seed)
+            for part, endpoint_0 in zip(self.parts, lines, strict=True):
+                part.endpoints = endpoint_0
         self.statistics: dict[float, dict[str, Tensor]] = {}
         self.ranges: dict[float, dict[str, Tensor]] = {}
         self.settled = False  # trained or loaded as a subspace
@@ -308,7 +309,7 @@ class SubspaceModel(Deployable, nn.Module):
         """Before training: endpoint 0 starts from the weights as they are now, unless it was trained or loaded."""
         for part in self.parts:
             if not endpoints.is_settled(part.network.module):
-                endpoints.restart(part.network.module, part.endpoints, self.endpoint_start, self.seed)
+                endpoints.restart(part.network.module, part.endpoints, self.line.start, self.seed)
                 endpoints.settle(part.network.module)
         self.settled = True
 

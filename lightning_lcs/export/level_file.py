@@ -52,7 +52,7 @@ def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str])
         "version": lcs_file.VERSION,
         "mode": mode_to_dict(mode),
         "subspace": "point",
-        "line_parameters": model.line_parameters,
+        "line_parameters": model.line.parameters,
         "norm": model.norm,
         "level_table": table_to_data(table),
         "classes": list(model.class_names),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_lcs.graph.tracing import example_inputs
 from lightning_lcs.subspace import endpoints
+from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.modes.registry import mode_to_dict, parse_mode
 from lightning_lcs.subspace.norms import state_without_statistics
 
@@ -28,7 +29,7 @@ def state_of(model: SubspaceModel) -> dict[str, Any]:
         "version": VERSION,
         "mode": mode_to_dict(model.mode),
         "subspace": model.subspace,
-        "line_parameters": model.line_parameters,
+        "line_parameters": model.line.parameters,
         "norm": model.norm,
         "targets": [part.name for part in model.parts],
         "shapes": _shapes(model),
@@ -56,9 +57,10 @@ def check_state(model: SubspaceModel, state: Mapping[str, Any]) -> None:
         # An older file lacks options that are younger: it has their defaults.
         theirs = mode_to_dict(parse_mode(state[key])) if key == "mode" else state[key]
         if mine[key] != theirs and not (key == "line_parameters" and model.subspace == "point"):
+            option = key.replace("line_parameters", "line.parameters")
             raise ValueError(
-                f"the checkpoint holds {key}={state[key]!r}, and this model was built with {key}={mine[key]!r}; build "
-                "it as it was trained"
+                f"the checkpoint holds {option}={state[key]!r}, and this model was built with {option}={mine[key]!r}; "
+                "build it as it was trained"
             )
     if mine["shapes"] != dict(state["shapes"]):
         raise ValueError(f"the checkpoint is of another architecture: {_difference(mine['shapes'], state['shapes'])}")
@@ -125,8 +127,8 @@ def open_checkpoint(cls: type[SubspaceModel], checkpoint: str | os.PathLike[str]
     if shapes != theirs:
         raise ValueError(f"{os.fspath(checkpoint)} is of another architecture: {_difference(shapes, theirs)}")
     trained = endpoints.is_settled(module)
-    options = {key: state[key] for key in ("mode", "subspace", "line_parameters", "norm")}
-    model = cls(parts, **options)
+    options = {key: state[key] for key in ("mode", "subspace", "norm")}
+    model = cls(parts, **options, line=Line(parameters=state["line_parameters"]))
     try:
         check_state(model, state)
     except ValueError:

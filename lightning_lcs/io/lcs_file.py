@@ -21,6 +21,7 @@ from lightning_lcs.runtime.memory_format import check_layout, lay_out
 from lightning_lcs.runtime.runtime import Runtime
 from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.level_table import Level, table_from_data, table_to_data
+from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.modes.registry import (
     Mode,
     Structured,
@@ -57,7 +58,7 @@ def save(
         "version": VERSION,
         "mode": mode_to_dict(model.mode),
         "subspace": model.subspace,
-        "line_parameters": model.line_parameters,
+        "line_parameters": model.line.parameters,
         "norm": model.norm,
         "level_table": table_to_data(table),
         "classes": checked_classes(list(class_names)),
@@ -234,7 +235,7 @@ def _load_network(cls: type[SubspaceModel], content: Content, mode: Structured, 
     model = cls(module, subspace="point")
     part = Part("", "", network, endpoints=_endpoints_of(module, line), scales=tuple(header["scales"]), told=True)
     model.parts, model.mode, model.subspace = [part], mode, content.subspace
-    model.line_parameters, model.norm = str(header["line_parameters"]), str(header["norm"])
+    model.line, model.norm = Line(parameters=header["line_parameters"]), str(header["norm"])
     statistics = content.levels("statistics")
     expected = {name for mean, (variance, _) in program.statistics.items() for name in (mean, variance)}
     for alpha, values in statistics.items():
@@ -326,7 +327,8 @@ def _load_module(cls: type[SubspaceModel], content: Content, module: nn.Module) 
             kind: [{"alpha": alpha, "tensors": tensors} for alpha, tensors in of.items()] for kind, of in levels.items()
         },
     }
-    model = cls(module, mode=content.mode, **{key: header[key] for key in ("subspace", "line_parameters", "norm")})
+    line_options = Line(parameters=header["line_parameters"])
+    model = cls(module, mode=content.mode, subspace=header["subspace"], line=line_options, norm=header["norm"])
     try:
         checkpoint.check_state(model, state)
     except ValueError:

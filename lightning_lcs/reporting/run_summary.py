@@ -52,7 +52,7 @@ def settings_of(model: SubspaceModel) -> dict[str, Any]:
         "network": ", ".join(type(part.network.module).__name__ for part in model.parts),
         "mode": mode_to_dict(model.mode),
         "subspace": model.subspace,
-        "line_parameters": model.line_parameters if model.subspace == "line" else None,
+        "line_parameters": model.line.parameters if model.subspace == "line" else None,
         "norm": model.norm,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }

@@ -17,27 +17,6 @@ from torchmetrics import Metric, MetricCollection
 from lightning_lcs.model import SubspaceModel
 
 
-class Patches:
-    """Attributes set on objects of others, and taken away again."""
-
-    def __init__(self) -> None:
-        self._before: list[tuple[Any, str, bool, Any]] = []
-
-    def set(self, target: Any, name: str, value: Any) -> None:
-        """Set an attribute in the object's own ``__dict__``."""
-        self._before.append((target, name, name in target.__dict__, target.__dict__.get(name)))
-        target.__dict__[name] = value
-
-    def undo(self) -> None:
-        """Put everything back, last change first."""
-        while self._before:
-            target, name, had, value = self._before.pop()
-            if had:
-                target.__dict__[name] = value
-            else:
-                target.__dict__.pop(name, None)
-
-
 @contextlib.contextmanager
 def quiet(module: LightningModule, model: SubspaceModel, log: Callable[..., None] | None = None) -> Iterator[None]:
     """Inside the block what the module logs goes elsewhere, and its torchmetrics start afresh.

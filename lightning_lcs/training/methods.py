@@ -6,8 +6,11 @@ import math
 from typing import Any
 
 from lightning_lcs.functional.sampling import PER_LAYER
+from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
+from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.modes.registry import MODES, SUBSPACES, Mode, Quantized, Structured, Unstructured
 from lightning_lcs.subspace.norms import NORMS
+from lightning_lcs.training.options import Loss, Recalibration, Sampling
 
 # At which arXiv 2110.04252 evaluates its unstructured subspaces.
 PAPER_SHARES_KEPT = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -51,32 +54,36 @@ def method_settings(name: str) -> dict[str, Any]:
     """
     fixed: dict[str, Any] = {"subspace": "point", "norm": "keep"}
     levels = list(SLIMMABLE_ALPHAS)
+    plain = {"sampling": Sampling(sampler=[1.0])}
     kind, _, rest = name.partition("-")
-    published = {"loss_reduction": "sum", "training_levels": 0} if kind == "paper" else {}
+    published = {"loss": Loss(reduction="sum")} if kind == "paper" else {}
+    rounded = 0 if kind == "paper" else DEFAULT_LEVELS
     subspace_settings = _subspace_settings(name.removeprefix("paper-").split("-"), paper=kind == "paper")
     if subspace_settings is not None:
         return subspace_settings
     if name == "plain":
-        return {**fixed, "mode": "structured", "sampler": [1.0]}
+        return {**fixed, **plain, "mode": "structured"}
     if name in ("us", "paper-us"):
-        return {**fixed, **published, "mode": "structured", "sampler": "sandwich", "recalibration_images": 0}
+        sandwich = {"sampling": Sampling(sampler="sandwich", levels=rounded)}
+        return {**fixed, **published, **sandwich, "mode": "structured", "recalibration": Recalibration(images=0)}
     if name in ("ns", "paper-ns"):
-        every = {"sampler": levels, "alphas": levels, "recalibration_levels": levels}
-        return {**fixed, **published, **every, "mode": "structured"}
+        every = {"sampling": Sampling(sampler=levels, levels=rounded), "recalibration": Recalibration(levels=levels)}
+        return {**fixed, **published, **every, "mode": "structured", "alphas": levels}
     if name == "lec":
-        return {**fixed, "mode": Structured(select="scale"), "sampler": [1.0], "scale_penalty": 1e-5}
+        return {**fixed, **plain, "mode": Structured(select="scale"), "loss": Loss(scale_penalty=1e-5)}
     number = _number(rest)
     if kind == "width" and Structured().min_width <= number <= 1.0:
         alpha = (number - Structured().min_width) / (1.0 - Structured().min_width)
-        return {**fixed, "mode": "structured", "sampler": [alpha], "alphas": [alpha]}
+        return {**fixed, "mode": "structured", "sampling": Sampling(sampler=[alpha]), "alphas": [alpha]}
     if kind == "sparsity" and 0.0 <= number <= Unstructured().max_sparsity:
         alpha = 1.0 - number / Unstructured().max_sparsity
         grid = [step / 6 for step in range(7)]
-        sparse = {"warmup_schedule": "linear", "alphas": sorted({*grid, alpha})}
-        return {**fixed, **sparse, "mode": "unstructured", "sampler": [alpha]}
+        sampling = Sampling(sampler=[alpha], warmup_schedule="linear")
+        return {**fixed, "mode": "unstructured", "sampling": sampling, "alphas": sorted({*grid, alpha})}
     if kind == "bits" and number in range(3, 9):
         level = Quantized().alpha(int(number))
-        return {**fixed, "mode": Quantized(edge_bits=32), "sampler": [level], "alphas": [level]}
+        sampling = Sampling(sampler=[level])
+        return {**fixed, "mode": Quantized(edge_bits=32), "sampling": sampling, "alphas": [level]}
     raise ValueError(f"method {name!r} is not known; choose from {', '.join(METHODS)}")
 
 
@@ -96,15 +103,15 @@ def paper_settings(mode: str, subspace: str) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "mode": modes.get(mode, mode),
         "subspace": subspace,
-        "training_levels": 0,
-        "loss_reduction": "sum",
         "norm": "instance" if structured else "group",
-        "line_parameters": "norm" if structured else "backbone",
-        "endpoint_start": "independent",
-        "diversity_weight": 1.0,
+        "line": Line(
+            parameters="norm" if structured else "backbone",
+            start="independent",
+            diversity_weight=1.0,
+        ),
+        "sampling": Sampling(sampler=PER_LAYER if mode == "quantized" and subspace == "point" else None, levels=0),
+        "loss": Loss(reduction="sum"),
     }
-    if mode == "quantized" and subspace == "point":
-        settings["sampler"] = PER_LAYER
     if mode == "unstructured":
         settings["alphas"] = [(kept - 0.025) / 0.975 for kept in PAPER_SHARES_KEPT]
     return settings

@@ -15,7 +15,7 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.modes.registry import Structured
 from lightning_lcs.training.isolation import quiet
 from lightning_lcs.training.loaders import training_batches
-from lightning_lcs.training.stand_in import StandIn
+from lightning_lcs.training.patches import StandIn
 
 
 def bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:

@@ -16,7 +16,7 @@ from lightning_lcs.subspace.endpoints import is_norm
 from lightning_lcs.subspace.gradients import GradientSum
 from lightning_lcs.subspace.network import layer_of
 from lightning_lcs.training.isolation import quiet
-from lightning_lcs.training.options import SweepOptions
+from lightning_lcs.training.sweep_options import SweepOptions
 from lightning_lcs.training.target import guarded
 
 
@@ -100,7 +100,7 @@ class Sweep:
         if not 0 < total < math.inf:
             raise ValueError(
                 f"warmup={self.options.warmup:g} is a share of all training steps, and the training data has no "
-                "length: set Trainer(max_steps=...), or LCSCallback(warmup=0)"
+                "length: set Trainer(max_steps=...), or LCSCallback(sampling=Sampling(warmup=0))"
             )
         return self.options.strength(self.trainer.global_step / total)
 

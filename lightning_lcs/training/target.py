@@ -1,4 +1,4 @@
-"""Find the network in a LightningModule and put a subspace model in front of it."""
+"""The network or the subspace model that a LightningModule holds, and the guard that every step runs through it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
@@ -70,10 +70,23 @@ def _named(module: LightningModule, path: str) -> nn.Module:
     try:
         return module.get_submodule(path)
     except AttributeError as error:
-        names = ", ".join(name for name, _ in module.named_children()) or "none"
+        parent, where = _deepest(module, path)
+        names = ", ".join(f"{where}.{name}" if where else name for name, _ in parent.named_children()) or "none"
+        owner = repr(where) if where else type(module).__name__
         raise ValueError(
-            f"target={path!r} does not exist in {type(module).__name__}; its children are: {names}"
+            f"target={path!r} does not exist in {type(module).__name__}; the children of {owner} are: {names}"
         ) from error
+
+
+def _deepest(module: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The deepest module on a path that exists, and its own path."""
+    found: list[str] = []
+    for name in path.split("."):
+        if name not in module._modules:
+            break
+        module = module.get_submodule(name)
+        found.append(name)
+    return module, ".".join(found)
 
 
 def _is_candidate(child: nn.Module) -> bool:
@@ -83,6 +96,25 @@ def _is_candidate(child: nn.Module) -> bool:
 def _is_judge(child: nn.Module) -> bool:
     loss = type(child).__module__ == "torch.nn.modules.loss" or type(child).__name__.lower().endswith("loss")
     return loss or isinstance(child, (Metric, MetricCollection))
+
+
+def find_subspace_model(trainer: Trainer, module: LightningModule) -> tuple[SubspaceModel, bool]:
+    """The subspace model, and whether an ``LCSCallback`` in the trainer looks after it.
+
+    Raises:
+        RuntimeError: neither the trainer's callbacks nor the module hold exactly one.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        model = getattr(callback, "subspace_model", None)
+        if isinstance(model, SubspaceModel):
+            return model, True
+    models = [child for child in module.modules() if isinstance(child, SubspaceModel)]
+    if len(models) != 1:
+        raise RuntimeError(
+            f"{type(module).__name__} holds {len(models)} subspace models, and the trainer has no LCSCallback: add "
+            "LCSCallback(), or wrap the network in one SubspaceModel"
+        )
+    return models[0], False
 
 
 class Redirect:

@@ -53,7 +53,7 @@ class Prepared:
         net, self.x = NETWORKS[name]()
         self.user = scramble(net)
         self.model = SubspaceModel(
-            copy.deepcopy(self.user), self.x, line_parameters="all", endpoint_start="independent"
+            copy.deepcopy(self.user), self.x, line={"parameters": "all", "start": "independent"}
         ).eval()
         with torch.no_grad():
             for w0, _ in self.model.endpoint_pairs():
@@ -182,7 +182,7 @@ def test_two_calls_within_a_level_add_up() -> None:
 def test_a_frozen_parameter_gets_no_gradient() -> None:
     net, x = NETWORKS["chain"]()
     net.conv2.requires_grad_(False)
-    model = SubspaceModel(net, x, line_parameters="all").train()
+    model = SubspaceModel(net, x, subspace="line", line={"parameters": "all"}).train()
     with model.training_level(0.3):
         model(x).sum().backward()
     without = {name for name, p in model.module.named_parameters() if p.grad is None}
@@ -216,7 +216,7 @@ def test_ends_and_middle_of_the_line_at_full_width(name: str, which: str) -> Non
     net, x = NETWORKS[name]()
     user = scramble(net).eval()
     model = SubspaceModel(
-        copy.deepcopy(user), x, mode=Structured(min_width=1.0), line_parameters=which, endpoint_start="independent"
+        copy.deepcopy(user), x, mode=Structured(min_width=1.0), line={"parameters": which, "start": "independent"}
     ).eval()
     with torch.no_grad():
         for w0, w1 in model.endpoint_pairs():
@@ -235,7 +235,7 @@ def test_ends_and_middle_of_the_line_at_full_width(name: str, which: str) -> Non
 
 def test_a_point_is_the_line_with_equal_endpoints() -> None:
     net, x = scramble(Joined()).eval(), torch.randn(3, 3, 8, 8)
-    line = SubspaceModel(copy.deepcopy(net), x, line_parameters="all", endpoint_start="copy").eval()
+    line = SubspaceModel(copy.deepcopy(net), x, subspace="line", line={"parameters": "all", "start": "copy"}).eval()
     point = SubspaceModel(net, x, subspace="point").eval()
     for alpha in ALPHAS:
         with torch.no_grad(), line.at_alpha(alpha), point.at_alpha(alpha):

@@ -139,7 +139,7 @@ def test_macs_and_parameters_rise_with_alpha() -> None:
 
 def test_a_line_costs_no_more_than_a_point() -> None:
     x = torch.randn(2, 3, 8, 8)
-    line = SubspaceModel(Chain(), x, subspace="line", line_parameters="all")
+    line = SubspaceModel(Chain(), x, subspace="line", line={"parameters": "all"})
     point = SubspaceModel(Chain(), x, subspace="point")
     assert line.efficiency(0.3) == point.efficiency(0.3)
 

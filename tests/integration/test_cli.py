@@ -32,13 +32,13 @@ SHORT = [
     "--model.model=test_resnet",
     # Without this the wrapper brings a callback that recalibrates on the whole data set.
     "--trainer.callbacks+=lightning_lcs.LCSCallback",
-    "--trainer.callbacks.recalibration_images=16",
-    "--trainer.callbacks.recalibration_levels=3",
+    "--trainer.callbacks.recalibration.images=16",
+    "--trainer.callbacks.recalibration.levels=3",
 ]
 
 # Everything is made and set up, and no step is taken.
 NO_TRAINING = "--trainer.limit_train_batches=0"
-QUICK = {"alphas": 3, "recalibration_levels": 3, "recalibration_images": 16}
+QUICK = {"alphas": 3, "recalibration": {"levels": 3, "images": 16}}
 
 
 def rows(path):

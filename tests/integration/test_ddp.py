@@ -59,7 +59,7 @@ def test_two_processes_train_as_one(tmp_path):
     options = [
         {"subspace": "point"},
         {"subspace": "line", "trainer": {"accumulate_grad_batches": 2}},
-        {"subspace": "line", "line_parameters": "all", "diversity_weight": 0.0},
+        {"subspace": "line", "line": {"parameters": "all", "diversity_weight": 0.0}},
     ]
     alone = run(tmp_path / "one", 1, options)
     together = run(tmp_path / "two", 2, [{**each, "ddp": of_ddp} for each, of_ddp in zip(options, ddp, strict=True)])
@@ -79,7 +79,9 @@ def check_one_and_two(one: dict[str, Any], first: dict[str, Any], second: dict[s
 
 def test_other_modes_and_batch_norm(tmp_path):
     """One level per step, back-propagated by Lightning itself; and statistics that are reduced over ranks."""
-    modes = [{"mode": mode, "subspace": "line", "warmup": 0, "line_parameters": "all"} for mode in MODES]
+    modes = [
+        {"mode": mode, "subspace": "line", "sampling": {"warmup": 0}, "line": {"parameters": "all"}} for mode in MODES
+    ]
     *by_mode, with_batch_norm = run(tmp_path / "two", 2, [*modes, {"subspace": "line", "batch_norm": True}])
     for first, second in by_mode:
         check_ranks_agree(first, second)

@@ -75,7 +75,9 @@ def test_wrapper_and_callback_must_agree(tmp_path, wrapper, callback, match):
         trainer(tmp_path, lcs(**callback)).fit(CompressibleSubspaceWrapper(Net(), **wrapper), datamodule=Data())
 
 
-@pytest.mark.parametrize("options", [{"target": "loss"}, {"line_parameters": "all"}, {"endpoint_start": "independent"}])
+@pytest.mark.parametrize(
+    "options", [{"target": "loss"}, {"line": {"parameters": "all"}}, {"line": {"start": "independent"}}]
+)
 def test_no_option_of_the_callback_is_dropped(tmp_path, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         trainer(tmp_path, lcs(**options)).fit(CompressibleSubspaceWrapper(Net()), datamodule=Data())

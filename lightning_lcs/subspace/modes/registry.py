@@ -40,6 +40,7 @@ class Structured:
     """
 
     axis: ClassVar[Axis] = Axis("width", "Channel width")
+    default_subspace: ClassVar[str] = "point"
 
     min_width: float = 0.25
     round_to: int = 1
@@ -108,6 +109,7 @@ class Unstructured:
     """
 
     axis: ClassVar[Axis] = Axis("sparsity", "Share of zeros", full=0.0)
+    default_subspace: ClassVar[str] = "line"
 
     max_sparsity: float = 0.975
     min_sparsity: float = 0.0
@@ -187,6 +189,7 @@ class Quantized:
     """
 
     axis: ClassVar[Axis] = Axis("bit_width", "Bits", format=".0f", full=32)
+    default_subspace: ClassVar[str] = "point"
 
     min_bits: int = 3
     max_bits: int = 8
@@ -309,12 +312,18 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
             writes it.
 
     Raises:
+        TypeError: ``mode`` is none of these.
         ValueError: the name, or an option, is not known.
     """
     if isinstance(mode, (Structured, Unstructured, Quantized)):
         return mode
     options = dict(mode) if isinstance(mode, Mapping) else {"name": mode}
     name = options.pop("name", "structured")
+    if not isinstance(name, str):
+        raise TypeError(
+            f"mode={name!r} is a {type(name).__name__}; give one mode: one of {', '.join(map(repr, MODES))}, or a mode "
+            "object such as Structured(min_width=0.25)"
+        )
     if name not in MODES:
         raise ValueError(f"mode={name!r} is not known; choose one of {', '.join(map(repr, MODES))}")
     known = [field.name for field in dataclasses.fields(MODES[name])]

@@ -58,7 +58,7 @@ CASES = [
     pytest.param(lambda: (Chain(), torch.randn(3, 3, 8, 8)), {}, id="line"),
     pytest.param(
         lambda: (Joined(), torch.randn(3, 3, 8, 8)),
-        {"line_parameters": "all", "endpoint_start": "independent", "mode": Structured(min_width=0.5)},
+        {"line": {"parameters": "all", "start": "independent"}, "mode": Structured(min_width=0.5)},
         id="line of all",
     ),
     pytest.param(lambda: (Chain(), torch.randn(3, 3, 8, 8)), {"subspace": "point"}, id="point"),
@@ -117,7 +117,7 @@ def test_state_of_several_networks_round_trip() -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "mode": ({"mode": {"name": "structured", "min_width": 0.5}}, "mode=.*0.5.*built with mode=.*0.25"),
     "subspace": ({"subspace": "point"}, "subspace='point'.*built with subspace='line'"),
-    "line_parameters": ({"line_parameters": "all"}, "line_parameters='all'.*built with line_parameters='norm'"),
+    "line_parameters": ({"line": {"parameters": "all"}}, "line.parameters='all'.*built with line.parameters='norm'"),
     "version": ({"version": 99}, "format 99.*reads 1"),
     "no version": ({"version": None}, "format None.*reads 1"),
     "architecture": ({"shapes": {"conv1.weight": [9, 3, 3, 3]}}, "another architecture: conv1.weight has shape"),

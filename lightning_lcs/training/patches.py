@@ -1,9 +1,30 @@
-"""What stands in for methods of the user's module while a trainer runs it."""
+"""Attributes of the user's objects that are replaced while a trainer runs, and put back afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+
+class Patches:
+    """Attributes set on objects of others, and taken away again."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, str, bool, Any]] = []
+
+    def set(self, target: Any, name: str, value: Any) -> None:
+        """Set an attribute in the object's own ``__dict__``."""
+        self._before.append((target, name, name in target.__dict__, target.__dict__.get(name)))
+        target.__dict__[name] = value
+
+    def undo(self) -> None:
+        """Put everything back, last change first."""
+        while self._before:
+            target, name, had, value = self._before.pop()
+            if had:
+                target.__dict__[name] = value
+            else:
+                target.__dict__.pop(name, None)
 
 
 class StandIn:
