@@ -28,8 +28,9 @@ class TradeoffMonitor(pl.Callback):
 
     Three files are written, from which ``lightning-lcs report`` makes a page: ``curve.csv`` holds the last curve,
     ``curves.csv`` all curves of the run with their stage, epoch and step, and ``summary.json`` what was trained and
-    where. They lie in the log directory of the trainer's first logger. Without a logger they lie in the folder
-    ``lightning_lcs_logs`` of the trainer's ``default_root_dir``, where the next run without a logger replaces them.
+    where. They lie in the log directory of the trainer's first logger. Without a logger they lie in the trainer's
+    ``default_root_dir``, or in a folder ``lightning_lcs_logs`` where that is the working directory, as it is by
+    default; the next run without a logger replaces them.
 
     Args:
         alphas: The levels: their number (evenly spaced over [0, 1], at least 2), or a list of levels in [0, 1]. The

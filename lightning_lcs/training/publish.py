@@ -20,6 +20,8 @@ from lightning_lcs.reporting.plots import curve_figure
 from lightning_lcs.reporting.run_summary import summary_of, write_summary
 from lightning_lcs.training.progress import show_curves
 
+OWN_FOLDER = "lightning_lcs_logs"
+
 
 def publish(
     trainer: Trainer,
@@ -88,10 +90,14 @@ def hyperparameters(module: LightningModule) -> dict[str, Any]:
 
 
 def directory(trainer: Trainer) -> str:
-    """The folder of the run, the same on all ranks: the first logger's, or where Lightning keeps its checkpoints."""
+    """The folder of the run's files, the same on all ranks: that of the first logger.
+
+    Without a logger it is ``default_root_dir``; where that is the working directory, a folder of their own in it.
+    """
     logger = next(iter(trainer.loggers), None)
     if logger is None:
-        return trainer.default_root_dir
+        root = trainer.default_root_dir
+        return os.path.join(root, OWN_FOLDER) if os.path.abspath(root) == os.getcwd() else root
     if logger.log_dir:
         return str(trainer.log_dir)
     version = logger.version

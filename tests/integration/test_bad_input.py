@@ -153,7 +153,9 @@ def test_a_group_that_is_neither_an_object_nor_a_mapping(value):
 
 
 def test_several_modes():
-    with pytest.raises(TypeError, match=r"mode=\['structured', 'quantized'\] is a list; give one mode"):
+    with pytest.raises(
+        ValueError, match=r"mode=\['structured', 'quantized'\] is not known; choose one of 'structured'"
+    ):
         LCSCallback(mode=["structured", "quantized"])
 
 

@@ -38,8 +38,9 @@ def test_a_line_of_norms_needs_a_norm() -> None:
 )
 def test_the_subspace_by_default_is_that_of_the_mode(mode: str, expected: str) -> None:
     assert SubspaceModel(Mlp(), mode=mode).subspace == expected
-    assert SubspaceModel(nn.Linear(3, 4), mode=mode).subspace == "point"
-    everything = SubspaceModel(nn.Linear(3, 4), mode=mode, line=Line(parameters="all"))
+    bare = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    assert SubspaceModel(bare, mode=mode).subspace == "point"
+    everything = SubspaceModel(bare, mode=mode, line=Line(parameters="all"))
     assert (everything.subspace, bool(everything.endpoint_pairs())) == (expected, expected == "line")
 
 
@@ -209,7 +210,7 @@ def test_asking_several_networks_for_one_is_an_error_that_names_them() -> None:
 
 def test_parts_train_together() -> None:
     x = torch.randn(3, 3, 8, 8)
-    model = SubspaceModel({"a": Chain(classes=4), "b": Joined()}).train()
+    model = SubspaceModel({"a": Chain(classes=4), "b": Joined()}, subspace="line").train()
     with model.training_level(0.5):
         sum(model.run(part, part.network.module, (x,), {}).sum() for part in model.parts).backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -227,18 +228,18 @@ def test_parts_train_together() -> None:
 def test_a_module_in_two_parts_has_one_endpoint() -> None:
     shared = nn.LayerNorm(8)
     parts = {name: nn.Sequential(nn.Linear(6, 8), shared, nn.Linear(8, 4)) for name in "ab"}
-    model = SubspaceModel(parts)
+    model = SubspaceModel(parts, subspace="line")
     assert len(model.endpoint_pairs()) == 2
     assert {id(w0) for w0, _ in model.endpoint_pairs()} <= {id(p) for p in model.parameters()}
 
 
 def test_a_part_without_norms_is_the_same_at_both_ends_of_a_line() -> None:
     """A head beside a backbone; a line without any norm is refused, and leaves nothing behind."""
-    model = SubspaceModel({"backbone": Mlp(), "head": nn.Linear(4, 3)})
+    model = SubspaceModel({"backbone": Mlp(), "head": nn.Linear(4, 3)}, subspace="line")
     assert [len(part.endpoints) for part in model.parts] == [2, 0]
     parts = {"a": nn.Linear(3, 4), "b": nn.Linear(4, 4)}
     with pytest.raises(ValueError, match="no normalisation layer"):
-        SubspaceModel(parts)
+        SubspaceModel(parts, subspace="line")
     assert [name for part in parts.values() for name, _ in part.named_parameters() if "lcs" in name] == []
 
 

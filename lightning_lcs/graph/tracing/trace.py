@@ -126,7 +126,12 @@ def _samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, 
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0]
     if not tensors:
-        raise TraceError("the network was called without a tensor: there is no batch dimension to keep open")
+        given = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "no arguments"
+        raise TraceError(
+            f"the network was called without a tensor ({given}): there is no batch dimension to keep open; turn the "
+            "batch into tensors before the network (text, for example, with a tokenizer), or name the part that takes "
+            "tensors with target="
+        )
     batch = tensors[0].shape[0]
     rows = torch.arange(TRACE_BATCH, device=tensors[0].device) % batch
     carried: list[Tensor] = []

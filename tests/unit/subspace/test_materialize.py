@@ -32,7 +32,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 def made(name: str, **options: Any) -> tuple[SubspaceModel, Tensor]:
     net, x = NETWORKS[name]()
-    return SubspaceModel(scramble(net), x, **options).eval(), x
+    return SubspaceModel(scramble(net), x, **{"subspace": "line", **options}).eval(), x
 
 
 def pickled(thing: Any) -> Any:
