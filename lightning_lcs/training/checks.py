@@ -16,7 +16,7 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.modes.registry import Mode
 
-# By class name: users import the trainer and its parts from either of Lightning's two namespaces.
+# Classes are compared by name, because users import them from either of Lightning's two namespaces.
 _STRATEGIES = {
     "FSDPStrategy": "shards parameters, and a level is cut from whole ones",
     "DeepSpeedStrategy": "clears gradients itself, where those of several levels have to be kept",
@@ -32,10 +32,10 @@ _CALLBACKS = {
 
 
 def check_setup(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse what can't be trained together with several levels.
+    """Refuse settings that can't be trained with several levels per step.
 
     Raises:
-        ValueError: with the reason, and what to do.
+        ValueError: With the reason, and what to do.
     """
     if not module.automatic_optimization:
         raise ValueError(
@@ -61,10 +61,10 @@ def check_setup(trainer: Trainer, module: LightningModule) -> None:
 
 
 def warn_of_old_namespace() -> None:
-    """Say that a ``pytorch_lightning`` below 2.0 which has been imported can't run callbacks of ours.
+    """Warn that an imported ``pytorch_lightning`` below 2.0 can't run the callbacks of this package.
 
-    Its trainer stops in its constructor with "Expected a parent", before any hook of a callback that could say more. It
-    may be there for lightning-bolts' data modules only, so that this is no error.
+    Its trainer stops in its constructor with "Expected a parent", before any hook of a callback could explain it. It
+    may have been imported for the data modules of lightning-bolts only, so that this is not an error.
     """
     old = getattr(sys.modules.get("pytorch_lightning"), "__version__", "2")
     if old.partition(".")[0] in ("0", "1"):
@@ -76,10 +76,10 @@ def warn_of_old_namespace() -> None:
 
 
 def check_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Refuse optimizers that the sweep can't feed (Lightning itself refuses several without manual optimization).
+    """Refuse optimizers that run the training step more than once (Lightning itself refuses several optimizers).
 
     Raises:
-        ValueError: one that runs the step more than once.
+        ValueError: An optimizer runs the step more than once.
     """
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise ValueError(

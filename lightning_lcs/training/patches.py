@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Patches:
-    """Attributes set on objects of others, and taken away again."""
+    """Sets attributes on objects, and puts the earlier ones back."""
 
     def __init__(self) -> None:
         self._before: list[tuple[Any, str, bool, Any]] = []
@@ -18,7 +18,7 @@ class Patches:
         target.__dict__[name] = value
 
     def undo(self) -> None:
-        """Put everything back, last change first."""
+        """Put everything back, the last change first."""
         while self._before:
             target, name, had, value = self._before.pop()
             if had:
@@ -28,14 +28,14 @@ class Patches:
 
 
 class StandIn:
-    """Called in the place of a method, with which it is called first: ``instead(original, *args, **kwargs)``.
+    """Replaces a bound method by a function that also takes that method: ``instead(original, *args, **kwargs)``.
 
-    A copy, and a pickle, of the object that it was set on holds the method itself again: a copy made while training
-    belongs to no trainer.
+    A copy or a pickle of the object that it was set on holds the method itself again, because a copy made while
+    training belongs to no trainer.
 
     Args:
-        original: the bound method.
-        instead: takes the original and the arguments of the call.
+        original: The bound method.
+        instead: Takes the original and the arguments of the call.
     """
 
     def __init__(self, original: Callable[..., Any], instead: Callable[..., Any]) -> None:
@@ -43,7 +43,7 @@ class StandIn:
         self._instead = instead
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call what stands in."""
+        """Call the replacement."""
         return self._instead(self.__wrapped__, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:

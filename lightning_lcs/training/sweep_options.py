@@ -17,7 +17,7 @@ from lightning_lcs.training.options import LOSS_REDUCTIONS, Loss, Sampling, leve
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """What a step visits, and how strongly it compresses.
+    """The levels that a step visits, and how strongly it compresses.
 
     Attributes:
         mode: The mode whose levels are drawn.
@@ -52,30 +52,30 @@ class SweepOptions:
         drawn: Sequence[float] = self.sampler if isinstance(self.sampler, tuple) else ()
         if isinstance(self.sampler, str):
             drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
-            # Bit widths are levels already, and drawn evenly.
+            # Bit widths are levels already, and they are drawn evenly.
             if self.levels and not isinstance(self.mode, Quantized):
                 drawn = [round_to_levels(alpha, self.levels, self.sampler) for alpha in drawn]
         return [self.mode.snap(alpha) for alpha in drawn]
 
     def weight(self, visited: Sequence[float]) -> float:
-        """Of the loss of each level of a step in the loss that is trained on."""
+        """The weight of the loss of each level of a step in the loss that is minimized."""
         return LOSS_REDUCTIONS[self.reduction](len(visited))
 
     def drawn(self, visited: Sequence[float]) -> Sequence[float]:
-        """Those levels of a step that were drawn, and are not the same at every step."""
+        """The levels of a step that were drawn, without those that are the same at every step."""
         if isinstance(self.sampler, tuple):
             return ()
         return visited[self.sampler == "sandwich" : len(visited) - (self.sampler in VISIT_FULL)]
 
     def layer_bits(self, seed: int, step: int, alpha: float, layers: Sequence[str]) -> dict[str, int]:
-        """Bits that each layer drew for a level of a step, where the sampler draws them apart."""
+        """The bits that each layer drew for a level of a step, where the sampler draws them per layer."""
         if self.sampler != PER_LAYER or not isinstance(self.mode, Quantized):
             return {}
         draws = torch.rand(len(layers), generator=step_generator(seed, step, f"{alpha:.6f}"), dtype=torch.float64)
         return {layer: self.mode.bit_width(draw) for layer, draw in zip(layers, draws.tolist(), strict=True)}
 
     def strength(self, progress: float) -> float:
-        """Share of a level's compression that applies after ``progress`` of all steps."""
+        """The share of a level's compression that applies after the share ``progress`` of all steps."""
         return SCHEDULES[self.warmup_schedule](progress, self.warmup)
 
 

@@ -22,15 +22,15 @@ def find_targets(module: LightningModule, target: Target, final: bool = True) ->
     """The networks to compress, by their path in the module ("" for the module itself).
 
     Args:
-        module: the user's LightningModule.
-        target: a path, several paths, "self" for the module's own forward, or ``None`` to find it.
-        final: whether the module has built all its networks.
+        module: The user's LightningModule.
+        target: A path, several paths, "self" for the module's own forward, or ``None`` to find the network.
+        final: Whether the module has built all its networks.
 
     Returns:
-        The networks; ``None`` where the module has none, or has not built the one that was named yet.
+        The networks; ``None`` where the module has none, or has not built the named one yet.
 
     Raises:
-        ValueError: a path does not exist, or none was named and there is more than one candidate.
+        ValueError: A path does not exist, or no path was given and there is more than one candidate.
     """
     if target == "self":
         return {"": module}
@@ -99,10 +99,10 @@ def _is_judge(child: nn.Module) -> bool:
 
 
 def find_subspace_model(trainer: Trainer, module: LightningModule) -> tuple[SubspaceModel, bool]:
-    """The subspace model, and whether an ``LCSCallback`` in the trainer looks after it.
+    """The subspace model, and whether an ``LCSCallback`` in the trainer manages it.
 
     Raises:
-        RuntimeError: neither the trainer's callbacks nor the module hold exactly one.
+        RuntimeError: Neither the trainer's callbacks nor the module hold exactly one.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         model = getattr(callback, "subspace_model", None)
@@ -118,7 +118,7 @@ def find_subspace_model(trainer: Trainer, module: LightningModule) -> tuple[Subs
 
 
 class Redirect:
-    """Stands in for a network's ``forward``; a plain object, so that it can be pickled and copied with the network."""
+    """Replaces a network's ``forward``; a plain object, so that it can be pickled and copied with the network."""
 
     def __init__(self, model: SubspaceModel, part: Part) -> None:
         self.model = model
@@ -126,23 +126,23 @@ class Redirect:
         self.original: Callable[..., Any] = part.network.module.forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network at the level that the subspace model is set to."""
+        """Run the network at the level of the subspace model."""
         return self.model.run(self.part, self.original, args, kwargs)
 
 
 @dataclasses.dataclass
 class Guard:
-    """What a guarded step did: whether it skipped its batch."""
+    """Whether a guarded step skipped its batch."""
 
     skipped: bool = False
 
 
 @contextlib.contextmanager
 def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
-    """Inside the block the network must run (unless the step skips its batch), and only through its own forward.
+    """Check that the network runs inside the block (unless the step skips its batch), and only through its forward.
 
     Raises:
-        RuntimeError: the network did not run, or one of its submodules was called past its forward: that would have
+        RuntimeError: The network did not run, or one of its submodules was called without its forward, which would have
             run uncompressed.
     """
     guard = Guard()
