@@ -161,7 +161,7 @@ def test_a_new_callback_goes_on_with_a_trained_line(tmp_path):
 def test_a_new_callback_with_another_line_is_refused(tmp_path):
     module = Mine()
     trainer(tmp_path, lcs(line={"parameters": "norm"})).fit(module, datamodule=Data())
-    with pytest.raises(ValueError, match=r"line.parameters='all'"):
+    with pytest.raises(ValueError, match=r"Line\(parameters='all'\)"):
         trainer(tmp_path, lcs(line={"parameters": "all"})).validate(module, datamodule=Data(), verbose=False)
 
 
