@@ -49,12 +49,16 @@ def test_a_batch_of_texts(tmp_path):
     ("make", "monitor"), [(EarlyStopping, "lcs/val_acc/mean"), (ModelCheckpoint, "lcs/val_acc/alpha_050")]
 )
 def test_a_monitor_of_a_curve_that_is_measured_too_late(tmp_path, make, monitor):
+    def fit(every, epochs):
+        options = {"max_epochs": epochs, "enable_checkpointing": True}
+        callbacks = lcs(every_n_epochs=every), make(monitor=monitor, mode="max")
+        trainer(tmp_path, *callbacks, **options).fit(Module(), datamodule=Data())
+
     match = rf"{make.__name__} monitors '{monitor}' from epoch 1 on.*last validation only.*every_n_epochs=1\)"
     with pytest.raises(ValueError, match=match):
-        trainer(tmp_path, lcs(), make(monitor=monitor, mode="max"), max_epochs=2).fit(Module(), datamodule=Data())
-    later = lcs(every_n_epochs=2)
+        fit(None, 2)
     with pytest.raises(ValueError, match=r"the curve every 2 epochs: set LCSCallback\(every_n_epochs=1\)"):
-        trainer(tmp_path, later, make(monitor=monitor, mode="max"), max_epochs=3).fit(Module(), datamodule=Data())
+        fit(2, 3)
 
 
 class Plateau(Module):
@@ -73,7 +77,7 @@ def test_a_schedule_that_looks_at_a_curve_that_is_measured_too_late(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "every", "saved"),
-    [({"max_epochs": 1}, None, 1), ({"max_epochs": 9, "max_steps": 2}, None, 1), ({"max_epochs": 2}, 1, 1)],
+    [({"max_epochs": 1}, None, 1), ({"max_epochs": 9, "max_steps": 3}, None, 1), ({"max_epochs": 2}, 1, 1)],
     ids=["one-epoch", "one-epoch-of-steps", "each-epoch"],
 )
 def test_monitors_that_find_their_curve_are_left_alone(tmp_path, options, every, saved):
