@@ -155,7 +155,9 @@ class Recalibration:
     def __post_init__(self) -> None:
         if self.images < 0:
             raise ValueError(f"Recalibration(images={self.images}) is negative; use, for example, 2048")
-        level_grid(self.levels)
+        level_grid(self.levels)  # refuses what is not a grid
+        if not isinstance(self.levels, int):
+            object.__setattr__(self, "levels", tuple(self.levels))
 
 
 def places() -> dict[str, str]:

@@ -100,8 +100,7 @@ def sweep_options(mode: Mode, subspace: str, sampling: Sampling, loss: Loss, lin
         count = len(sampler)
     if isinstance(mode, Structured) and sampling.warmup:
         raise ValueError(
-            f"Sampling(warmup={sampling.warmup!r}) does not fit structured mode, which trains all widths from the "
-            "first step; leave it out"
+            f"Sampling(warmup={sampling.warmup!r}): structured mode trains all widths from the first step; leave it out"
         )
     return SweepOptions(
         mode=mode,

@@ -157,7 +157,7 @@ def test_groups_of_options(tmp_path, monkeypatch, form):
         given = [f"{prefix}={json.dumps(group)}" for prefix, group in flat]
         if form == "options":
             given = [f"{prefix}.{name}={value}" for prefix, group in flat for name, value in group.items()]
-    cli = read_recipe(["--config", path, *given], run=False, save_config_callback=None)
+    cli = read_recipe(["--config", path, "--seed_everything=0", *given], run=False, save_config_callback=None)
     (callback,) = (found for found in cli.trainer.callbacks if isinstance(found, LCSCallback))
     assert callback.sampling == Sampling(alphas_per_step=3, sampler="uniform")
     assert (callback.loss, callback.recalibration.images) == (Loss(reduction="sum"), 16)
