@@ -117,7 +117,7 @@ def test_state_of_several_networks_round_trip() -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "mode": ({"mode": {"name": "structured", "min_width": 0.5}}, "mode=.*0.5.*built with mode=.*0.25"),
     "subspace": ({"subspace": "point"}, "subspace='point'.*built with subspace='line'"),
-    "line_parameters": ({"line": {"parameters": "all"}}, "line.parameters='all'.*built with line.parameters='norm'"),
+    "line_parameters": ({"line_parameters": "all"}, "line.parameters='all'.*built with line.parameters='norm'"),
     "version": ({"version": 99}, "format 99.*reads 1"),
     "no version": ({"version": None}, "format None.*reads 1"),
     "architecture": ({"shapes": {"conv1.weight": [9, 3, 3, 3]}}, "another architecture: conv1.weight has shape"),
