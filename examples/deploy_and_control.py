@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from classifier import Classifier
 
-from lightning_lcs import LCSCallback, RuntimeController, SubspaceModel
+from lightning_lcs import LCSCallback, Recalibration, RuntimeController, SubspaceModel
 from lightning_lcs.control.controller import measure_profile
 from lightning_lcs.control.latency_target import LatencyTarget
 from lightning_lcs.control.policies import BatterySaver, CpuPressure
@@ -27,7 +27,7 @@ def train_and_save(path: Path, model: str, epochs: int, batches: float) -> None:
     warnings.filterwarnings("ignore", module="lightning")  # advice for larger data than 1,797 digits
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(0, verbose=False)
-    lcs = LCSCallback(mode="structured", alphas=3, recalibration_levels=7, recalibration_images=512)
+    lcs = LCSCallback(mode="structured", alphas=3, recalibration=Recalibration(images=512, levels=7))
     options = {"accelerator": "cpu", "default_root_dir": path.parent}
     options |= {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     L.Trainer(max_epochs=epochs, limit_train_batches=batches, callbacks=[lcs], **options).fit(

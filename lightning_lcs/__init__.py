@@ -6,8 +6,9 @@ Lightning, timm or wandb.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lightning_lcs.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lightning_lcs.callbacks.lcs import LCSCallback as LCSCallback
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
     from lightning_lcs.callbacks.tradeoff import TradeoffMonitor as TradeoffMonitor
     from lightning_lcs.control.controller import RuntimeController as RuntimeController
     from lightning_lcs.model import SubspaceModel as SubspaceModel
+    from lightning_lcs.subspace.line import Line as Line
     from lightning_lcs.subspace.modes import Quantized as Quantized
     from lightning_lcs.subspace.modes import Structured as Structured
     from lightning_lcs.subspace.modes import Unstructured as Unstructured
+    from lightning_lcs.training.options import Loss as Loss
+    from lightning_lcs.training.options import Recalibration as Recalibration
+    from lightning_lcs.training.options import Sampling as Sampling
     from lightning_lcs.wrapper import CompressibleSubspaceWrapper as CompressibleSubspaceWrapper
 
 _HOMES = {
@@ -27,6 +32,10 @@ _HOMES = {
     "Structured": "lightning_lcs.subspace.modes",
     "Unstructured": "lightning_lcs.subspace.modes",
     "Quantized": "lightning_lcs.subspace.modes",
+    "Line": "lightning_lcs.subspace.line",
+    "Sampling": "lightning_lcs.training.options",
+    "Loss": "lightning_lcs.training.options",
+    "Recalibration": "lightning_lcs.training.options",
     "BatchNormRecalibration": "lightning_lcs.callbacks.recalibration",
     "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
     "RuntimeController": "lightning_lcs.control.controller",
@@ -34,12 +43,7 @@ _HOMES = {
 
 __all__ = list(_HOMES)
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lightning_lcs' has no attribute {name!r}; it has: {', '.join(_HOMES)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -23,13 +23,16 @@ from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
 from lightning_lcs.subspace.describe import describe
 from lightning_lcs.subspace.level_table import Level as TableLevel
 from lightning_lcs.subspace.level_table import level_for_budget, make_table, named_level
+from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.materialize import own_part
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
 from lightning_lcs.subspace.network import TOGETHER, Part, cosine_between, endpoint_pairs
 from lightning_lcs.subspace.norms import convert_norms
+from lightning_lcs.subspace.option_places import model_places
 from lightning_lcs.subspace.runner import LevelRunner
 from lightning_lcs.subspace.state import SubspaceState, parameter_shapes
+from lightning_lcs.utils.options import checked_keywords, parse_options
 
 
 class SubspaceModel(nn.Module):
@@ -43,11 +46,9 @@ class SubspaceModel(nn.Module):
         example_inputs: A tensor or a tuple of arguments. By default the first call serves.
         mode: The compression mode: "structured", "unstructured", "quantized", or a mode object with options. The
             default is "structured".
-        subspace: "line" or "point".
-        line_parameters: what lies on the line: "norm" (scale and shift of normalisation layers), "backbone" (all but
-            the last linear layer, the head) or "all"; see :class:`LCSCallback`.
-        endpoint_start: how endpoint 0 starts: "copy", or "independent" (each weight of two or more dimensions redrawn
-            with its own mean and deviation).
+        subspace: "line" or "point". The default is a point in structured and quantized mode, and a line in unstructured
+            mode (a point where the network has no parameter that may lie on the line).
+        line: The options of the line, as a :class:`Line` or a mapping. The default is ``Line()``.
         norm: "keep", or "instance" or "group" to replace the network's batch norms, in place, by norms that need no
             statistics. The default is "keep".
         seed: The seed of the independent draws. The default is 0.
@@ -71,43 +72,45 @@ class SubspaceModel(nn.Module):
         (torch.Size([3, 2]), 16)
     """
 
+    @checked_keywords(model_places)
     def __init__(
         self,
         module: nn.Module | Mapping[str, nn.Module],
         example_inputs: Any = None,
         *,
         mode: str | Mode | Mapping[str, Any] = "structured",
-        subspace: str = "line",
-        line_parameters: str = "norm",
-        endpoint_start: str = "copy",
+        subspace: str | None = None,
+        line: Line | Mapping[str, Any] = Line(),  # noqa: B008
         norm: str = "keep",
         seed: int = 0,
     ) -> None:
         super().__init__()
         parsed, modules = parse_mode(mode), dict(module) if isinstance(module, Mapping) else {"": module}
-        check_subspace(subspace)
+        options = parse_options(Line, line, "line")
+        if subspace is not None:
+            check_subspace(subspace)
         if not modules:
             raise ValueError("module is empty: give at least one network")
         self._replaced_norms = convert_norms(modules.values(), norm, parsed.runs_as_graph)
+        chosen = endpoints.chosen_subspace(subspace, parsed.default_subspace, modules.values(), options)
         parts = build_parts(modules, parsed)
-        if subspace == "line":
-            lines = endpoints.attach(list(modules.values()), line_parameters, endpoint_start, seed)
-            for part, line in zip(parts, lines, strict=True):
-                part.endpoints = line
-        self._set_up(parts, parsed, subspace, line_parameters, norm)
-        self.endpoint_start = endpoint_start
+        if chosen == "line":
+            lines = endpoints.attach(list(modules.values()), options, seed)
+            for part, endpoint_0 in zip(parts, lines, strict=True):
+                part.endpoints = endpoint_0
+        self._set_up(parts, parsed, chosen, options, norm)
         self.seed = seed
         if example_inputs is not None:
             args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
             parsed.execution(self._only_part("example_inputs"), Level(parsed, 0.0), args, {})
 
-    def _set_up(self, parts: list[Part], mode: Mode, subspace: str, line_parameters: str, norm: str) -> None:
+    def _set_up(self, parts: list[Part], mode: Mode, subspace: str, line: Line, norm: str) -> None:
         networks = [part.network.module for part in parts]
         self.module = networks[0] if len(networks) == 1 else nn.ModuleList(networks)
         self.parts = parts
         self.mode = mode
         self.subspace = subspace
-        self.line_parameters = line_parameters
+        self.line = line
         self.norm = norm
         self.settled = False  # trained or loaded as a subspace
         self.levels: tuple[TableLevel, ...] = ()
@@ -332,7 +335,7 @@ class SubspaceModel(nn.Module):
         """Before training: endpoint 0 starts from the weights as they are now, unless it was trained or loaded."""
         for part in self.parts:
             if not endpoints.is_settled(part.network.module):
-                endpoints.restart(part.network.module, part.endpoints, self.endpoint_start, self.seed)
+                endpoints.restart(part.network.module, part.endpoints, self.line.start, self.seed)
                 endpoints.settle(part.network.module)
         self.settled = True
 
@@ -356,7 +359,7 @@ class SubspaceModel(nn.Module):
         return SubspaceState(
             mode=self.mode,
             subspace=self.subspace,
-            line_parameters=self.line_parameters,
+            line_parameters=self.line.parameters,
             norm=self.norm,
             targets=[part.name for part in self.parts],
             shapes=parameter_shapes(self.parts),
@@ -395,8 +398,8 @@ class SubspaceModel(nn.Module):
     ) -> SubspaceModel:
         """A model of networks inside of a module, all of whose weights are replaced."""
         trained = endpoints.is_settled(module)
-        options = {key: getattr(state, key) for key in ("mode", "subspace", "line_parameters", "norm")}
-        model = cls(networks, **options)
+        line = Line(parameters=state.line_parameters)
+        model = cls(networks, mode=state.mode, subspace=state.subspace, line=line, norm=state.norm)
         try:
             state.check(model.state())
         except ValueError:
@@ -497,8 +500,8 @@ class SubspaceModel(nn.Module):
         """A model of a network out of a file."""
         model = cls.__new__(cls)
         nn.Module.__init__(model)
-        model._replaced_norms, model.endpoint_start, model.seed = [], "copy", 0
-        model._set_up([part], state.mode, state.subspace, state.line_parameters, state.norm)
+        model._replaced_norms, model.seed = [], 0
+        model._set_up([part], state.mode, state.subspace, Line(parameters=state.line_parameters), state.norm)
         model.statistics, model.settled, model.training = state.statistics, True, False
         model.runtime = model.runner.server = Runtime(part, model.runner.evaluation)
         return model

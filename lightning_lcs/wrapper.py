@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +18,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_lcs.callbacks.lcs import LCSCallback
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.modes import Quantized, Structured, Unstructured
+from lightning_lcs.subspace.line import Line
+from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, mode_to_dict, parse_mode
+from lightning_lcs.subspace.option_places import model_places
+from lightning_lcs.utils.options import checked_keywords, parse_options
 
 SCHEDULERS = ("cosine", "constant")
 
@@ -26,42 +30,54 @@ SCHEDULERS = ("cosine", "constant")
 class CompressibleSubspaceWrapper(pl.LightningModule):
     """Trains a timm model, or any classifier, as a compressible subspace.
 
-    Without an ``LCSCallback`` in the trainer it brings its own, with default options.
+    Where the trainer has no ``LCSCallback``, the wrapper brings one with default options.
 
     Args:
-        model: the name of a timm model, or a network from images to logits.
-        num_classes: number of classes.
-        mode: "structured", "unstructured", "quantized", or a mode object.
-        subspace: "line" or "point".
-        pretrained: start from timm's published weights (they are downloaded); on a line both endpoints start there.
-        in_chans: channels of the images (timm models).
-        model_options: further arguments of ``timm.create_model``, such as ``{"drop_path_rate": 0.1}``.
-        line_parameters: see :class:`LCSCallback`.
-        endpoint_start: see :class:`LCSCallback`.
-        norm: see :class:`LCSCallback`.
-        optimizer: a name that ``timm.optim.create_optimizer_v2`` knows.
-        learning_rate: its peak.
-        weight_decay: on weights of two or more dimensions.
-        momentum: of SGD.
-        scheduler: "cosine" (per step, down to 0) or "constant".
-        warmup_epochs: epochs of linear warm-up before it; may be a fraction.
-        label_smoothing: of the cross-entropy.
+        model: The name of a timm model, or a network from images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
+        num_classes: The number of classes. The default is 10.
+        mode: The compression mode: "structured", "unstructured", "quantized", a mode object, or a mapping of its name
+            and options. The default is "structured".
+        subspace: "line" or "point". The default is a point in structured and quantized mode, and a line in unstructured
+            mode (a point where the network has no parameter that may lie on the line).
+        pretrained: Whether to start from timm's published weights, which are downloaded; on a line both endpoints start
+            there. The default is false.
+        in_chans: The number of channels of the images, for timm models. The default is 3.
+        model_options: Further arguments of ``timm.create_model``, such as ``{"drop_path_rate": 0.1}``.
+        line: Which parameters lie on the line, and how its endpoints start; a :class:`Line` or a mapping. The default
+            is ``Line()``.
+        norm: "keep", "instance" or "group"; see :class:`LCSCallback`. The default is "keep".
+        optimizer: The name of an optimizer that ``timm.optim.create_optimizer_v2`` knows. The default is "sgd".
+        learning_rate: The peak learning rate. The default is 0.1.
+        weight_decay: The weight decay of weights of two or more dimensions. The default is 5e-4.
+        momentum: The momentum of SGD. The default is 0.9.
+        scheduler: "cosine" (per step, down to 0) or "constant". The default is "cosine".
+        warmup_epochs: The number of epochs of linear warm-up before it; may be a fraction. The default is 0.
+        label_smoothing: The label smoothing of the cross-entropy, in [0, 1]. The default is 0.
 
     Raises:
-        ValueError: an option outside its range.
+        TypeError: A keyword is not an option.
+        ValueError: An option is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs import CompressibleSubspaceWrapper
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Linear(8, 10))
+        >>> module = CompressibleSubspaceWrapper(network, num_classes=10, learning_rate=0.05)
+        >>> module(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
+    @checked_keywords(model_places)
     def __init__(
         self,
         model: str | nn.Module,
         num_classes: int = 10,
-        mode: str | Structured | Unstructured | Quantized | dict[str, Any] = "structured",
-        subspace: str = "line",
+        mode: str | Mode | dict[str, Any] = "structured",
+        subspace: str | None = None,
         pretrained: bool = False,
         in_chans: int = 3,
         model_options: dict[str, Any] | None = None,
-        line_parameters: str = "norm",
-        endpoint_start: str = "copy",
+        line: Line | dict[str, Any] = Line(),  # noqa: B008
         norm: str = "keep",
         optimizer: str = "sgd",
         learning_rate: float = 0.1,
@@ -74,22 +90,25 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
         super().__init__()
         if scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler={scheduler!r} is not known; choose one of {', '.join(map(repr, SCHEDULERS))}")
-        parsed = parse_mode(mode)
-        check_subspace(subspace)
+        parsed, line = parse_mode(mode), parse_options(Line, line, "line")
+        if subspace is not None:
+            check_subspace(subspace)
         # Checkpoints hold plain data only: an nn.Module or a mode object in them could not be loaded safely.
-        self.save_hyperparameters(ignore=["mode", *(["model"] if isinstance(model, nn.Module) else [])])
-        self.save_hyperparameters({"mode": mode_to_dict(parsed)})
+        self.save_hyperparameters(ignore=["mode", "line", *(["model"] if isinstance(model, nn.Module) else [])])
+        self._channels: int | None = None
         if isinstance(model, str):
             options = {"in_chans": in_chans, "num_classes": num_classes, **(model_options or {})}
+            self._channels = options["in_chans"]
             model = timm.create_model(model, pretrained=pretrained, **options)
         self.subspace_model = SubspaceModel(
             model,
             mode=parsed,
             subspace=subspace,
-            line_parameters=line_parameters,
-            endpoint_start=endpoint_start,
+            line=line,
             norm=norm,
         )
+        resolved = {"subspace": self.subspace_model.subspace, "line": dataclasses.asdict(line)}
+        self.save_hyperparameters({"mode": mode_to_dict(parsed), **resolved})
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         # The loss has refused wrong labels already; to look for them here would wait for the accelerator at every step.
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
@@ -105,7 +124,17 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
         self._warmup_epochs = warmup_epochs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` to logits ``(N, num_classes)``, at the level of ``self.subspace_model``."""
+        """Images ``(N, C, H, W)`` to logits ``(N, num_classes)``, at the level of ``self.subspace_model``.
+
+        Raises:
+            TypeError: The model does not give one tensor.
+            ValueError: The images have another number of channels than the timm model.
+        """
+        if self._channels is not None and images.ndim == 4 and images.shape[1] != self._channels:
+            raise ValueError(
+                f"the images have {images.shape[1]} channel(s), and the model was made with in_chans={self._channels}: "
+                f"set in_chans={images.shape[1]}"
+            )
         logits = self.subspace_model(images)
         if not isinstance(logits, Tensor):
             raise TypeError(
@@ -148,7 +177,7 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
         """The optimizer over both endpoints, and the schedule per step.
 
         Raises:
-            ValueError: a schedule over training data without a length, and no ``max_steps``.
+            ValueError: The schedule runs over training data without a length, and no ``max_steps``.
         """
         optimizer = create_optimizer_v2(self.subspace_model, **self._optimizer)
         unscheduled = self._scheduler == "constant" and not self._warmup_epochs
@@ -182,10 +211,10 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
         return [LCSCallback(model.mode, model.subspace)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the subspace."""
+        """Add the subspace to a checkpoint."""
         checkpoint[CHECKPOINT_KEY] = {**self.subspace_model.subspace_state(), "targets": ["subspace_model.module"]}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the subspace over."""
+        """Take the subspace out of a checkpoint."""
         if CHECKPOINT_KEY in checkpoint:
             self.subspace_model.load_subspace_state(checkpoint[CHECKPOINT_KEY])

@@ -2,170 +2,189 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.callbacks.recalibration import BatchNormRecalibration
 from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
-from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.reporting.curve import CurvePoint
-from lightning_lcs.subspace import endpoints
-from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
+from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
 from lightning_lcs.subspace.norms import check_norm
-from lightning_lcs.training.checks import check_optimizers, check_setup
-from lightning_lcs.training.evaluation import evaluate_level
-from lightning_lcs.training.isolation import Patches
+from lightning_lcs.training.adoption import Adoption
+from lightning_lcs.training.checks import (
+    agreed,
+    check_monitors,
+    check_optimizers,
+    check_setup,
+    only_callback,
+    warn_of_old_namespace,
+)
+from lightning_lcs.training.measurement import Measurement
 from lightning_lcs.training.methods import method_settings, paper_settings
-from lightning_lcs.training.options import agreed, check_model, only_callback, sweep_options
+from lightning_lcs.training.options import Loss, Recalibration, Sampling, places
+from lightning_lcs.training.recalibration import Recalibrator
 from lightning_lcs.training.saving import Saving
-from lightning_lcs.training.stand_in import StandIn
 from lightning_lcs.training.steps import sort_untrained
-from lightning_lcs.training.sweep import Sweep, train_endpoints_alike
-from lightning_lcs.training.target import Redirect, Target, find_targets
+from lightning_lcs.training.sweep import train_endpoints_alike
+from lightning_lcs.training.sweep_options import SweepOptions
+from lightning_lcs.training.target import Target
+from lightning_lcs.training.upkeep import Upkeep
+from lightning_lcs.utils.options import checked_keywords, parse_options
 
 
 class LCSCallback(pl.Callback):
     """Trains a module's network as a compressible subspace (arXiv 2110.04252).
 
-    The module stays as it is: its ``training_step`` is run at several levels of compression per batch, its gradients
-    are those of the mean of their losses, and what it logs is what alpha = 1 gives. The checkpoint's ``state_dict``
-    stays the module's own and is the alpha = 1 model; the second endpoint and the batch-norm statistics travel beside
-    it.
+    The module stays as it is: its ``training_step`` runs at several levels of compression per batch, its gradients are
+    those of the mean of their losses, and what it logs is what alpha = 1 gives. The ``state_dict`` of a checkpoint
+    remains the module's own and is the alpha = 1 model; the second endpoint and the batch-norm statistics are stored
+    beside it.
+
+    Each group of options (``line``, ``sampling``, ``loss``, ``recalibration``) is given as its object, as a mapping of
+    its options, or in YAML and on the command line of LightningCLI
+    (``--trainer.callbacks.sampling.alphas_per_step=3``).
 
     Args:
-        mode: "structured", "unstructured", "quantized", or a mode object such as ``Structured(min_width=0.25)``.
-        subspace: "line" (two endpoints) or "point" (one set of weights for all levels).
-        target: the network: a path in the module, a list of paths (networks that the step calls separately), "self"
-            for the module's own forward. By default the only child with trainable parameters that is no metric and no
-            loss.
-        alphas: levels of the curve: their number, or the levels.
-        sampler: "sandwich" (both ends and uniform draws between), "uniform" (uniform draws, and alpha = 1),
-            "biased_endpoints" (each draw an end with probability 1/2, else uniform), "uniform_draws" or
-            "uniform_draws_per_layer" (each layer draws its own bits); or levels, all of which every step visits. By
-            default "sandwich" in structured mode, "biased_endpoints" on an unstructured line, else "uniform_draws".
-        alphas_per_step: levels that each training step draws; by default 4 with the first two samplers, else 1.
-        training_levels: evenly spaced levels to which drawn widths and sparsities are rounded, at least 3; 0 for any,
-            as in the paper, where a GPU looks for new kernels at almost every structured step; see docs (Results).
-        loss_reduction: "mean" of the losses of a step's levels, so that a project keeps its learning rate; or their
-            "sum", as in the paper, with gradients ``alphas_per_step`` times as large.
-        warmup: share of all steps in which sparsity grows to its level, or in which inputs of layers are not quantized
-            yet; by default 0.8 in these two modes.
-        warmup_schedule: "linear" (growing steadily) or "delayed" (none until the warm-up is over); by default "linear"
-            on a line and "delayed" on a point.
-        diversity_weight: of the squared cosine between the endpoints of a line; 1 in the paper, see docs (Results).
-        scale_penalty: of the L1 norm of the norms' scales in the loss; 1e-5 in network slimming.
-        line_parameters: what lies on the line: "norm" (scale and shift of the normalisation layers, as in the paper's
-            structured mode), "backbone" (all but the last linear layer, the head, as in its other two) or "all".
-        endpoint_start: how endpoint 0 starts: "copy" of the weights, or "independent" (redrawn with their mean and
-            deviation).
-        norm: "keep" batch norms, with statistics per level; or replace them by "instance" or "group" norms, which need
-            none. The module's ``state_dict`` then has no running statistics, and its own class does not load it:
-            :meth:`SubspaceModel.from_checkpoint` does.
-        every_n_epochs: measure the curve every n-th epoch, too; by default at the last validation only.
-        recalibration_images: training images from which each level's batch-norm statistics are taken; 0 for none: every
-            level then runs on those of alpha = 1, at a loss.
-        recalibration_levels: levels whose statistics are kept: their number, or the levels. Any alpha asked for later
-            runs at the nearest of them.
-        seed: of the sampled alphas and the recalibration images.
+        mode: The compression mode: "structured", "unstructured", "quantized", or a mode object such as
+            ``Structured(min_width=0.25)``. The default is "structured".
+        subspace: "line" (two endpoints) or "point" (one set of weights for all levels). The default is a point in
+            structured and quantized mode, and a line in unstructured mode (a point where the network has no parameter
+            that may lie on the line).
+        target: The network: a path in the module, a list of paths (networks that the step calls separately), or "self"
+            for the module's own forward. The default is the only child with trainable parameters that is not a metric
+            and not a loss.
+        alphas: The levels of the curve: their number (evenly spaced over [0, 1], at least 2), or a list of levels in
+            [0, 1]. The default is 7.
+        line: Which parameters lie on the line, and how its endpoints start and stay apart. The default is ``Line()``.
+        norm: "keep" keeps batch norms, with statistics for each level. "instance" and "group" replace them by norms
+            that need no statistics; the module's ``state_dict`` then has no running statistics, so that its own class
+            does not load it, and :meth:`SubspaceModel.from_checkpoint` does. The default is "keep".
+        sampling: Which levels each training step visits, and the warm-up. The default is ``Sampling()``.
+        loss: How the losses of a step are combined. The default is ``Loss()``.
+        recalibration: How the batch-norm statistics of each level are collected. The default is ``Recalibration()``.
+        every_n_epochs: Measure the curve after every n-th epoch as well, at least 1. The default is to measure it at
+            the last validation only.
+        seed: The seed of the sampled levels and of the choice of recalibration images. The default is 0.
 
     Attributes:
-        subspace_model: the subspace model, once the network is known.
+        subspace_model: The subspace model; ``None`` until the network is known.
 
     Raises:
-        ValueError: an option outside its range.
+        TypeError: A keyword is not an option. The message names the place of an option that lies elsewhere.
+        ValueError: An option is outside its range.
+
+    Example:
+        >>> import lightning as L
+        >>> from lightning_lcs import LCSCallback, Sampling
+        >>> lcs = LCSCallback(mode="structured", sampling=Sampling(alphas_per_step=3))
+        >>> trainer = L.Trainer(callbacks=[lcs], accelerator="cpu", logger=False)
+        >>> lcs.mode, lcs.options.sampler
+        (Structured(min_width=0.25), 'sandwich')
     """
 
+    @checked_keywords(places)
     def __init__(
         self,
         mode: str | Mode | Mapping[str, Any] = "structured",
-        subspace: str = "line",
+        subspace: str | None = None,
         target: Target = None,
         alphas: int | Sequence[float] = 7,
         *,
-        sampler: str | Sequence[float] | None = None,
-        alphas_per_step: int | None = None,
-        training_levels: int = DEFAULT_LEVELS,
-        loss_reduction: str = "mean",
-        warmup: float | None = None,
-        warmup_schedule: str | None = None,
-        diversity_weight: float = 0.0,
-        scale_penalty: float = 0.0,
-        line_parameters: str = "norm",
-        endpoint_start: str = "copy",
         norm: str = "keep",
+        line: Line | Mapping[str, Any] = Line(),  # noqa: B008
+        sampling: Sampling | Mapping[str, Any] = Sampling(),  # noqa: B008
+        loss: Loss | Mapping[str, Any] = Loss(),  # noqa: B008
+        recalibration: Recalibration | Mapping[str, Any] = Recalibration(),  # noqa: B008
         every_n_epochs: int | None = None,
-        recalibration_images: int = 2048,
-        recalibration_levels: int | Sequence[float] = DEFAULT_LEVELS,
         seed: int = 0,
     ) -> None:
-        endpoints.check_options(line_parameters, endpoint_start)
         self.mode = parse_mode(mode)
-        self.subspace = check_subspace(subspace)
+        self.subspace = None if subspace is None else check_subspace(subspace)
         self.target = target
-        options = sweep_options(self.mode, subspace, sampler, alphas_per_step, warmup, warmup_schedule)
-        drawn: dict[str, Any] = {"training_levels": training_levels, "loss_reduction": loss_reduction}
-        self.options = replace(options, **drawn, diversity_weight=diversity_weight, scale_penalty=scale_penalty)
-        if recalibration_images < (0 if self.options.visits_full else 1):
-            reason = "use, for example, 2048, or 0 for none with a sampler that visits alpha = 1 at every step"
-            raise ValueError(f"recalibration_images={recalibration_images} is too small: {reason}")
-        self.line_parameters = line_parameters
-        self.endpoint_start = endpoint_start
         self.norm = check_norm(norm)
+        self.line = parse_options(Line, line, "line")
+        self.sampling = parse_options(Sampling, sampling, "sampling")
+        self.loss = parse_options(Loss, loss, "loss")
+        self.recalibration = parse_options(Recalibration, recalibration, "recalibration")
         self.seed = seed
-        self.subspace_model: SubspaceModel | None = None
-        self._recalibration = BatchNormRecalibration(recalibration_levels, recalibration_images, seed)
-        self._monitor = TradeoffMonitor(alphas, every_n_epochs)
-        self._targets: list[str] = []
-        self._patches = Patches()
-        self._sweep: Sweep | None = None
-        self._loaded: Mapping[str, Any] | None = None
-        self._measured_at = -1
-        self._failed = False
-        self._resumed = False
+        self._adoption = Adoption(
+            mode=self.mode,
+            subspace=self.subspace,
+            target=target,
+            line=self.line,
+            norm=norm,
+            sampling=self.sampling,
+            loss=self.loss,
+            seed=seed,
+        )
+        if self.recalibration.images == 0 and not self.options.visits_full:
+            raise ValueError(
+                "Recalibration(images=0) needs a sampler that visits alpha = 1 at every step; use, for example, 2048 "
+                "images"
+            )
+        warn_of_old_namespace()
+        recalibrator = Recalibrator(self.recalibration.levels, self.recalibration.images, seed)
+        self._upkeep = Upkeep(self._adoption, recalibrator, Measurement(alphas, every_n_epochs))
 
     @classmethod
     def paper(cls, mode: str, subspace: str = "line", **options: Any) -> LCSCallback:
         """The settings of arXiv 2110.04252 for one of its modes.
 
-        Structured: the sum of the losses, instance norm, the norms' scale and shift on the line. Unstructured and
-        quantized: group norm with 32 groups, all parameters but the head's on the line, the first convolution and the
-        head dense and in full precision. Weights of both endpoints start independently. Everything else is the default
-        of the mode.
+        Structured: the sum of the losses, instance norm, and scale and shift of the norms on the line. Unstructured and
+        quantized: group norm with 32 groups, all parameters but those of the head on the line, and the first
+        convolution and the head dense and in full precision. The weights of both endpoints start independently.
+        Everything else is the default of the mode.
 
         Args:
             mode: "structured", "unstructured" or "quantized".
-            subspace: "line" or "point".
-            options: of the callback, in place of the paper's.
+            subspace: "line" or "point". The default is "line".
+            options: Options of the callback that replace those of the paper. A group of options, such as ``sampling=``,
+                replaces the whole group.
         """
         return cls(**{**paper_settings(mode, subspace), **options})
 
     @classmethod
     def method(cls, name: str, **options: Any) -> LCSCallback:
-        """A subspace, or what arXiv 2110.04252 compares subspaces with.
+        """A subspace, or a method that arXiv 2110.04252 compares subspaces with.
 
         Args:
-            name: such as "structured-line", "us" or "bits-4"; the function ``method_settings`` names all.
-            options: of the callback, in place of the method's.
+            name: The name of the method, such as "structured-line", "us" or "bits-4"; see ``method_settings``.
+            options: Options of the callback that replace those of the method. A group of options, such as
+                ``sampling=``, replaces the whole group.
 
         Raises:
-            ValueError: the name is not known.
+            ValueError: The name is not known.
         """
         return cls(**{**method_settings(name), **options})
 
     @property
+    def subspace_model(self) -> SubspaceModel | None:
+        """The subspace model; ``None`` until the network is known."""
+        return self._adoption.model
+
+    @property
+    def options(self) -> SweepOptions:
+        """What a training step visits, with the defaults of the mode and the subspace."""
+        return self._adoption.options
+
+    @property
     def curve(self) -> list[CurvePoint]:
         """The last accuracy-efficiency curve, by ascending alpha; empty before the first."""
-        return self._monitor.curve
+        return self._upkeep.measurement.curve
+
+    def adopted(self, module: LightningModule) -> SubspaceModel:
+        """The subspace model of a module whose network is built by now.
+
+        Raises:
+            ValueError: The module has no network.
+        """
+        return self._adoption.adopted(module)
 
     # -- setting up and taking away -----------------------------------------------------------------------------------
 
@@ -178,95 +197,44 @@ class LCSCallback(pl.Callback):
             # First in the list, so that every monitor that looks after a validation sees the curve of that validation.
             others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
             trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
-        self._recalibration = agreed(
-            self._recalibration,
-            only_callback(trainer, BatchNormRecalibration),
-            {"images": "recalibration_images", "alphas": "recalibration_levels"},
+        self._take_work_of_others(trainer)
+        self._upkeep.begin(pl_module)
+        Saving.put_into(trainer, self._add_where_present)
+        self._adoption.begin(trainer, pl_module, stage)
+
+    def _take_work_of_others(self, trainer: Trainer) -> None:
+        """Where the trainer has callbacks of its own for statistics or curves, their options hold."""
+        recalibration, monitor = only_callback(trainer, BatchNormRecalibration), only_callback(trainer, TradeoffMonitor)
+        self._upkeep.recalibrator = agreed(
+            self._upkeep.recalibrator,
+            None if recalibration is None else recalibration.recalibrator,
+            "BatchNormRecalibration",
+            {"images": "recalibration.images", "alphas": "recalibration.levels"},
         )
-        self._monitor = agreed(
-            self._monitor,
-            only_callback(trainer, TradeoffMonitor),
+        self._upkeep.measurement = agreed(
+            self._upkeep.measurement,
+            None if monitor is None else monitor.measurement,
+            "TradeoffMonitor",
             {"alphas": "alphas", "every_n_epochs": "every_n_epochs"},
         )
-        self._recalibration.flags.see(pl_module)
-        self._failed = False
-        self._patches.undo()
-        loading = functools.partial(self._load_first, trainer, pl_module)
-        self._patches.set(pl_module, "on_load_checkpoint", StandIn(pl_module.on_load_checkpoint, loading))
-        Saving.put_into(trainer, self)
-        self._adopt(pl_module, final=False)
-        if stage == "fit":
-            adopting = functools.partial(self._adopt_first, pl_module)
-            self._patches.set(pl_module, "configure_optimizers", StandIn(pl_module.configure_optimizers, adopting))
-            model: Any = self.subspace_model  # None where the network is built later
-            self._sweep = Sweep(model, trainer, pl_module, options=self.options, seed=self.seed)
-            self._patches.set(pl_module, "training_step", StandIn(pl_module.training_step, self._sweep.step))
-            self._patches.set(pl_module, "backward", StandIn(pl_module.backward, self._sweep.backward))
 
-    def _adopt(self, module: LightningModule, final: bool = True) -> bool:
-        """Put the subspace model in front of the network; False where the module has no network yet."""
-        with torch.inference_mode(False):
-            return self._adopt_network(module, final)
-
-    def _adopt_network(self, module: LightningModule, final: bool) -> bool:
-        owned = [child for child in module.modules() if isinstance(child, SubspaceModel)]
-        if owned:
-            self._adopt_owned(owned[0], module)
-        else:
-            targets = find_targets(module, self.target, final)
-            if targets is None:
-                return False
-            networks = list(targets.values())
-            if self.subspace_model is None or [p.network.module for p in self.subspace_model.parts] != networks:
-                self._targets = list(targets)
-                self.subspace_model = SubspaceModel(
-                    networks[0] if len(networks) == 1 else targets,
-                    mode=self.mode,
-                    subspace=self.subspace,
-                    line_parameters=self.line_parameters,
-                    endpoint_start=self.endpoint_start,
-                    norm=self.norm,
-                    seed=self.seed,
-                )
-            for part in self.subspace_model.parts:
-                self._patches.set(part.network.module, "forward", Redirect(self.subspace_model, part).forward)
-        if self._sweep is not None and self.subspace_model is not None:
-            self._sweep.model = self.subspace_model
-        if self._loaded is not None:
-            self._take_loaded()
-        return True
-
-    def _adopt_owned(self, model: SubspaceModel, module: LightningModule) -> None:
-        defaults = inspect.signature(LCSCallback).parameters
-        check_model(model, self, {name: parameter.default for name, parameter in defaults.items()})
-        path = next(name for name, child in module.named_modules() if child is model)
-        if self.target not in (None, f"{path}.module" if path else "module"):
-            raise ValueError(
-                f"target={self.target!r}, and the module holds a SubspaceModel of its own at {path!r}: leave target out"
-            )
-        self._targets = [f"{path}.module" if path else "module"]
-        self.subspace_model = model
-
-    def _adopt_first(self, module: LightningModule, configure_optimizers: Callable[[], Any]) -> Any:
-        """Optimizers, after all that was built or frozen in ``setup()``, ``configure_model()`` or other callbacks."""
-        for w0, w1 in self.adopted(module).endpoint_pairs():
-            w0.requires_grad_(w1.requires_grad)
-        return configure_optimizers()
+    def _add_where_present(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self in trainer.callbacks:  # type: ignore[attr-defined]
+            self.on_save_checkpoint(trainer, module, checkpoint)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take every patch away."""
-        self._patches.undo()
-        self._sweep = None
+        """Take every replacement away."""
+        self._adoption.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take every patch away; a checkpoint that is saved now gets no new statistics from the step that failed."""
-        self._failed = True
-        self.teardown(trainer, pl_module, "fit")
+        """Take every replacement away; a checkpoint saved now gets no statistics from the step that failed."""
+        self._upkeep.fail()
+        self._adoption.end()
 
     # -- training -----------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the optimizer, and start endpoint 0 from the weights that training starts from."""
+        """Check the optimizers, and start endpoint 0 from the weights that training starts from."""
         model = self.adopted(pl_module)
         check_optimizers(trainer.optimizers)
         train_endpoints_alike(model, trainer.optimizers)
@@ -274,127 +242,50 @@ class LCSCallback(pl.Callback):
         sort_untrained(trainer, pl_module, model, self.seed)
         model.settle_endpoints()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse monitors of the curve that would look for it before it is measured."""
+        check_monitors(trainer, self._upkeep.measurement.every_n_epochs)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stored batch-norm statistics are those of other weights from here on."""
+        """From here on, stored batch-norm statistics belong to other weights."""
         model = self.adopted(pl_module)
         model.statistics = {}
         if batch_idx == 0:
             # Finetuning callbacks have added their groups, and frozen what they freeze, by now.
             train_endpoints_alike(model, trainer.optimizers)
-            self._recalibration.flags.see(pl_module)
+            self._upkeep.recalibrator.flags.see(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ranges of quantized inputs are those of all ranks."""
+        """Merge the ranges of quantized inputs over all ranks."""
         if trainer.world_size > 1:
             self.adopted(pl_module).runner.reduce_ranges()
 
+    # -- evaluation and checkpoints -----------------------------------------------------------------------------------
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A network that was built late is in place by now; alpha = 1 gets statistics where no step collects them."""
-        model = self.adopted(pl_module)
-        self._resumed = trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
-        if trainer.state.fn != "fit" or self.options.visits_full:
-            return
-        # Before training the network's own statistics stay as they came; what alpha = 1 can't run without is needed.
-        if not trainer.sanity_checking or not model.mode.is_full(1.0):
-            self._recalibration.run_running(trainer, pl_module, model)
+        """Adopt a network that was built late, and collect the statistics that alpha = 1 lacks."""
+        self._upkeep.before_validation(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the curve where it is due; ``ModelCheckpoint`` runs after this."""
+        self._upkeep.after_validation(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A network that was built late is in place by now."""
+        """Adopt a network that was built late."""
         self.adopted(pl_module)
 
     on_predict_start = on_test_start
 
-    # -- curves -------------------------------------------------------------------------------------------------------
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the curve where it is due; ``ModelCheckpoint`` runs after this."""
-        if trainer.sanity_checking:
-            self._rehearse(trainer, pl_module)
-        elif trainer.state.fn != "fit" or self._monitor.is_due(trainer):
-            self._measure(trainer, pl_module, dict(trainer.callback_metrics))
-        elif not self.adopted(pl_module).mode.is_full(1.0):
-            # What was collected for this validation is one level, and no grid to choose the nearest from.
-            self.adopted(pl_module).statistics = {}
-
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the curve on the test data."""
-        self._measure(trainer, pl_module, dict(trainer.callback_metrics))
+        self._upkeep.measure(trainer, pl_module, dict(trainer.callback_metrics))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the curve of the final weights if no validation did."""
-        if self._measured_at != trainer.global_step:
-            self._measure(trainer, pl_module, None)
-
-    def _rehearse(self, trainer: Trainer, module: LightningModule) -> None:
-        """One batch of a curve: a step that can't run compressed fails now, and not after the training."""
-        model = self.adopted(module)
-        # There are no batch-norm statistics for the level yet, and nobody sees the result.
-        warns, model.runner.evaluation.warns = model.runner.evaluation.warns, False
-        try:
-            evaluate_level(trainer, module, model, 0.0, max_batches=1)
-        finally:
-            model.runner.evaluation.warns = warns
-
-    def _measure(self, trainer: Trainer, module: LightningModule, full_metrics: Mapping[str, Any] | None) -> None:
-        model = self.adopted(module)
-        if trainer.state.fn == "fit" or not model.statistics:
-            self._recalibration.run(trainer, module, model, also=self._monitor.alphas)
-        if model.alpha != 1.0 or trainer.world_size > 1 or self._resumed:
-            # Measured at another level, or on a part of the data: one rank's share, or the rest after a resume.
-            full_metrics = None
-        self._monitor.run(trainer, module, model, full_metrics)
-        self._measured_at = trainer.global_step
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
+        self._upkeep.after_training(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the subspace to a checkpoint, with batch-norm statistics of the weights that it holds."""
-        if self.subspace_model is not None:
-            if trainer.state.fn == "fit" and not self._failed and not self.subspace_model.statistics:
-                if not self.options.visits_full:
-                    self._recalibration.run_running(trainer, pl_module, self.subspace_model)
-                self._recalibration.run(trainer, pl_module, self.subspace_model, also=self._monitor.alphas)
-            state = self.subspace_model.subspace_state()
-            checkpoint[CHECKPOINT_KEY] = {**state, "targets": list(self._targets)}
-
-    def _load_first(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        on_load_checkpoint: Callable[[Any], None],
-        checkpoint: dict[str, Any],
-    ) -> None:
-        """Take the subspace out of a checkpoint, if it holds one."""
-        self._loaded = checkpoint.get(CHECKPOINT_KEY)
-        if self._loaded is None:
-            if trainer.state.fn == "fit" and self.subspace == "line" and checkpoint.get("optimizer_states"):
-                raise ValueError(
-                    "the checkpoint was saved without LCSCallback: its optimizer knows no second endpoints, so that a "
-                    "line can't resume from it; load its weights (load_from_checkpoint) and fit without ckpt_path"
-                )
-        elif self.subspace_model is None:
-            self._adopt(module)
-        else:
-            self._take_loaded()
-        on_load_checkpoint(checkpoint)
-
-    def _take_loaded(self) -> None:
-        if self.subspace_model is not None and self._loaded is not None:
-            self.subspace_model.load_subspace_state(self._loaded)
-            self._loaded = None
-
-    def adopted(self, module: LightningModule) -> SubspaceModel:
-        """The subspace model of a module whose network is built by now.
-
-        Raises:
-            ValueError: the module has no network.
-        """
-        if self.subspace_model is None and not self._adopt(module):
-            raise ValueError(
-                f"{type(module).__name__} has no child with trainable parameters: name the network with target=, or "
-                "target='self' for the module's own forward"
-            )
-        assert self.subspace_model is not None
-        return self.subspace_model
+        """Add the subspace to a checkpoint, with the batch-norm statistics of the weights that it holds."""
+        self._upkeep.add_subspace(trainer, pl_module, checkpoint)

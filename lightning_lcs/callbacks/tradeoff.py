@@ -1,59 +1,64 @@
-"""TradeoffMonitor: the accuracy-efficiency curve, measured with the user's own validation metrics."""
+"""TradeoffMonitor: the accuracy-efficiency curve, measured with the module's own validation metrics."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from os import PathLike
-from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_lcs.model import SubspaceModel
-from lightning_lcs.reporting.curve import CurvePoint, read_csv
+from lightning_lcs.reporting.curve import CurvePoint
 from lightning_lcs.reporting.history import Evaluation
-from lightning_lcs.subspace.calibration import level_grid
-from lightning_lcs.training.evaluation import evaluate_level, evaluation_batches, evaluation_loaders
-from lightning_lcs.training.progress import progress
-from lightning_lcs.training.publish import publish
-from lightning_lcs.training.subspace import find_subspace_model
-from lightning_lcs.utils.timing import median_latencies_ms
+from lightning_lcs.training.measurement import Measurement
+from lightning_lcs.training.target import find_subspace_model
 
 
 class TradeoffMonitor(pl.Callback):
-    """Measures the user's validation metrics at each level of a grid, and what each level costs.
+    """Measures the module's validation metrics at each level of a grid, and what each level costs.
 
-    ``LCSCallback`` runs it at the last validation (or every ``every_n_epochs``). Alone, in a trainer whose module holds
-    a trained ``SubspaceModel``, it runs after ``validate`` and ``test``.
+    ``LCSCallback`` does this at the last validation (or every ``every_n_epochs``). Give this callback beside it to
+    choose other options. Without an ``LCSCallback``, in a trainer whose module holds a trained ``SubspaceModel``, it
+    runs after ``validate`` and ``test``.
 
-    The curve goes to ``.curve``, to every logger (keys such as ``lcs/val_acc/alpha_050`` and ``lcs/val_acc/mean``,
-    which ``ModelCheckpoint`` can monitor; pictures and tables where the logger has them), to the trainer's log
-    directory, and to the terminal while progress bars are on. The user's own metrics, monitors and loggers see what
-    they would have seen without it.
+    The curve goes to ``.curve``, to every logger (under keys such as ``lcs/val_acc/alpha_050`` and
+    ``lcs/val_acc/mean``, which ``ModelCheckpoint`` can monitor; with pictures and tables where the logger supports
+    them), to files, and to the terminal while progress bars are on. The module's own metrics, monitors and loggers see
+    what they would have seen without it.
 
-    Three files are written, from which ``lightning-lcs report`` makes a page: ``curve.csv`` is the last curve,
-    ``curves.csv`` all curves of the run with their stage, epoch and step, ``summary.json`` what was trained and where.
+    Three files are written, from which ``lightning-lcs report`` makes a page: ``curve.csv`` holds the last curve,
+    ``curves.csv`` all curves of the run with their stage, epoch and step, and ``summary.json`` what was trained and
+    where. They lie in the log directory of the trainer's first logger. Without a logger they lie in the trainer's
+    ``default_root_dir``, or in a folder ``lightning_lcs_logs`` where that is the working directory, as it is by
+    default; the next run without a logger replaces them.
 
     Args:
-        alphas: levels: their number (evenly spaced), or the levels.
-        every_n_epochs: measure after the validation of every n-th epoch, too; by default at the last validation only.
-        latency: measure the time of a forward with one sample at each level.
-        baseline: the ``curve.csv`` of another run, such as plain training, to be shown beside this one's curve in W&B
-            and TensorBoard; metrics are compared by name.
-        artifact: with each curve, upload ``model.lcs`` to W&B, with the table of levels as its metadata.
+        alphas: The levels: their number (evenly spaced over [0, 1], at least 2), or a list of levels in [0, 1]. The
+            default is 7.
+        every_n_epochs: Measure after the validation of every n-th epoch as well, at least 1. The default is to measure
+            at the last validation only.
+        latency: Whether to measure the time of a forward pass with one sample at each level, in milliseconds. The
+            default is true.
+        baseline: The path of the ``curve.csv`` of another run, such as plain training, to show beside this run's curve
+            in W&B and TensorBoard; metrics are compared by name.
+        artifact: Whether to upload ``model.lcs`` to W&B with each curve, with the level table as its metadata. The
+            default is false.
 
     Attributes:
-        curve: the last curve, by ascending alpha; empty before the first.
-        evaluations: all curves, with when they were measured.
+        alphas: The levels, ascending.
+        every_n_epochs: As given.
+        curve: The last curve, by ascending alpha; empty before the first.
+        evaluations: All curves, with when they were measured.
 
     Raises:
-        ValueError: ``alphas`` is not a grid in [0, 1], ``every_n_epochs`` is below 1, or ``baseline`` holds no single
-            curve.
+        ValueError: ``alphas`` is not a grid in [0, 1], ``every_n_epochs`` is below 1, or ``baseline`` does not hold a
+            single curve.
+
+    Example:
+        >>> from lightning_lcs import TradeoffMonitor
+        >>> monitor = TradeoffMonitor(alphas=3, every_n_epochs=5)
+        >>> monitor.alphas, monitor.curve
+        ([0.0, 0.5, 1.0], [])
     """
 
     def __init__(
@@ -64,87 +69,32 @@ class TradeoffMonitor(pl.Callback):
         baseline: str | PathLike[str] | None = None,
         artifact: bool = False,
     ) -> None:
-        if every_n_epochs is not None and every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs={every_n_epochs} is below 1; leave it out to measure once, at the end")
-        self.alphas = level_grid(alphas)
-        self.every_n_epochs = every_n_epochs
-        self.latency = latency
-        self.baseline = [] if baseline is None else read_csv(baseline)
-        self.artifact = artifact
-        self.curve: list[CurvePoint] = []
-        self.evaluations: list[Evaluation] = []
+        self.measurement = Measurement(alphas, every_n_epochs, latency, baseline, artifact)
 
-    def is_due(self, trainer: Trainer) -> bool:
-        """Whether the validation that has just ended in ``fit`` is one after which to measure."""
-        every, epoch = self.every_n_epochs, trainer.current_epoch + 1
-        epoch_ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if every is not None and epoch % every == 0 and epoch_ended:
-            return True
-        steps, epochs = trainer.max_steps, trainer.max_epochs
-        last = epochs not in (None, -1) and epoch >= (epochs or 0) and epoch_ended
-        return bool(last or (steps != -1 and trainer.global_step >= steps) or trainer.should_stop)
+    @property
+    def alphas(self) -> list[float]:
+        """The levels, ascending."""
+        return self.measurement.alphas
 
-    def run(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        model: SubspaceModel,
-        full_metrics: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Measure the curve now.
+    @property
+    def every_n_epochs(self) -> int | None:
+        """The number of epochs between two curves; ``None`` for one at the end."""
+        return self.measurement.every_n_epochs
 
-        Args:
-            trainer: gives loaders and loggers.
-            module: whose validation (or test) hooks are called.
-            model: what runs at each level.
-            full_metrics: the metrics of alpha = 1 where they have just been measured; else they are measured, too.
-        """
-        if evaluation_loaders(trainer, bool(trainer.testing)) is None:
-            warnings.warn("no validation data: the accuracy-efficiency curve is not measured", stacklevel=2)
-            return
-        levels = sorted({model.nearest_level(alpha) for alpha in self.alphas})
-        measured: dict[float, dict[str, float]] = {}
-        measuring = [alpha for alpha in levels if alpha < 1.0 or full_metrics is None]
-        batches = evaluation_batches(trainer, bool(trainer.testing))
-        with progress(trainer, "Curve", len(measuring) * batches) as advance:
-            for number, alpha in enumerate(measuring, 1):
-                doing = f"Curve, alpha {alpha:.2f} ({number} of {len(measuring)})"
-                advance(0, doing)
-                measured[alpha] = evaluate_level(trainer, module, model, alpha, after_batch=partial(advance, 1, doing))
-        if 1.0 in levels and full_metrics is not None:
-            names = {name for metrics in measured.values() for name in metrics}
-            measured[1.0] = {k: float(v) for k, v in full_metrics.items() if k in names or not names}
-        with isolate_rng():
-            # One rank measures: several on one machine would slow each other, and hold different figures.
-            latencies = self._latencies(model, levels) if trainer.is_global_zero else {}
-            latencies = trainer.strategy.broadcast(latencies)
-        curve = []
-        for alpha in levels:
-            efficiency = model.efficiency(alpha)
-            curve.append(CurvePoint(**vars(efficiency), latency_ms=latencies[alpha], metrics=measured[alpha]))
-        self.curve = curve
-        self.evaluations = publish(trainer, module, model, curve, self.evaluations, self.baseline, self.artifact)
+    @property
+    def curve(self) -> list[CurvePoint]:
+        """The last curve, by ascending alpha; empty before the first."""
+        return self.measurement.curve
 
-    def _latencies(self, model: SubspaceModel, levels: Sequence[float]) -> dict[float, float]:
-        if not self.latency or len(model.parts) > 1:
-            return dict.fromkeys(levels, math.nan)
-        network = model.parts[0].network
-        args, kwargs = network.example_inputs(samples=1)
-
-        def call(small: torch.nn.Module) -> Callable[[], Any]:
-            return lambda: small(*args, **kwargs)
-
-        return median_latencies_ms({alpha: call(model.materialize(alpha)) for alpha in levels})
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """All curves, with when they were measured."""
+        return self.measurement.evaluations
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Alone, after ``validate``."""
-        self._run_alone(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Alone, after ``test``."""
-        self._run_alone(trainer, pl_module)
-
-    def _run_alone(self, trainer: Trainer, module: LightningModule) -> None:
-        model, owned = find_subspace_model(trainer, module)
+        """Without ``LCSCallback``: measure the curve after ``validate`` and ``test``."""
+        model, owned = find_subspace_model(trainer, pl_module)
         if not owned and trainer.state.fn != "fit":
-            self.run(trainer, module, model)
+            self.measurement.run(trainer, pl_module, model)
+
+    on_test_end = on_validation_end

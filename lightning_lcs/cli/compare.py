@@ -17,11 +17,12 @@ from lightning_lcs.cli.recipe import read_recipe
 from lightning_lcs.reporting.comparison import Runs, plot_comparisons, print_comparisons
 from lightning_lcs.reporting.curve import read_csv, write_csv
 from lightning_lcs.reporting.plots import require_matplotlib
+from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.training.methods import METHODS, method_settings
 
 # Settings of a method that are the wrapper's; all others are the callback's.
-_OF_MODEL = ("mode", "subspace", "norm", "line_parameters", "endpoint_start")
+_OF_MODEL = ("mode", "subspace", "norm", "line")
 
 
 def compare(args: Sequence[str]) -> None:
@@ -83,7 +84,9 @@ def _train(method: str, seed: int, folder: Path, recipe: Sequence[str], levels: 
     return lcs.curve
 
 
-def _as_argument(value: str | Mode) -> str:
+def _as_argument(value: str | Mode | Line) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, Line):
+        return json.dumps(vars(value))
     return json.dumps({"class_path": f"lightning_lcs.{type(value).__name__}", "init_args": vars(value)})

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningCLI
 # LightningCLI finds data modules by their short names when they have been imported.
 from lightning_lcs import data as _data  # noqa: F401
 from lightning_lcs.cli.parsing import require_jsonargparse
+from lightning_lcs.training.options import places
 from lightning_lcs.wrapper import CompressibleSubspaceWrapper
 
 
@@ -53,6 +54,9 @@ def read_recipe(args: Sequence[str], **options: Any) -> LightningCLI:
 
 def suggestion(message: str) -> str:
     """What an unknown option in a message may have meant, where there is one that looks like it."""
+    for word in re.findall(r"(?:model\.|Option ')(\w+)", message):
+        if word in places():
+            return f"; {word} {places()[word]}"
     objects = {"model": CompressibleSubspaceWrapper, "trainer": Trainer}
     known = [f"{name}.{option}" for name, kind in objects.items() for option in inspect.signature(kind).parameters]
     for word in re.findall(r"(?:model|trainer)\.\w+", message):

@@ -122,10 +122,11 @@ def _trained(folder: Path, epochs: int, console: Console) -> Path:
     """Train a small subspace on the digits, and save it."""
     from lightning_lcs.callbacks.lcs import LCSCallback
     from lightning_lcs.cli.digits import train_on_digits
+    from lightning_lcs.training.options import Recalibration
 
     console.print("Training resnet10t on scikit-learn's digits as a compressible subspace ...")
     mode = Structured(min_width=0.125)
-    callback = LCSCallback(mode=mode, alphas=3, recalibration_levels=7, recalibration_images=1024)
+    callback = LCSCallback(mode=mode, alphas=3, recalibration=Recalibration(images=1024, levels=7))
     path = folder / "model.lcs"
     train_on_digits(callback, epochs, folder, console.is_terminal).save(path)
     return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,8 @@ from torch import nn
 
 from lightning_lcs.functional.subspace import redraw
 from lightning_lcs.graph.network import ENDPOINT_NAME
+from lightning_lcs.subspace.line import Line
 
-LINE_PARAMETERS = ("norm", "backbone", "all")
-ENDPOINT_STARTS = ("copy", "independent")
 NOTHING_ON_LINE = {
     "norm": "no normalisation layer with scale and shift",
     "backbone": "no parameter outside the head",
@@ -52,28 +51,24 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, known) or "Norm" in type(module).__name__
 
 
-def check_options(which: str, start: str) -> None:
-    """Raise ``ValueError`` on an unknown option of :func:`attach`."""
-    if which not in LINE_PARAMETERS:
-        raise ValueError(
-            f"line_parameters={which!r} is not known; choose one of {', '.join(map(repr, LINE_PARAMETERS))}"
-        )
-    if start not in ENDPOINT_STARTS:
-        raise ValueError(
-            f"endpoint_start={start!r} is not known; choose one of {', '.join(map(repr, ENDPOINT_STARTS))}"
-        )
+def chosen_subspace(subspace: str | None, default: str, modules: Iterable[nn.Module], line: Line) -> str:
+    """The subspace that was given, or else the mode's default: a point where nothing may lie on the line."""
+    if subspace is not None:
+        return subspace
+    if any(next(_on_line(module, line.parameters), None) for module in modules):
+        return default
+    return "point"
 
 
-def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> list[dict[str, nn.Parameter]]:
+def attach(modules: Sequence[nn.Module], line: Line, seed: int) -> list[dict[str, nn.Parameter]]:
     """Give the parameters on the line their second endpoint.
 
     A network that has second endpoints already, trained by another callback, keeps them as they are.
 
     Args:
         modules: the networks; their modules get children named ``lcs_endpoint_0``. On an error none has any.
-        which: "norm" (scale and shift of the normalisation layers), "backbone" (all but the last linear layer, the
-            head) or "all".
-        start: "copy", or "independent" (see :func:`lightning_lcs.functional.subspace.redraw`).
+        line: which parameters lie on the line, and how endpoint 0 starts (see
+            :func:`lightning_lcs.functional.subspace.redraw`).
         seed: of the independent draws.
 
     Returns:
@@ -81,15 +76,15 @@ def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> l
         within a network and between networks.
 
     Raises:
-        ValueError: an unknown option, nothing of any network is on the line, or a trained line of other parameters.
+        ValueError: nothing of any network is on the line, or a trained line of other parameters.
     """
-    check_options(which, start)
+    which = line.parameters
     settled = any(is_settled(module) for module in modules)
     on_line = [list(_on_line(module, which)) for module in modules]
     if not any(on_line):
         raise ValueError(
-            f"line_parameters={which!r} finds {NOTHING_ON_LINE[which]} in the network; use line_parameters='all' or "
-            "subspace='point'"
+            f"Line(parameters={which!r}) finds {NOTHING_ON_LINE[which]} in the network; use "
+            "line=Line(parameters='all') or subspace='point'"
         )
     if settled:
         return [_existing(module, found, which) for module, found in zip(modules, on_line, strict=True)]
@@ -107,7 +102,7 @@ def attach(modules: Sequence[nn.Module], which: str, start: str, seed: int) -> l
                 child.add_module(ENDPOINT_NAME, Endpoint())
             child.get_submodule(ENDPOINT_NAME).register_parameter(leaf, partners[id(parameter)])
             endpoints[name] = partners[id(parameter)]
-        restart(module, endpoints, start, seed)
+        restart(module, endpoints, line.start, seed)
         lines.append(endpoints)
     return lines
 
@@ -120,7 +115,7 @@ def _existing(
     have = [name.replace(f"{ENDPOINT_NAME}.", "") for name, _ in _endpoint_parameters(module)]
     if sorted(expected) != sorted(have):
         raise ValueError(
-            f"the network was trained on a line of other parameters than line_parameters={which!r} means: give the "
+            f"the network was trained on a line of other parameters than Line(parameters={which!r}) means: give the "
             "option that it was trained with, or a new network"
         )
     return {name: child.get_submodule(ENDPOINT_NAME).get_parameter(leaf) for name, child, leaf, _ in found}

@@ -60,9 +60,10 @@ class SubspaceState:
         for key in ("mode", "subspace", "line_parameters", "norm"):
             theirs, mine = _plain(getattr(self, key)), _plain(getattr(model, key))
             if mine != theirs and not (key == "line_parameters" and self.subspace == "point"):
+                option = key.replace("_", ".")
                 raise ValueError(
-                    f"the checkpoint holds {key}={theirs!r}, and this model was built with {key}={mine!r}; build it as "
-                    "it was trained"
+                    f"the checkpoint holds {option}={theirs!r}, and this model was built with {option}={mine!r}; build "
+                    "it as it was trained"
                 )
         if model.shapes != self.shapes:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""One pass of the user's own validation (or test) hooks at one level."""
+"""One pass of the module's own validation (or test) hooks at one level."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from lightning_lcs.training.target import guarded
 
 
 class Recorder:
-    """Takes a module's ``log`` calls and averages them as Lightning does over an epoch.
+    """Takes a module's ``log`` calls and averages the values as Lightning does over an epoch.
 
-    Tensors are weighted by batch size; torchmetrics objects are computed at the end; with ``reduce_fx`` "sum", "min" or
-    "max" the values are reduced so.
+    Tensors are weighted by batch size, torchmetrics objects are computed at the end, and values with ``reduce_fx``
+    "sum", "min" or "max" are reduced in that way.
     """
 
     def __init__(self) -> None:
@@ -36,19 +36,19 @@ class Recorder:
         self._metrics: dict[str, Metric] = {}
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """As ``LightningModule.log``."""
+        """Take the arguments of ``LightningModule.log``."""
         name += self.suffix if kwargs.get("add_dataloader_idx", True) else ""
         if isinstance(value, Metric):
             self._metrics[name] = value
             return
         reduction = kwargs.get("reduce_fx", "mean")
         self._reductions[name] = reduction if isinstance(reduction, str) else getattr(reduction, "__name__", "mean")
-        # It stays where it is until the pass ends: reading it back would wait for the accelerator after every batch.
+        # It stays on its device until the pass ends: reading it would wait for the accelerator after every batch.
         tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
         self._values.setdefault(name, []).append((tensor, kwargs.get("batch_size") or self.batch_size))
 
     def results(self, strategy: Strategy) -> dict[str, float]:
-        """One number per name, over the data of all ranks."""
+        """One number for each name, over the data of all ranks."""
 
         def over_ranks(value: Tensor, how: str) -> Tensor:
             reduced: Tensor = strategy.reduce(value.to(strategy.root_device), reduce_op=how)
@@ -81,9 +81,9 @@ def evaluate_level(
 ) -> dict[str, float]:
     """The module's own validation metrics (test metrics under ``trainer.test``) at one level.
 
-    Runs the module's own epoch-start, batch, step and epoch-end hooks over the loaders that the trainer uses; nothing
-    is logged, and metrics, random state and plain attributes of the module are as before afterwards. ``max_batches``
-    ends the pass early; ``after_batch`` is called after each.
+    The module's own epoch-start, batch, step and epoch-end hooks run over the loaders that the trainer uses. Nothing is
+    logged, and the metrics, the random state and the plain attributes of the module are as before afterwards.
+    ``max_batches`` ends the pass early; ``after_batch`` is called after each batch.
     """
     testing = bool(trainer.testing)
     stage = "test" if testing else "validation"
@@ -118,7 +118,7 @@ def evaluate_level(
 
 
 def evaluation_loaders(trainer: Trainer, testing: bool) -> Any:
-    """The loaders of ``validate`` or ``test``, or ``None``."""
+    """The loaders of ``validate`` or ``test``; ``None`` where there are none."""
     if testing:
         return trainer.test_dataloaders
     loop = trainer.fit_loop.epoch_loop.val_loop
@@ -129,7 +129,7 @@ def evaluation_loaders(trainer: Trainer, testing: bool) -> Any:
 
 
 def evaluation_batches(trainer: Trainer, testing: bool) -> float:
-    """How many batches a pass over the loaders takes, as the trainer counts them; infinite if that is not known."""
+    """The number of batches of a pass over the loaders, as the trainer counts them; infinite if it is not known."""
     numbers: Any = trainer.num_test_batches if testing else trainer.num_val_batches
     return float(sum(numbers)) if isinstance(numbers, list) else float(numbers)
 
@@ -154,5 +154,5 @@ def _batches(trainer: Trainer, module: LightningModule, testing: bool) -> Iterat
 
 
 def _arguments(step: Any, batch: Any, batch_idx: int, loader_idx: int) -> list[Any]:
-    """What Lightning passes: the batch, its index, and with several loaders the loader's index, by position."""
+    """The arguments that Lightning passes by position: the batch, its index, and with several loaders theirs."""
     return [batch, batch_idx, loader_idx][: max(1, len(inspect.signature(step).parameters))]

@@ -1,4 +1,4 @@
-"""Call a user's step again without the user's numbers noticing."""
+"""Call a module's step again and leave the module's state and logs unchanged."""
 
 from __future__ import annotations
 
@@ -17,38 +17,17 @@ from torchmetrics import Metric, MetricCollection
 from lightning_lcs.model import SubspaceModel
 
 
-class Patches:
-    """Attributes set on objects of others, and taken away again."""
-
-    def __init__(self) -> None:
-        self._before: list[tuple[Any, str, bool, Any]] = []
-
-    def set(self, target: Any, name: str, value: Any) -> None:
-        """Set an attribute in the object's own ``__dict__``."""
-        self._before.append((target, name, name in target.__dict__, target.__dict__.get(name)))
-        target.__dict__[name] = value
-
-    def undo(self) -> None:
-        """Put everything back, last change first."""
-        while self._before:
-            target, name, had, value = self._before.pop()
-            if had:
-                target.__dict__[name] = value
-            else:
-                target.__dict__.pop(name, None)
-
-
 @contextlib.contextmanager
 def quiet(module: LightningModule, model: SubspaceModel, log: Callable[..., None] | None = None) -> Iterator[None]:
-    """Inside the block what the module logs goes elsewhere, and its torchmetrics start afresh.
+    """Inside the block, redirect what the module logs and reset its torchmetrics.
 
     Afterwards both are as before, and so are the module's plain attributes and collections (a best value, a counter, a
-    list of outputs) and the buffers outside the network (below alpha = 1 nothing writes those inside).
+    list of outputs) and the buffers outside the network (below alpha = 1 nothing writes the buffers inside).
 
     Args:
-        module: the user's LightningModule.
-        model: the subspace model of its network.
-        log: takes the calls that reach Lightning's ``log``; by default they go nowhere.
+        module: The user's LightningModule.
+        model: The subspace model of its network.
+        log: Takes the calls that reach Lightning's ``log``. The default is to drop them.
     """
     with metrics_set_aside(module), _attributes_kept(module), _buffers_kept(module, model), _logs_to(log, module):
         yield
@@ -56,9 +35,9 @@ def quiet(module: LightningModule, model: SubspaceModel, log: Callable[..., None
 
 @contextlib.contextmanager
 def _logs_to(sink: Callable[..., None] | None, module: LightningModule) -> Iterator[None]:
-    """Inside the block Lightning's own ``log`` is replaced for a module; one that the user wrote on top of it runs.
+    """Inside the block, replace Lightning's own ``log`` for one module; a ``log`` that the user wrote on top runs.
 
-    A method of the class is replaced, which only this module notices.
+    The method of the class is replaced, and other modules keep their behaviour.
     """
     base = next(kind for kind in reversed(type(module).__mro__) if "log" in kind.__dict__)
     original = base.log  # type: ignore[attr-defined]
@@ -100,9 +79,9 @@ def _internal_names() -> frozenset[str]:
 @contextlib.contextmanager
 def _buffers_kept(module: LightningModule, model: SubspaceModel) -> Iterator[None]:
     inside = {id(child) for part in model.parts for child in part.network.module.modules()}
-    if id(module) in inside:  # target="self": buffers of the network are not written below alpha = 1
+    if id(module) in inside:  # target="self": below alpha = 1 the network's buffers are not written
         inside.remove(id(module))
-    # Batch norm writes its statistics without a change of their version.
+    # Batch norm writes its statistics without increasing their version.
     kept = [
         (child._buffers, name, buffer, buffer.detach().clone(), None if _is_norm(child) else buffer._version)
         for child in module.modules()
@@ -126,13 +105,13 @@ def _is_norm(child: torch.nn.Module) -> bool:
 
 @contextlib.contextmanager
 def metrics_set_aside(module: torch.nn.Module) -> Iterator[None]:
-    """Inside the block every torchmetrics object of the module is as new; afterwards it is as before."""
+    """Inside the block, every torchmetrics object of the module is reset; afterwards it is as before."""
     metrics = [child for child in module.modules() if isinstance(child, (Metric, MetricCollection))]
     saved = [(metric, _attributes(metric)) for metric in metrics]
     try:
         for metric in metrics:
             if isinstance(metric, Metric):
-                # reset() empties list states in place: give it lists of its own.
+                # reset() empties list states in place, so that it gets new lists.
                 for name, default in metric._defaults.items():
                     if isinstance(default, list):
                         setattr(metric, name, [])
@@ -145,7 +124,7 @@ def metrics_set_aside(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _attributes(metric: Metric | MetricCollection) -> dict[str, Any]:
-    """Attributes with containers of states and groups copied one level deep."""
+    """The attributes, with containers of states and groups copied one level deep."""
     plain: dict[str, Any] = {k: list(v) if isinstance(v, list) else v for k, v in metric.__dict__.items()}
     groups = plain.get("_groups")
     if isinstance(groups, dict):

@@ -1,4 +1,4 @@
-"""Training data for recalibration, through loaders of our own."""
+"""Training data for recalibration, through separate loaders."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from lightning_lcs.graph.tracing.example_inputs import are_images
 def training_batches(trainer: Trainer, module: LightningModule, images: int, seed: int) -> Iterator[tuple[Any, int]]:
     """Batches of randomly chosen training samples, on the module's device, with their index.
 
-    The user's dataset, transforms, collate function and batch size, but a loader of its own: the training loader's
-    position, workers and random state stay as they are. The last incomplete batch is left out where there are others.
+    The dataset, transforms, collate function and batch size are the user's, and the loader is a separate one, so that
+    the position, workers and random state of the training loader stay as they are. The last incomplete batch is left
+    out where there are others.
 
     Args:
-        trainer: the trainer.
-        module: the module, for its transfer hooks.
-        images: about how many samples, all ranks together; while fitting, no more batches than the trainer's limits
-            allow.
-        seed: of the choice.
+        trainer: The trainer.
+        module: The module, for its transfer hooks.
+        images: The approximate number of samples on all ranks together; while fitting, there are at most as many
+            batches as the trainer's limits allow.
+        seed: The seed of the choice of samples.
 
     Raises:
-        RuntimeError: there is no training data.
+        RuntimeError: There is no training data.
     """
     source = trainer.fit_loop._data_source
     if trainer.fit_loop._combined_loader is None and not source.is_defined():
@@ -58,7 +59,7 @@ def training_batches(trainer: Trainer, module: LightningModule, images: int, see
 
 
 def taken_from_training(trainer: Trainer) -> bool:
-    """Whether reading training data now would take batches from the epoch that runs: a loader is its own iterator."""
+    """Whether reading training data now would take batches from the running epoch, as a loader is its own iterator."""
     if trainer.state.fn != "fit" or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
         return False
     loaders: Any = trainer.train_dataloader
@@ -96,13 +97,13 @@ def _own_loader(loader: Any, images: int, seed: int, rank: int, ranks: int) -> A
 
 
 def batch_size(batch: Any) -> int:
-    """Number of samples: images of a list, else rows of the first tensor, as Lightning guesses it; 1 without any."""
+    """The number of samples: of images in a list, else of rows of the first tensor, as in Lightning; else 1."""
     listed = batch if isinstance(batch, (list, tuple)) else ()
     images = next((value for value in (batch, *listed) if are_images(value)), None)
     if images is not None:
         return len(images)
-    # Not Lightning's own function: it warns of tensors of several sizes, and to silence it for a moment would make
-    # Python show again, batch after batch, all warnings that it shows once.
+    # Lightning's own function warns of tensors of several sizes. Silencing it would make Python repeat, for
+    # every batch, all warnings that it shows once.
     first = next(_tensors(batch), None)
     return 1 if first is None or first.ndim == 0 else first.shape[0]
 

@@ -1,4 +1,4 @@
-"""Progress of what takes long between epochs, inside the bars that Lightning draws."""
+"""Progress of long work between epochs, within the bars that Lightning draws."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from lightning_lcs.reporting.terminal import print_curves
 
 Item = TypeVar("Item")
 Advance = Callable[[int, str], None]
-"""Says that so much more is done, and what is being done now."""
+"""Reports how much more is done, and what is being done now."""
 
 
 def shown_bar(trainer: Trainer) -> Any:
-    """The trainer's progress bar where one is drawn: on rank 0, and not disabled; else ``None``."""
+    """The trainer's progress bar where it is drawn: on rank 0, and not disabled; otherwise ``None``."""
     bar = trainer.progress_bar_callback
     return bar if trainer.is_global_zero and bar is not None and not getattr(bar, "is_disabled", False) else None
 
 
 @contextlib.contextmanager
 def progress(trainer: Trainer, description: str, total: float | None) -> Iterator[Advance]:
-    """A bar below Lightning's own while the block runs, gone afterwards; nothing where Lightning draws none.
+    """Show a bar below Lightning's own while the block runs; show nothing where Lightning draws none.
 
     Args:
-        trainer: whose ``TQDMProgressBar`` or ``RichProgressBar`` it joins; another kind of bar is left alone.
-        description: in front of the bar.
-        total: how much there is to do; ``None`` or infinite if that is not known.
+        trainer: The bar joins its ``TQDMProgressBar`` or ``RichProgressBar``; another kind of bar is left alone.
+        description: The text in front of the bar.
+        total: How much there is to do; ``None`` or infinite if that is not known.
     """
     bar = shown_bar(trainer)
     known = int(total) if total is not None and math.isfinite(total) else None
@@ -54,7 +54,7 @@ def progress(trainer: Trainer, description: str, total: float | None) -> Iterato
     elif _is_tqdm(bar):
         from tqdm import tqdm
 
-        # Below the trainer's two: those of training and validation.
+        # Below the two bars of the trainer, those of training and validation.
         position = 2 * bar.process_position + 2
         with tqdm(
             desc=description,
@@ -76,14 +76,14 @@ def progress(trainer: Trainer, description: str, total: float | None) -> Iterato
 
 
 def counted(items: Iterable[Item], advance: Advance, description: str, size: Callable[[Item], int]) -> Iterator[Item]:
-    """The items as they come; each counts as done, by its size, when the next one is asked for."""
+    """Pass items on; each counts as done, by its size, when the next one is requested."""
     for item in items:
         yield item
         advance(size(item), description)
 
 
 def show_curves(trainer: Trainer, curves: Mapping[str, Curve]) -> None:
-    """Print curves above the trainer's bars; nothing where Lightning draws none."""
+    """Print curves above the trainer's bars; print nothing where Lightning draws none."""
     bar = shown_bar(trainer)
     if bar is None:
         return
@@ -94,7 +94,7 @@ def show_curves(trainer: Trainer, curves: Mapping[str, Curve]) -> None:
     if _is_tqdm(bar):
         from tqdm import tqdm
 
-        # Not through the bar's own print: it says nothing once its bars are closed.
+        # The bar's own print shows nothing once its bars are closed.
         tqdm.write(text, file=sys.stdout)
     elif getattr(getattr(bar, "progress", None), "console", None) is not None:
         from rich.text import Text
@@ -105,5 +105,5 @@ def show_curves(trainer: Trainer, curves: Mapping[str, Curve]) -> None:
 
 
 def _is_tqdm(bar: Any) -> bool:
-    # Of either of Lightning's namespaces.
+    # Its class may come from either of Lightning's namespaces.
     return any(kind.__name__ == "TQDMProgressBar" for kind in type(bar).__mro__)

@@ -1,4 +1,4 @@
-"""Where a measured curve goes: metrics, loggers, files, the terminal."""
+"""Write a measured curve to metrics, loggers, files and the terminal."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from lightning_lcs.reporting.plots import curve_figure
 from lightning_lcs.reporting.run_summary import write_summary
 from lightning_lcs.training.progress import show_curves
 
+OWN_FOLDER = "lightning_lcs_logs"
+
 
 def publish(
     trainer: Trainer,
@@ -30,32 +32,32 @@ def publish(
     baseline: Curve,
     artifact: bool,
 ) -> list[Evaluation]:
-    """Give a curve to everyone who shows it.
+    """Write a curve to metrics, loggers, files and the terminal.
 
     Args:
-        trainer: whose metrics, loggers and folder are written.
-        module: whose hyperparameters are written.
-        model: what was measured.
-        curve: what was found.
-        earlier: evaluations of this process, the last one at the end.
-        baseline: a curve to show beside it; may be empty.
-        artifact: upload the deployment file to W&B.
+        trainer: Its metrics, loggers and folder are written.
+        module: Its hyperparameters are written.
+        model: The model that was measured.
+        curve: The curve that was measured.
+        earlier: The evaluations of this process, the last one at the end.
+        baseline: A curve to show beside it; may be empty.
+        artifact: Whether to upload the deployment file to W&B.
 
     Returns:
-        The evaluations, now with this one.
+        The evaluations, with this one at the end.
     """
     summary = model.describe()
     values = {**log_values(curve), **diagnostics(summary, curve)}
     trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
     stage, epoch, step = str(getattr(trainer.state.fn, "value", "fit")), trainer.current_epoch, trainer.global_step
     latest = Evaluation(curve=curve, stage=stage, epoch=epoch, step=step)
-    folder = Path(directory(trainer))  # on all ranks: Lightning broadcasts it
+    folder = Path(directory(trainer))  # asked for on all ranks, because Lightning broadcasts it
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return followed(earlier, latest)
     history = folder / "curves.csv"
     goes_on = stage != "fit" or trainer.ckpt_path is not None
     if not earlier and goes_on and history.exists():
-        earlier = read_history(history)  # what this run measured before, in another process
+        earlier = read_history(history)  # curves that another process of this run measured
     evaluations = followed(earlier, latest)
     write_csv({"": curve}, folder / (TEST_CURVE if stage == "test" else CURVE))
     write_history(evaluations, history)
@@ -74,24 +76,28 @@ def publish(
 
 
 def diagnostics(summary: Mapping[str, Any], curve: Curve) -> dict[str, float]:
-    """By log key, the endpoints' cosine and distance, and the drift of batch-norm statistics at a curve's levels."""
+    """The cosine and distance of the endpoints and the drift of batch-norm statistics at the levels, by log key."""
     values = {f"lcs/endpoints/{name}": value for name, value in summary["endpoints"].items()}
     levels = {point.alpha for point in curve}
     return values | {f"lcs/norm_drift/{alpha_key(a)}": drift for a, drift in summary["drift"] if a in levels}
 
 
 def hyperparameters(module: LightningModule) -> dict[str, Any]:
-    """The module's saved hyperparameters, as far as they are plain; without LightningCLI's own (``_instantiator``)."""
+    """The module's saved hyperparameters as plain values, without those of LightningCLI (``_instantiator``)."""
     plain = (bool, int, float, str, type(None))
     own = {name: value for name, value in dict(module.hparams).items() if not str(name).startswith("_")}
     return {name: value if isinstance(value, plain) else repr(value) for name, value in own.items()}
 
 
 def directory(trainer: Trainer) -> str:
-    """The folder of the run, the same on all ranks: the first logger's, or where Lightning keeps its checkpoints."""
+    """The folder of the run's files, the same on all ranks: that of the first logger.
+
+    Without a logger it is ``default_root_dir``; where that is the working directory, a folder of their own in it.
+    """
     logger = next(iter(trainer.loggers), None)
     if logger is None:
-        return trainer.default_root_dir
+        root = trainer.default_root_dir
+        return os.path.join(root, OWN_FOLDER) if os.path.abspath(root) == os.getcwd() else root
     if logger.log_dir:
         return str(trainer.log_dir)
     version = logger.version
@@ -101,7 +107,7 @@ def directory(trainer: Trainer) -> str:
 
 
 def _log_pictures(logger: Logger, curves: Mapping[str, Curve], step: int) -> None:
-    """A figure per metric, where a logger takes figures (TensorBoard does) and matplotlib is there."""
+    """Log a figure for each metric where a logger takes figures (TensorBoard does) and matplotlib is installed."""
     add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
     if add_figure is None:
         return
@@ -118,7 +124,7 @@ def _upload(run: Any, model: SubspaceModel, folder: Path, curve: Curve) -> None:
     path = folder / "model.lcs"
     try:
         model.save(path, levels=curve)
-    except (RuntimeError, ValueError) as error:  # an op that a file can't hold: not worth a lost training
+    except (RuntimeError, ValueError) as error:  # an op that a file can't hold must not end the training
         warnings.warn(f"model.lcs is not uploaded: {error}", stacklevel=2)
         return
     log_artifact(run, path, curve)

@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
-from lightning_lcs.training.isolation import Patches
+from lightning_lcs.training.patches import Patches
 
-if TYPE_CHECKING:
-    from lightning_lcs.callbacks.lcs import LCSCallback
+AddSubspace = Callable[[Trainer, LightningModule, dict[str, Any]], None]
+"""Adds the subspace to a checkpoint of a trainer and its module."""
 
 
 class Saving:
     """A trainer's ``save_checkpoint`` that never leaves the subspace out.
 
-    A checkpoint of weights only skips callbacks, but not the module's own hook: it adds the subspace there for as long
-    as the saving takes. It stays in the trainer, since people save after ``fit``, too.
+    A checkpoint of weights alone skips the hooks of callbacks, but not the module's own hook: the subspace is added
+    there, for as long as the saving takes. It stays in the trainer, because people save after ``fit`` as well.
+
+    Args:
+        trainer: The trainer whose method it replaces.
+        add: Adds the subspace to a checkpoint.
     """
 
-    def __init__(self, trainer: Trainer, callback: LCSCallback) -> None:
+    def __init__(self, trainer: Trainer, add: AddSubspace) -> None:
         self.trainer = trainer
-        self.callback = callback
+        self.add = add
         self.original = trainer.save_checkpoint
 
     @classmethod
-    def put_into(cls, trainer: Trainer, callback: LCSCallback) -> None:
-        """Stand in for the trainer's method."""
+    def put_into(cls, trainer: Trainer, add: AddSubspace) -> None:
+        """Replace the trainer's method."""
         if isinstance(trainer.save_checkpoint, cls):
-            trainer.save_checkpoint.callback = callback
+            trainer.save_checkpoint.add = add
         else:
-            trainer.save_checkpoint = cls(trainer, callback)  # type: ignore[method-assign]
+            trainer.save_checkpoint = cls(trainer, add)  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Save as the trainer does, with the subspace."""
         patches = Patches()
         module = self.trainer.lightning_module
-        if module is not None and self.callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            patches.set(module, "on_save_checkpoint", _Adding(self.callback, self.trainer, module))
+        if module is not None:
+            patches.set(module, "on_save_checkpoint", _Adding(self.add, self.trainer, module))
         try:
             self.original(*args, **kwargs)
         finally:
@@ -46,15 +51,15 @@ class Saving:
 
 
 class _Adding:
-    """The module's ``on_save_checkpoint``, and the subspace added."""
+    """The module's ``on_save_checkpoint``, which also adds the subspace."""
 
-    def __init__(self, callback: LCSCallback, trainer: Trainer, module: LightningModule) -> None:
-        self.callback = callback
+    def __init__(self, add: AddSubspace, trainer: Trainer, module: LightningModule) -> None:
+        self.add = add
         self.trainer = trainer
         self.module = module
         self.__wrapped__ = module.on_save_checkpoint
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
         if CHECKPOINT_KEY not in checkpoint:
-            self.callback.on_save_checkpoint(self.trainer, self.module, checkpoint)
+            self.add(self.trainer, self.module, checkpoint)
         self.__wrapped__(checkpoint)

@@ -1,4 +1,4 @@
-"""The user's own training step, called outside of training."""
+"""The module's own training step, called outside of training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.training.isolation import quiet
 from lightning_lcs.training.loaders import training_batches
-from lightning_lcs.training.stand_in import StandIn
+from lightning_lcs.training.patches import StandIn
 
 
 def bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:
-    """The user's own step, called as Lightning calls it."""
+    """The module's own step, called as Lightning calls it."""
     step: Callable[..., Any] = module.training_step
     step = step.__wrapped__ if isinstance(step, StandIn) else step
     takes_index = len(inspect.signature(step).parameters) > 1
@@ -26,22 +26,22 @@ def bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:
 
 
 class TrainingFlags:
-    """Which modules train, as they were seen before a validation put all of them into evaluation.
+    """Remembers which modules are in training mode, before a validation puts all of them into evaluation mode.
 
-    Some networks give their losses while training only, torchvision's detectors among them.
+    Some networks, such as torchvision's detectors, return their losses in training mode only.
     """
 
     def __init__(self) -> None:
         self._training: dict[str, bool] = {}
 
     def see(self, module: LightningModule) -> None:
-        """Take the flags of now; a module that is wholly in evaluation tells nothing about training."""
+        """Remember the present flags, unless the whole module is in evaluation mode."""
         if module.training:
             self._training = {name: child.training for name, child in module.named_modules()}
 
     @contextlib.contextmanager
     def around(self, module: LightningModule, model: SubspaceModel) -> Iterator[None]:
-        """Put all that is outside of the networks into training, but what was not training when it was seen."""
+        """Put all modules outside of the networks into the mode that was remembered; the default is training mode."""
         inside = {child for part in model.parts for child in part.network.module.modules()} - {module}
         outside = [(name, child) for name, child in module.named_modules() if child not in inside]
         before = [child.training for _, child in outside]
@@ -58,10 +58,10 @@ class TrainingFlags:
 def sort_untrained(trainer: Trainer, module: LightningModule, model: SubspaceModel, seed: int) -> None:
     """Sort the channels of a subspace that is about to be trained for the first time, where its mode asks for it.
 
-    The network is traced for that with one training batch, of which nothing is logged or changed.
+    The network is traced with one training batch; nothing is logged or changed by it.
 
     Raises:
-        RuntimeError: there is no training data.
+        RuntimeError: There is no training data.
     """
     if model.settled or not model.mode.sorts_channels:
         return

@@ -16,17 +16,18 @@ from lightning_lcs.subspace.endpoints import is_norm
 from lightning_lcs.subspace.gradients import GradientSum
 from lightning_lcs.subspace.layers import layer_of
 from lightning_lcs.training.isolation import quiet
-from lightning_lcs.training.options import SweepOptions
+from lightning_lcs.training.sweep_options import SweepOptions
 from lightning_lcs.training.target import guarded
 
 
 class Sweep:
-    """A module's ``training_step``, run at one or several levels; the last one is the step that Lightning sees.
+    """Runs a module's ``training_step`` at one or several levels; Lightning sees the step of the last level.
 
-    With several it is alpha = 1. :meth:`step` and :meth:`backward` stand in for the module's methods.
+    With several levels the last one is alpha = 1. :meth:`step` and :meth:`backward` replace the module's methods.
 
-    Every level but the last is back-propagated here, so that one level's activations are alive at a time. Lightning
-    clears gradients between the step and its own backward: until then those of the other levels are kept apart.
+    The backward pass of every level but the last runs here, so that the activations of only one level are alive at a
+    time. Lightning clears gradients between the step and its own backward pass, so that the gradients of the other
+    levels are kept apart until then.
     """
 
     def __init__(
@@ -47,9 +48,9 @@ class Sweep:
         self._gradients = GradientSum()
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """One micro-batch at every level drawn for it."""
+        """Run one micro-batch at every level that was drawn for it."""
         loop = self.trainer.fit_loop
-        # Counted by what was completed: a batch that failed and is repeated after a resume draws the same levels.
+        # Completed batches are counted: a batch that failed and is repeated after a resume draws the same levels.
         done = loop.epoch_loop.batch_progress.total.completed
         visited = self.options.alphas(self.seed, done)
         *alphas, last = visited
@@ -58,11 +59,11 @@ class Sweep:
         first = loop.epoch_loop.batch_idx % self.trainer.accumulate_grad_batches == 0
         gradients = self._gradients = GradientSum()
         if first:
-            # Lightning does so after this step. What no optimizer trains keeps its gradients, as without us.
+            # Lightning does this after the step. Parameters that no optimizer trains keep their gradients.
             for optimizer in self.trainer.optimizers:
                 optimizer.zero_grad()
         layers = [part.prefix + layer_of(name) for part in self.model.parts for name in part.compressed]
-        drawn = functools.partial(self.options.layer_bits, self.seed, done, layers=layers)
+        drawn = functools.partial(self.options.layer_values, self.seed, done, layers=layers)
         losses: dict[float, Tensor] = {}
         with quiet(self.module, self.model):
             for alpha in alphas:
@@ -76,7 +77,7 @@ class Sweep:
                         losses[alpha] = loss.detach()
                         self._backward(weight * loss)
         if first:
-            # Those of parameters outside the network, which Lightning is about to clear.
+            # The gradients of parameters outside the network, which Lightning is about to clear.
             gradients.take(self.module.parameters())
         with (
             guarded(self.model, last, "training_step") as guard,
@@ -88,19 +89,19 @@ class Sweep:
         return self._with_terms(output, weight)
 
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """The module's ``backward`` of the last level, with the gradients of the others added."""
+        """Run the module's ``backward`` of the last level, and add the gradients of the others."""
         with self._gradients.added():
             original(loss, *args, **kwargs)
 
     def _strength(self) -> float:
-        """Share of a level's sparsity that applies at this step."""
+        """The share of a level's sparsity that applies at this step."""
         if self.options.warmup == 0.0:
             return 1.0
         total = self.trainer.estimated_stepping_batches
         if not 0 < total < math.inf:
             raise ValueError(
                 f"warmup={self.options.warmup:g} is a share of all training steps, and the training data has no "
-                "length: set Trainer(max_steps=...), or LCSCallback(warmup=0)"
+                "length: set Trainer(max_steps=...), or LCSCallback(sampling=Sampling(warmup=0))"
             )
         return self.options.strength(self.trainer.global_step / total)
 
@@ -111,14 +112,14 @@ class Sweep:
             self._original_backward(scaled if scaler is None else scaler.scale(scaled))
 
     def _with_terms(self, output: Any, weight: float) -> Any:
-        """The step's output with the gradients of its part in the whole loss, and with its value as it was."""
+        """The step's output, whose gradients are those of its part of the whole loss and whose value is unchanged."""
         loss = loss_of(output)
         terms = [] if loss is None else [*self._diversity(), *self._penalty()]
         if loss is None or (weight == 1.0 and not terms):
             return output
         part = weight * loss + (torch.stack(terms).sum() if terms else 0.0)
         nothing = part - part.detach()
-        # An infinite loss minus itself is no number: what is shown stays infinite.
+        # An infinite loss minus itself is not a number; the shown loss stays infinite.
         loss = loss.detach() + torch.where(nothing.isnan(), part, nothing)
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
@@ -127,8 +128,9 @@ class Sweep:
         if not pairs:
             return []
         terms = [self.options.diversity_weight * self.model.endpoint_cosine().square()]
-        # At an end of the line a step reads one endpoint alone. DDP waits for the gradients of both, and optimizers
-        # skip a parameter without: scales and shifts, which the cosine may leave out, get zeros.
+        # At an end of the line a step reads only one endpoint. DDP waits for the gradients of both endpoints, and
+        # optimizers skip a parameter without gradients, so that scales and shifts, which the cosine may leave out, get
+        # gradients of zero.
         vectors = [w.flatten() for pair in pairs for w in pair if w.ndim < 2 and w.requires_grad]
         return [*terms, 0.0 * torch.cat(vectors).sum()] if vectors else terms
 
@@ -144,29 +146,29 @@ class Sweep:
         values["lcs/train_loss/sampled"] = [losses[a] for a in losses if a > 0.0]
         for name, group in values.items():
             if group:
-                # One number per step, whatever the batch: the mean over the epoch is that over its steps.
+                # One number per step, whatever the batch size: the mean over the epoch is the mean over its steps.
                 value = torch.stack(group).mean()
                 self.module.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         for number, alpha in enumerate(drawn, 1):
-            # The same on all ranks.
+            # The drawn levels are the same on all ranks.
             self.module.log(f"lcs/sampled_alpha/{number}", alpha, on_step=True, on_epoch=False, batch_size=1)
 
 
 def loss_of(output: Any) -> Tensor | None:
-    """The loss in what a ``training_step`` returned."""
+    """The loss in the result of a ``training_step``; ``None`` where there is none."""
     if isinstance(output, Mapping):
         output = output.get("loss")
     return output if isinstance(output, Tensor) else None
 
 
 def train_endpoints_alike(model: SubspaceModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Let each endpoint 0 be trained where its partner is, in the same parameter group, and nowhere else.
+    """Make each endpoint 0 train exactly where its partner trains: in the same parameter group.
 
-    One whose partner no optimizer trains is frozen, also where an optimizer holds it: finetuning callbacks leave frozen
-    batch norms out of their groups, and do not know that what is inside of them belongs to them.
+    An endpoint whose partner no optimizer trains is frozen, even where an optimizer holds it: finetuning callbacks
+    leave frozen batch norms out of their groups, and do not know that the endpoints inside belong to them.
 
     Raises:
-        RuntimeError: an optimizer was built without second endpoints of what it trains.
+        RuntimeError: An optimizer was built without the second endpoints of the parameters that it trains.
     """
     groups = {
         id(parameter): (number, index)
@@ -184,7 +186,7 @@ def train_endpoints_alike(model: SubspaceModel, optimizers: Sequence[torch.optim
             w0.requires_grad_(False)
     if missing:
         raise RuntimeError(
-            f"{missing} second endpoints are not in the optimizer's parameter group of their partners, and would not "
-            "be trained alike; build the optimizer in configure_optimizers from parameters() or named_parameters() of "
-            "the module or its network"
+            f"{missing} second endpoints are not in the optimizer's parameter group of their partners, so that they "
+            "would not be trained alike; build the optimizer in configure_optimizers from parameters() or "
+            "named_parameters() of the module or its network"
         )

@@ -1,4 +1,4 @@
-"""Find the network in a LightningModule and put a subspace model in front of it."""
+"""The network or the subspace model that a LightningModule holds, and the guard that every step runs through it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
@@ -22,15 +22,15 @@ def find_targets(module: LightningModule, target: Target, final: bool = True) ->
     """The networks to compress, by their path in the module ("" for the module itself).
 
     Args:
-        module: the user's LightningModule.
-        target: a path, several paths, "self" for the module's own forward, or ``None`` to find it.
-        final: whether the module has built all its networks.
+        module: The user's LightningModule.
+        target: A path, several paths, "self" for the module's own forward, or ``None`` to find the network.
+        final: Whether the module has built all its networks.
 
     Returns:
-        The networks; ``None`` where the module has none, or has not built the one that was named yet.
+        The networks; ``None`` where the module has none, or has not built the named one yet.
 
     Raises:
-        ValueError: a path does not exist, or none was named and there is more than one candidate.
+        ValueError: A path does not exist, or no path was given and there is more than one candidate.
     """
     if target == "self":
         return {"": module}
@@ -70,10 +70,23 @@ def _named(module: LightningModule, path: str) -> nn.Module:
     try:
         return module.get_submodule(path)
     except AttributeError as error:
-        names = ", ".join(name for name, _ in module.named_children()) or "none"
+        parent, where = _deepest(module, path)
+        names = ", ".join(f"{where}.{name}" if where else name for name, _ in parent.named_children()) or "none"
+        owner = repr(where) if where else type(module).__name__
         raise ValueError(
-            f"target={path!r} does not exist in {type(module).__name__}; its children are: {names}"
+            f"target={path!r} does not exist in {type(module).__name__}; the children of {owner} are: {names}"
         ) from error
+
+
+def _deepest(module: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The deepest module on a path that exists, and its own path."""
+    found: list[str] = []
+    for name in path.split("."):
+        if name not in module._modules:
+            break
+        module = module.get_submodule(name)
+        found.append(name)
+    return module, ".".join(found)
 
 
 def _is_candidate(child: nn.Module) -> bool:
@@ -85,8 +98,27 @@ def _is_judge(child: nn.Module) -> bool:
     return loss or isinstance(child, (Metric, MetricCollection))
 
 
+def find_subspace_model(trainer: Trainer, module: LightningModule) -> tuple[SubspaceModel, bool]:
+    """The subspace model, and whether an ``LCSCallback`` in the trainer manages it.
+
+    Raises:
+        RuntimeError: Neither the trainer's callbacks nor the module hold exactly one.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        model = getattr(callback, "subspace_model", None)
+        if isinstance(model, SubspaceModel):
+            return model, True
+    models = [child for child in module.modules() if isinstance(child, SubspaceModel)]
+    if len(models) != 1:
+        raise RuntimeError(
+            f"{type(module).__name__} holds {len(models)} subspace models, and the trainer has no LCSCallback: add "
+            "LCSCallback(), or wrap the network in one SubspaceModel"
+        )
+    return models[0], False
+
+
 class Redirect:
-    """Stands in for a network's ``forward``; a plain object, so that it can be pickled and copied with the network."""
+    """Replaces a network's ``forward``; a plain object, so that it can be pickled and copied with the network."""
 
     def __init__(self, model: SubspaceModel, part: Part) -> None:
         self.model = model
@@ -94,23 +126,23 @@ class Redirect:
         self.original: Callable[..., Any] = part.network.module.forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network at the level that the subspace model is set to."""
+        """Run the network at the level of the subspace model."""
         return self.model.runner.run(self.part, self.original, args, kwargs)
 
 
 @dataclasses.dataclass
 class Guard:
-    """What a guarded step did: whether it skipped its batch."""
+    """Whether a guarded step skipped its batch."""
 
     skipped: bool = False
 
 
 @contextlib.contextmanager
 def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
-    """Inside the block the network must run (unless the step skips its batch), and only through its own forward.
+    """Check that the network runs inside the block (unless the step skips its batch), and only through its forward.
 
     Raises:
-        RuntimeError: the network did not run, or one of its submodules was called past its forward: that would have
+        RuntimeError: The network did not run, or one of its submodules was called without its forward, which would have
             run uncompressed.
     """
     guard = Guard()

@@ -1,1 +1,1 @@
-"""Files and timing."""
+"""Files, timing, and what the packages' own interfaces share: options and lazy names."""

@@ -60,7 +60,7 @@ def _plain() -> tuple[nn.Module, Step]:
 
 def _swept(subspace: str, line_parameters: str = "norm") -> tuple[SubspaceModel, Step]:
     x, y = images(128, 1, 32), torch.arange(128) % 10
-    model = SubspaceModel(resnet10t(), x, subspace=subspace, line_parameters=line_parameters).train()
+    model = SubspaceModel(resnet10t(), x, subspace=subspace, line={"parameters": line_parameters}).train()
 
     def losses(optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()

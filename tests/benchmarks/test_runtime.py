@@ -35,7 +35,7 @@ def loaded(folder, name, subspace):
     network = timm.create_model(name, num_classes=10)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lines = {"line_parameters": "backbone"} if subspace == "line" else {}
+        lines = {"line": {"parameters": "backbone"}} if subspace == "line" else {}
         model = SubspaceModel(network, torch.randn(2, 3, size, size), subspace=subspace, **lines).eval()
         model.recalibrate([torch.randn(4, 3, size, size)], [0.0, 1 / 3])
         model.save(folder / "model.lcs", levels=[0.0, 1 / 3, 1.0])

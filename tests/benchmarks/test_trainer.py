@@ -95,7 +95,7 @@ def test_a_step_under_the_trainer_costs_what_it_costs_by_hand():
     module = Classifier()
     loader = data(26)
     clock = Clock(*(_hand_written(copy.deepcopy(module.net), loader) for _ in range(2)))
-    trainer(LCSCallback(subspace="point", training_levels=0), clock, limit_val_batches=0).fit(module, loader)
+    trainer(LCSCallback(subspace="point", sampling={"levels": 0}), clock, limit_val_batches=0).fit(module, loader)
     times = clock.times[4:]  # the first ones trace
     ratio = statistics.median(swept / by_hand for swept, by_hand in times)
     print(f"\na step under the trainer / by hand: {ratio:.3f}")
@@ -111,7 +111,8 @@ class Recalibrate(L.Callback):
 
     def on_train_end(self, trainer, pl_module):
         start = time.perf_counter()
-        self.lcs._recalibration.run(trainer, pl_module, self.lcs.subspace_model, also=self.lcs._monitor.alphas)
+        upkeep = self.lcs._upkeep
+        upkeep.recalibrator.run(trainer, pl_module, self.lcs.subspace_model, also=upkeep.measurement.alphas)
         self.seconds = time.perf_counter() - start
 
 

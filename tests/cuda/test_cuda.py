@@ -215,7 +215,7 @@ def test_two_trainings_give_the_same_weights(tmp_path, sampler):
         torch.manual_seed(0)
         module = Module(lr=0.01)
         options = {"accelerator": accelerator, "devices": 1}
-        trainer(tmp_path, lcs(sampler=sampler, seed=3), **options).fit(
+        trainer(tmp_path, lcs(sampling={"sampler": sampler}, seed=3), **options).fit(
             module, loader(digits(0, 64)), loader(digits(100, 40))
         )
         return module.state_dict()

@@ -53,7 +53,7 @@ class Prepared:
         net, self.x = NETWORKS[name]()
         self.user = scramble(net)
         self.model = SubspaceModel(
-            copy.deepcopy(self.user), self.x, line_parameters="all", endpoint_start="independent"
+            copy.deepcopy(self.user), self.x, subspace="line", line={"parameters": "all", "start": "independent"}
         ).eval()
         with torch.no_grad():
             for w0, _ in self.model.endpoint_pairs():
@@ -163,7 +163,7 @@ def test_levels_one_after_another_are_the_sum_of_their_losses(name: str, subspac
 
 def test_two_calls_within_a_level_add_up() -> None:
     net, x = NETWORKS["joined"]()
-    model = SubspaceModel(net, x).train()
+    model = SubspaceModel(net, x, subspace="line").train()
 
     def step() -> dict[str, Tensor]:
         model.zero_grad()
@@ -182,7 +182,7 @@ def test_two_calls_within_a_level_add_up() -> None:
 def test_a_frozen_parameter_gets_no_gradient() -> None:
     net, x = NETWORKS["chain"]()
     net.conv2.requires_grad_(False)
-    model = SubspaceModel(net, x, line_parameters="all").train()
+    model = SubspaceModel(net, x, subspace="line", line={"parameters": "all"}).train()
     with model.runner.training_level(0.3):
         model(x).sum().backward()
     without = {name for name, p in model.module.named_parameters() if p.grad is None}
@@ -193,7 +193,7 @@ def test_a_frozen_parameter_gets_no_gradient() -> None:
 
 def test_an_error_inside_a_training_level_leaves_no_gradient_and_no_level() -> None:
     net, x = NETWORKS["chain"]()
-    model = SubspaceModel(net, x).train()
+    model = SubspaceModel(net, x, subspace="line").train()
 
     def fail() -> None:
         with model.runner.training_level(0.3):
@@ -216,7 +216,11 @@ def test_ends_and_middle_of_the_line_at_full_width(name: str, which: str) -> Non
     net, x = NETWORKS[name]()
     user = scramble(net).eval()
     model = SubspaceModel(
-        copy.deepcopy(user), x, mode=Structured(min_width=1.0), line_parameters=which, endpoint_start="independent"
+        copy.deepcopy(user),
+        x,
+        mode=Structured(min_width=1.0),
+        subspace="line",
+        line={"parameters": which, "start": "independent"},
     ).eval()
     with torch.no_grad():
         for w0, w1 in model.endpoint_pairs():
@@ -235,7 +239,7 @@ def test_ends_and_middle_of_the_line_at_full_width(name: str, which: str) -> Non
 
 def test_a_point_is_the_line_with_equal_endpoints() -> None:
     net, x = scramble(Joined()).eval(), torch.randn(3, 3, 8, 8)
-    line = SubspaceModel(copy.deepcopy(net), x, line_parameters="all", endpoint_start="copy").eval()
+    line = SubspaceModel(copy.deepcopy(net), x, subspace="line", line={"parameters": "all", "start": "copy"}).eval()
     point = SubspaceModel(net, x, subspace="point").eval()
     for alpha in ALPHAS:
         with torch.no_grad(), line.at_alpha(alpha), point.at_alpha(alpha):

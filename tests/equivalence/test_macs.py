@@ -121,14 +121,14 @@ def test_reported_macs_are_those_that_run(name: str) -> None:
 
 
 def test_efficiency_says_what_it_is_of() -> None:
-    model = SubspaceModel(Chain(), torch.randn(2, 3, 8, 8), mode=Structured(min_width=0.2)).eval()
+    model = SubspaceModel(Chain(), torch.randn(2, 3, 8, 8), mode=Structured(min_width=0.2), subspace="line").eval()
     cost = model.efficiency(0.25)
     assert (cost.alpha, cost.sparsity, cost.bit_width) == (0.25, 0.0, 32)
     assert cost.width == Structured(min_width=0.2).width(0.25)
 
 
 def test_macs_and_parameters_rise_with_alpha() -> None:
-    model = SubspaceModel(Joined(16, 24), torch.randn(2, 3, 8, 8)).eval()
+    model = SubspaceModel(Joined(16, 24), torch.randn(2, 3, 8, 8), subspace="line").eval()
     costs = [model.efficiency(k / 20) for k in range(21)]
     for below, above in itertools.pairwise(costs):
         assert below.macs <= above.macs
@@ -139,7 +139,7 @@ def test_macs_and_parameters_rise_with_alpha() -> None:
 
 def test_a_line_costs_no_more_than_a_point() -> None:
     x = torch.randn(2, 3, 8, 8)
-    line = SubspaceModel(Chain(), x, subspace="line", line_parameters="all")
+    line = SubspaceModel(Chain(), x, subspace="line", line={"parameters": "all"})
     point = SubspaceModel(Chain(), x, subspace="point")
     assert line.efficiency(0.3) == point.efficiency(0.3)
 

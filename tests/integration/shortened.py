@@ -18,7 +18,7 @@ class QuickCallback(lightning_lcs.LCSCallback):
     """Three levels, and statistics of two from 32 images."""
 
     def __init__(self, *args, **options):
-        quick = {"alphas": 3, "recalibration_levels": [0.0, 0.5], "recalibration_images": 32}
+        quick = {"alphas": 3, "recalibration": {"levels": [0.0, 0.5], "images": 32}}
         super().__init__(*args, **{**quick, **options})
 
 

@@ -119,8 +119,13 @@ class Data(L.LightningDataModule):
 
 
 def lcs(**options: Any) -> LCSCallback:
-    """An LCSCallback with few levels, so that curves are quick, and draws as the samplers give them."""
-    return LCSCallback(**{"alphas": 3, "recalibration_levels": 3, "training_levels": 0, **options})
+    """An LCSCallback of a line with few levels, so that curves are quick, and with draws as the samplers give them.
+
+    A mapping of a group of options adds to these.
+    """
+    groups = {"recalibration": {"levels": 3}, "sampling": {"levels": 0}}
+    given = {name: {**group, **options.pop(name, {})} for name, group in groups.items()}
+    return LCSCallback(**{"subspace": "line", "alphas": 3, **given, **options})
 
 
 def trainer(folder: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:

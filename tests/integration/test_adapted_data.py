@@ -45,7 +45,7 @@ class WithValidation(Theirs):
 def trainer(tmp_path):
     return pl.Trainer(
         accelerator="cpu",
-        callbacks=[LCSCallback(alphas=2, recalibration_levels=2, recalibration_images=32)],
+        callbacks=[LCSCallback(alphas=2, recalibration={"levels": 2, "images": 32})],
         default_root_dir=tmp_path,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -62,8 +62,8 @@ def test_another_version(path, tmp_path):
         ),
         ({"subspace": "point"}, "holds subspace='line', and this model was built with subspace='point'"),
         (
-            {"line_parameters": "all"},
-            "holds line_parameters='norm', and this model was built with line_parameters=",
+            {"line": {"parameters": "all"}},
+            "holds line.parameters='norm', and this model was built with line.parameters=",
         ),
     ],
 )

@@ -1,9 +1,23 @@
 """Errors name the argument, the value, and what to do."""
 
+import inspect
+import re
+
 import pytest
 import torch
 
-from lightning_lcs import BatchNormRecalibration, LCSCallback, Structured, SubspaceModel, TradeoffMonitor
+from lightning_lcs import (
+    BatchNormRecalibration,
+    CompressibleSubspaceWrapper,
+    LCSCallback,
+    Line,
+    Loss,
+    Recalibration,
+    Sampling,
+    Structured,
+    SubspaceModel,
+    TradeoffMonitor,
+)
 from tests.integration.support import Data, Module, Net, lcs, trainer
 
 
@@ -13,25 +27,41 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
         (lambda: LCSCallback("pruned"), r"mode='pruned' is not known; choose one of 'structured'"),
         (lambda: LCSCallback({"name": "pruned"}), r"mode='pruned' is not known"),
         (lambda: LCSCallback(subspace="curve"), r"subspace='curve' is not known; choose one of 'line', 'point'"),
-        (lambda: LCSCallback(sampler="grid"), r"sampler='grid' is not known; choose one of 'sandwich', 'uniform'"),
-        (lambda: LCSCallback(alphas_per_step=1), r"alphas_per_step=1 is below 2: the sandwich rule visits both ends"),
-        (lambda: LCSCallback(alphas_per_step=0, sampler="uniform"), r"alphas_per_step=0 is below 1: a step needs"),
-        (lambda: LCSCallback(diversity_weight=-1.0), r"diversity_weight=-1.0 is negative; 0 turns the term off"),
+        (
+            lambda: LCSCallback(sampling=Sampling(sampler="grid")),
+            r"Sampling\(sampler='grid'\) is not known; choose one of 'sandwich', 'uniform'",
+        ),
+        (
+            lambda: LCSCallback(sampling={"alphas_per_step": 1}),
+            r"alphas_per_step=1 is below 2: the sandwich rule visits both ends",
+        ),
+        (lambda: Sampling(alphas_per_step=0, sampler="uniform"), r"alphas_per_step=0 is below 1: a step needs"),
+        (lambda: Line(diversity_weight=-1.0), r"Line\(diversity_weight=-1.0\) is negative; 0 turns the term off"),
         (lambda: LCSCallback(every_n_epochs=0), r"every_n_epochs=0 is below 1; leave it out to measure once"),
         (lambda: LCSCallback(alphas=1), r"alphas=1 is below 2: a grid holds both ends"),
         (lambda: LCSCallback(alphas=[]), r"alphas is empty: give at least one level"),
         (lambda: LCSCallback(alphas=[0.0, 1.5]), r"alpha=1.5 is not in \[0, 1\]: 1 is the full model"),
         (lambda: LCSCallback(alphas=[float("nan")]), r"alpha=nan is not in \[0, 1\]"),
-        (lambda: LCSCallback(recalibration_images=-1), r"images=-1 is too small"),
-        (lambda: LCSCallback(recalibration_images=0, sampler=[0.5]), r"recalibration_images=0 is too small"),
-        (lambda: LCSCallback(sampler=[]), r"sampler=\[\] visits no level"),
-        (lambda: LCSCallback(sampler=[0.5, 2.0]), r"alpha=2.0 is not in \[0, 1\]"),
-        (lambda: LCSCallback(sampler=[0.5], alphas_per_step=3), r"alphas_per_step=3, and sampler gives 1 levels"),
-        (lambda: LCSCallback(scale_penalty=-1.0), r"scale_penalty=-1.0 is negative; 0 turns the term off"),
+        (lambda: Recalibration(images=-1), r"Recalibration\(images=-1\) is negative"),
+        (
+            lambda: LCSCallback(recalibration={"images": 0}, sampling={"sampler": [0.5]}),
+            r"Recalibration\(images=0\) needs a sampler that visits alpha = 1 at every step",
+        ),
+        (lambda: Sampling(sampler=[]), r"Sampling\(sampler=\[\]\) visits no level"),
+        (lambda: Sampling(sampler=[0.5, 2.0]), r"alpha=2.0 is not in \[0, 1\]"),
+        (
+            lambda: Sampling(sampler=[0.5], alphas_per_step=3),
+            r"Sampling\(alphas_per_step=3\) does not fit its sampler, which gives 1 levels",
+        ),
+        (lambda: Sampling(warmup=1.5), r"Sampling\(warmup=1.5\) is not in \[0, 1\]"),
+        (lambda: Loss(reduction="max"), r"Loss\(reduction='max'\) is not known; choose one of 'mean', 'sum'"),
+        (lambda: LCSCallback(sampling={"warm": 1}), r"sampling has no option 'warm' \(did you mean 'warmup'\?\)"),
+        (lambda: SubspaceModel(Net(), line={"ends": 2}), r"line has no option 'ends'; its options are 'parameters'"),
+        (lambda: Loss(scale_penalty=-1.0), r"Loss\(scale_penalty=-1.0\) is negative; 0 turns the term off"),
         (lambda: LCSCallback.method("vs"), r"method 'vs' is not known; choose from"),
         (lambda: LCSCallback.method("bits-9"), r"method 'bits-9' is not known"),
         (lambda: LCSCallback.method("sparsity-1"), r"method 'sparsity-1' is not known"),
-        (lambda: LCSCallback(recalibration_levels=[2.0]), r"alpha=2.0 is not in \[0, 1\]"),
+        (lambda: LCSCallback(recalibration={"levels": [2.0]}), r"alpha=2.0 is not in \[0, 1\]"),
         (lambda: Structured(min_width=0.0), r"min_width=0.0 is not in \(0, 1\]: it is the share of channels kept"),
         (lambda: Structured(min_width=1.5), r"min_width=1.5 is not in \(0, 1\]"),
         (lambda: TradeoffMonitor(every_n_epochs=-1), r"every_n_epochs=-1 is below 1"),
@@ -47,32 +77,103 @@ def test_arguments(make, match):
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("line_parameters", "some"),
-        ("endpoint_start", "zero"),
+        ("parameters", "some"),
+        ("start", "zero"),
         ("diversity_weight", float("nan")),
     ],
 )
 def test_options_are_checked_when_the_callback_is_made(argument, value):
     with pytest.raises(ValueError, match=f"{argument}="):
-        LCSCallback(**{argument: value})
+        LCSCallback(line={argument: value})
+
+
+@pytest.mark.parametrize(
+    "make", [LCSCallback, SubspaceModel, CompressibleSubspaceWrapper], ids=lambda kind: kind.__name__
+)
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("line_parameters", r"line_parameters is now line=Line\(parameters=...\)"),
+        ("endpoint_start", r"endpoint_start is now line=Line\(start=...\)"),
+        ("min_width", r"min_width is an option of a mode: give mode=Structured\(min_width=...\)"),
+        ("max_bits", r"max_bits is an option of a mode: give mode=Quantized\(max_bits=...\)"),
+        ("subspaces", r"has no option 'subspaces' \(did you mean 'subspace'\?\); its options are .*norm"),
+        ("min_widht", r"did you mean 'min_width'.*give mode=Structured\(min_width=...\)"),
+    ],
+)
+def test_a_keyword_that_is_an_option_elsewhere(make, name, match):
+    with pytest.raises(TypeError, match=f"^{make.__name__}.*{match}"):
+        make(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("sampler", "sampling=Sampling(sampler=...)"),
+        ("alphas_per_step", "sampling=Sampling(alphas_per_step=...)"),
+        ("training_levels", "sampling=Sampling(levels=...)"),
+        ("warmup", "sampling=Sampling(warmup=...)"),
+        ("warmup_schedule", "sampling=Sampling(warmup_schedule=...)"),
+        ("loss_reduction", "loss=Loss(reduction=...)"),
+        ("scale_penalty", "loss=Loss(scale_penalty=...)"),
+        ("diversity_weight", "line=Line(diversity_weight=...)"),
+        ("recalibration_images", "recalibration=Recalibration(images=...)"),
+        ("recalibration_levels", "recalibration=Recalibration(levels=...)"),
+    ],
+)
+def test_an_old_name_says_where_the_option_is_now(name, place):
+    with pytest.raises(TypeError, match=f"^{re.escape(f'LCSCallback: {name} is now {place}')}$"):
+        LCSCallback(**{name: 0})
+
+
+def test_the_signature_is_the_one_that_is_written():
+    options = inspect.signature(LCSCallback).parameters
+    assert list(options)[:4] == ["mode", "subspace", "target", "alphas"]
+    assert options["sampling"].default == Sampling()
+    assert not any(option.kind is option.VAR_KEYWORD for option in options.values())
+
+
+def test_groups_as_objects_and_as_mappings():
+    sampling, loss = {"alphas_per_step": 3, "levels": 0}, {"reduction": "sum"}
+    given = LCSCallback(sampling=sampling, loss=loss, line={"start": "independent"}, recalibration={"images": 5})
+    same = LCSCallback(
+        sampling=Sampling(alphas_per_step=3, levels=0),
+        loss=Loss(reduction="sum"),
+        line=Line(start="independent"),
+        recalibration=Recalibration(images=5),
+    )
+    for name in ("sampling", "loss", "line", "recalibration", "options"):
+        assert getattr(given, name) == getattr(same, name)
+
+
+@pytest.mark.parametrize("value", [3, "sandwich", [1.0]])
+def test_a_group_that_is_neither_an_object_nor_a_mapping(value):
+    with pytest.raises(TypeError, match=r"sampling=.* is not a Sampling; give Sampling\(...\) or a mapping"):
+        LCSCallback(sampling=value)
+
+
+def test_several_modes():
+    with pytest.raises(
+        ValueError, match=r"mode=\['structured', 'quantized'\] is not known; choose one of 'structured'"
+    ):
+        LCSCallback(mode=["structured", "quantized"])
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"line_parameters": "some"}, r"line_parameters='some' is not known; choose one of 'norm', 'backbone', 'all'"),
-        ({"endpoint_start": "zero"}, r"endpoint_start='zero' is not known; choose one of 'copy', 'independent'"),
+        ({"parameters": "some"}, r"Line\(parameters='some'\) is not known; choose one of 'norm', 'backbone', 'all'"),
+        ({"start": "zero"}, r"Line\(start='zero'\) is not known; choose one of 'copy', 'independent'"),
     ],
 )
-def test_options_of_the_line(tmp_path, options, match):
-    with pytest.raises(ValueError, match=match):
-        SubspaceModel(Net(), **options)
-    with pytest.raises(ValueError, match=match):
-        trainer(tmp_path, lcs(**options)).fit(Module(), datamodule=Data())
+def test_options_of_the_line(options, match):
+    for make in (lambda: SubspaceModel(Net(), line=options), lambda: lcs(line=options)):
+        with pytest.raises(ValueError, match=match):
+            make()
 
 
 def test_a_line_without_norm_layers(tmp_path):
-    with pytest.raises(ValueError, match=r"line_parameters='norm' finds no normalisation layer.*line_parameters='all'"):
+    with pytest.raises(ValueError, match=r"Line\(parameters='norm'\) finds no normalisation layer.*parameters='all'"):
         trainer(tmp_path, lcs()).fit(Module(Net(lambda channels: torch.nn.Identity())), datamodule=Data())
 
 
@@ -98,7 +199,7 @@ def test_two_callbacks(tmp_path):
     [
         ({"alphas": 5}, TradeoffMonitor(3)),
         ({"every_n_epochs": 2}, TradeoffMonitor(7)),
-        ({"recalibration_images": 16}, BatchNormRecalibration(images=32)),
+        ({"recalibration": {"images": 16}}, BatchNormRecalibration(images=32)),
     ],
 )
 def test_settings_in_two_places_that_disagree(tmp_path, options, helper):

@@ -15,7 +15,7 @@ from lightning_lcs.data import AdaptedDataModule
 
 # What bolts, its Lightning and its numpy say about themselves fills screens.
 pytestmark = [pytest.mark.bolts, pytest.mark.filterwarnings("ignore")]
-QUICK = {"alphas": 3, "recalibration_images": 64, "recalibration_levels": 3}
+QUICK = {"alphas": 3, "recalibration": {"images": 64, "levels": 3}}
 
 
 @pytest.fixture(scope="module")

@@ -145,9 +145,9 @@ def test_saving_with_a_trainer_that_was_given_another_callback(tmp_path):
 
 def test_a_new_callback_goes_on_with_a_trained_line(tmp_path):
     """Not only the callback that trained it: the second endpoint lives in the network."""
-    first, module = lcs(line_parameters="all"), Mine()
+    first, module = lcs(line={"parameters": "all"}), Mine()
     trainer(tmp_path, first).fit(module, datamodule=Data())
-    second = lcs(line_parameters="all")
+    second = lcs(line={"parameters": "all"})
     trainer(tmp_path, second).validate(module, datamodule=Data(), verbose=False)
     assert_same_endpoints(second.subspace_model, first.subspace_model)
     for old, new in zip(first.curve, second.curve, strict=True):
@@ -160,9 +160,9 @@ def test_a_new_callback_goes_on_with_a_trained_line(tmp_path):
 
 def test_a_new_callback_with_another_line_is_refused(tmp_path):
     module = Mine()
-    trainer(tmp_path, lcs(line_parameters="norm")).fit(module, datamodule=Data())
-    with pytest.raises(ValueError, match="line_parameters='all'"):
-        trainer(tmp_path, lcs(line_parameters="all")).validate(module, datamodule=Data(), verbose=False)
+    trainer(tmp_path, lcs(line={"parameters": "norm"})).fit(module, datamodule=Data())
+    with pytest.raises(ValueError, match=r"Line\(parameters='all'\)"):
+        trainer(tmp_path, lcs(line={"parameters": "all"})).validate(module, datamodule=Data(), verbose=False)
 
 
 def test_an_untrained_line_starts_from_the_weights_at_fit(tmp_path):

@@ -150,7 +150,7 @@ def test_gradients_that_no_optimizer_knows_are_the_users(tmp_path, reduction, fa
     plain, ours = Extra(), Extra()
     once(plain, folder=tmp_path)
     assert (plain.frozen.grad, plain.counted.grad) == (7.0, 3.0)
-    once(ours, lcs(loss_reduction=reduction), folder=tmp_path)
+    once(ours, lcs(loss={"reduction": reduction}), folder=tmp_path)
     assert (ours.frozen.grad, ours.counted.grad) == (7.0, 3.0 * factor)
 
 
@@ -201,7 +201,10 @@ class Alive:
 
 @pytest.mark.parametrize("subspace", ["point", "line"])
 def test_no_levels_tensors_are_kept_alive(tmp_path, monkeypatch, subspace):
-    alive, callback = Alive(monkeypatch), lcs(subspace=subspace, alphas=5, recalibration_levels=5, every_n_epochs=1)
+    alive, callback = (
+        Alive(monkeypatch),
+        lcs(subspace=subspace, alphas=5, recalibration={"levels": 5}, every_n_epochs=1),
+    )
     once(Mine(), callback, folder=tmp_path, max_epochs=2)
     assert len(alive.prepared) > 0
     gc.collect()

@@ -1,6 +1,7 @@
 """``lightning-lcs`` from YAML files: twice in a row, then validation of the checkpoint."""
 
 import csv
+import json
 import re
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_lcs import LCSCallback, Line, Loss, Sampling
 from lightning_lcs.cli import main as command_line
 from lightning_lcs.cli.main import run as main
+from lightning_lcs.cli.recipe import read_recipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "configs" / "structured.yaml"
 # What LightningCLI and jsonargparse say about themselves.
@@ -34,13 +37,13 @@ SHORT = [
     "--model.model=test_resnet",
     # Without this the wrapper brings a callback that recalibrates on the whole data set.
     "--trainer.callbacks+=lightning_lcs.LCSCallback",
-    "--trainer.callbacks.recalibration_images=16",
-    "--trainer.callbacks.recalibration_levels=3",
+    "--trainer.callbacks.recalibration.images=16",
+    "--trainer.callbacks.recalibration.levels=3",
 ]
 
 # Everything is made and set up, and no step is taken.
 NO_TRAINING = "--trainer.limit_train_batches=0"
-QUICK = {"alphas": 3, "recalibration_levels": 3, "recalibration_images": 16}
+QUICK = {"alphas": 3, "recalibration": {"levels": 3, "images": 16}}
 
 
 def rows(path):
@@ -136,10 +139,42 @@ def test_a_mode_for_both_wrapper_and_callback(tmp_path, monkeypatch):
         main(["fit", "--config", path, NO_TRAINING])
 
 
+@pytest.mark.parametrize("form", ["options", "json", "yaml"])
+def test_groups_of_options(tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    groups = {
+        "sampling": {"alphas_per_step": 3, "sampler": "uniform"},
+        "loss": {"reduction": "sum"},
+        "recalibration": {"images": 16, "levels": [0.0, 0.5]},
+    }
+    line = {"parameters": "all", "start": "independent"}
+    if form == "yaml":
+        path = config(tmp_path, line=line, subspace="line")
+        content = yaml.safe_load(Path(path).read_text())
+        content["trainer"]["callbacks"][0]["init_args"] = {"alphas": 3, **groups}
+        Path(path).write_text(yaml.safe_dump(content))
+        given = []
+    else:
+        path = config(tmp_path, subspace="line")
+        flat = [("--model.line", line), *((f"--trainer.callbacks.{name}", group) for name, group in groups.items())]
+        given = [f"{prefix}={json.dumps(group)}" for prefix, group in flat]
+        if form == "options":
+            given = [f"{prefix}.{name}={value}" for prefix, group in flat for name, value in group.items()]
+    cli = read_recipe(["--config", path, "--seed_everything=0", *given], run=False, save_config_callback=None)
+    (callback,) = (found for found in cli.trainer.callbacks if isinstance(found, LCSCallback))
+    assert callback.sampling == Sampling(alphas_per_step=3, sampler="uniform")
+    assert (callback.loss, callback.recalibration.images) == (Loss(reduction="sum"), 16)
+    assert list(callback.recalibration.levels) == [0.0, 0.5]
+    assert cli.model.subspace_model.line == Line(parameters="all", start="independent")
+
+
 @pytest.mark.parametrize(
     ("argument", "match"),
     [
         ("--model.mode=pruned", "pruned"),
+        ("--model.line_parameters=all", "line_parameters is now line=Line(parameters=...)"),
+        ("--trainer.callbacks.alphas_per_step=3", "alphas_per_step is now sampling=Sampling(alphas_per_step=...)"),
+        ("--model.line.parametrs=all", "line has no option 'parametrs' (did you mean 'parameters'?)"),
         ("--model.subspace=curve", "curve"),
         ("--model.scheduler=step", "step"),
         ("--model.momentun=0.9", "--model.momentun=0.9; did you mean model.momentum?"),
@@ -155,7 +190,7 @@ def test_a_wrong_value_is_named(tmp_path, monkeypatch, capsys, argument, match):
     said = capsys.readouterr().err.splitlines()[-1]
     assert match in said
     # An option that there is not is a wrong call, a wrong value is not.
-    assert error.value.code == (2 if match.startswith(("--", "Digit")) else 1)
+    assert error.value.code == (2 if match.startswith(("--", "Digit")) or " is now " in match else 1)
 
 
 def test_modules_in_the_current_folder_are_found(tmp_path, monkeypatch):

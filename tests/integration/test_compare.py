@@ -131,7 +131,7 @@ METHODS = ("paper-structured-point", "paper-unstructured-line", "paper-quantized
 def test_the_papers_recipes(tmp_path, monkeypatch, recipe, method):
     """The curve at its two ends only."""
     made = LCSCallback.method
-    ends = {"alphas": 2, "recalibration_levels": 2, "recalibration_images": 4}
+    ends = {"alphas": 2, "recalibration": {"levels": 2, "images": 4}}
     monkeypatch.setattr(LCSCallback, "method", lambda name, **options: made(name, **options, **ends))
     large = "imagenet" in recipe.stem
     pixels = 64 if large else 32

@@ -47,7 +47,7 @@ def _tracing_is_not_compiled(monkeypatch):
 def check_trained_as_uncompiled(folder, compiled, **options):
     limits = {"limit_train_batches": 1, "limit_val_batches": 1}
     # Two levels: every other one is compiled anew.
-    few = {"sampler": [0.0, 1.0], "alphas": 2, "recalibration_levels": 2}
+    few = {"sampling": {"sampler": [0.0, 1.0]}, "alphas": 2, "recalibration": {"levels": 2}}
     module, callback, _ = fit(folder, make=lambda: compiled(Mine()), callback=lcs(**few, **options), **limits)
     plain, plain_callback, _ = fit(folder, callback=lcs(**few), **limits)
     ours = {name.replace("_orig_mod.", ""): value for name, value in module.named_parameters()}

@@ -110,7 +110,7 @@ def test_the_best_checkpoint_holds_statistics(tmp_path):
 
 
 def test_predictions_at_a_level_are_those_of_the_materialized_model(tmp_path):
-    callback = lcs(alphas=6, recalibration_levels=6)
+    callback = lcs(alphas=6, recalibration={"levels": 6})
     module, run = Module(), trainer(tmp_path, callback)
     run.fit(module, datamodule=Data())
     images = digits(300, 20)

@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from lightning_lcs import TradeoffMonitor
+from lightning_lcs.training.measurement import Measurement
 from tests.integration.support import Module, lcs, trainer
 
 
@@ -12,13 +12,13 @@ from tests.integration.support import Module, lcs, trainer
 def runs(monkeypatch):
     """Global step of every measurement."""
     steps = []
-    original = TradeoffMonitor.run
+    original = Measurement.run
 
     def spy(self, trainer, *args, **kwargs):
         steps.append(trainer.global_step)
         return original(self, trainer, *args, **kwargs)
 
-    monkeypatch.setattr(TradeoffMonitor, "run", spy)
+    monkeypatch.setattr(Measurement, "run", spy)
     return steps
 
 

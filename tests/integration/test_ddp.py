@@ -59,11 +59,13 @@ ALIKE = [
     ({"subspace": "point"}, {}),
     ({"subspace": "line", "trainer": {"accumulate_grad_batches": 2}}, {"gradient_as_bucket_view": True}),
     (
-        {"subspace": "line", "line_parameters": "all", "diversity_weight": 0.0},
+        {"subspace": "line", "line": {"parameters": "all", "diversity_weight": 0.0}},
         {"find_unused_parameters": True},
     ),
 ]
-BY_MODE = [{"mode": mode, "subspace": "line", "warmup": 0, "line_parameters": "all"} for mode in MODES]
+BY_MODE = [
+    {"mode": mode, "subspace": "line", "sampling": {"warmup": 0}, "line": {"parameters": "all"}} for mode in MODES
+]
 
 
 @pytest.fixture(scope="module")

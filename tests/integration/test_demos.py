@@ -48,7 +48,7 @@ class FewStatistics(LCSCallback):
     """Seven levels as ever, and statistics of two from 64 images."""
 
     def __init__(self, *args, **options):
-        few = {"recalibration_levels": [0.0, 0.5], "recalibration_images": 64}
+        few = {"recalibration": {"levels": [0.0, 0.5], "images": 64}}
         super().__init__(*args, **{**options, **few})
 
 

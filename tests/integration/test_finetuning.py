@@ -33,7 +33,7 @@ def moved(before, after):
 
 
 def fit(folder, module, line_parameters, first=True, train_bn=True, saving=(), path=None, **options):
-    callback = lcs(target="backbone", line_parameters=line_parameters)
+    callback = lcs(target="backbone", line={"parameters": line_parameters})
     watching = Endpoints(callback)
     other = BackboneFinetuning(1, backbone_initial_lr=0.1, train_bn=train_bn)
     order = [other, callback, watching, *saving] if first else [callback, other, watching, *saving]

@@ -68,7 +68,7 @@ def test_ns_trains_its_four_widths_in_every_step(tmp_path, train, val):
     callback, module = fit(tmp_path, "ns", net, train, val)
     assert [point.width for point in callback.curve] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert sorted(callback.subspace_model.statistics) == pytest.approx([0.0, 1 / 3, 2 / 3])
-    again, twin = fit(tmp_path, "structured-point", net, train, val, sampler=[0.0, 1 / 3, 2 / 3, 1.0])
+    again, twin = fit(tmp_path, "structured-point", net, train, val, sampling={"sampler": [0.0, 1 / 3, 2 / 3, 1.0]})
     assert_same_weights(twin.net, module.net)
     # No width is drawn at random: another seed changes nothing.
     _, other = fit(tmp_path, "ns", net, train, val, seed=5)
@@ -81,12 +81,12 @@ def test_ns_trains_its_four_widths_in_every_step(tmp_path, train, val):
 @pytest.mark.parametrize("name", ["us", "ns"])
 def test_baselines_as_published_sum_the_losses(name):
     ours, published = LCSCallback.method(name).options, LCSCallback.method(f"paper-{name}").options
-    assert (ours.loss_reduction, published.loss_reduction) == ("mean", "sum")
+    assert (ours.reduction, published.reduction) == ("mean", "sum")
     assert ours.sampler == published.sampler
     # Theirs are drawn from all of [0, 1], ours from 25 levels.
     assert ours.alphas(0, 3) == pytest.approx(published.alphas(0, 3), abs=1 / 24)
-    assert published.training_levels == 0
-    assert LCSCallback.paper("structured").options.loss_reduction == "sum"
+    assert published.levels == 0
+    assert LCSCallback.paper("structured").options.reduction == "sum"
 
 
 def test_a_network_for_one_width(tmp_path, train, val):
@@ -151,7 +151,7 @@ def test_a_network_for_one_bit_width(tmp_path, train, val):
 def test_subspaces_by_name(name, expected):
     callback = LCSCallback.method(name)
     mode = type(callback.mode).__name__.lower()
-    assert (mode, callback.subspace, callback.norm, callback.line_parameters) == expected
+    assert (mode, callback.subspace, callback.norm, callback.line.parameters) == expected
 
 
 @pytest.mark.parametrize("name", ["", "structured", "structured-line-batch", "paper", "paper-line", "bits-4.5", "ns-1"])
@@ -180,7 +180,13 @@ def test_the_penalty_is_in_the_update(tmp_path, train, val):
     for penalty in (0.0, 0.5):
         torch.manual_seed(0)
         module = Module(Net(), lr=0.1)
-        callback = LCSCallback(subspace="point", sampler=[1.0], scale_penalty=penalty, alphas=2, recalibration_levels=2)
+        callback = LCSCallback(
+            subspace="point",
+            sampling={"sampler": [1.0]},
+            loss={"scale_penalty": penalty},
+            alphas=2,
+            recalibration={"levels": 2},
+        )
         trainer(tmp_path, callback, max_steps=1).fit(module, train, val)
         ends.append(module.net)
     for name, parameter in ends[0].named_parameters():

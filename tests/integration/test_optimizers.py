@@ -83,7 +83,7 @@ def test_both_endpoints_move(tmp_path, form, line_parameters):
         if form is by_timm_with_layer_decay
         else Net(group_norm)
     )
-    module, callback = Optimized(form, net), lcs(line_parameters=line_parameters)
+    module, callback = Optimized(form, net), lcs(line={"parameters": line_parameters})
     run = trainer(tmp_path, callback, limit_val_batches=0, limit_train_batches=2)
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
     run.fit(module, datamodule=Data())
@@ -138,7 +138,7 @@ def test_frozen_parameters_stay(tmp_path):
     net.conv1.requires_grad_(False)
     net.norm1.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    module, callback = Optimized(trainable_only, net), lcs(line_parameters="all")
+    module, callback = Optimized(trainable_only, net), lcs(line={"parameters": "all"})
     trainer(tmp_path, callback).fit(module, datamodule=Data())
     for name, endpoint in callback.subspace_model.parts[0].endpoints.items():
         frozen = name.startswith(("conv1", "norm1"))

@@ -41,15 +41,15 @@ def preresnet(blocks: int) -> nn.Module:
 def test_settings(mode, subspace, expected):
     callback = LCSCallback.paper(mode, subspace)
     options = callback.options
-    found = (options.sampler, options.alphas_per_step, options.warmup, callback.norm, callback.line_parameters)
+    found = (options.sampler, options.alphas_per_step, options.warmup, callback.norm, callback.line.parameters)
     assert found == expected
-    assert (options.diversity_weight, callback.endpoint_start) == (1.0, "independent")
+    assert (options.diversity_weight, callback.line.start) == (1.0, "independent")
     if mode == "unstructured":
         assert options.warmup_schedule == ("linear" if subspace == "line" else "delayed")
-        kept = [1 - callback.mode.sparsity(alpha) for alpha in callback._monitor.alphas]
+        kept = [1 - callback.mode.sparsity(alpha) for alpha in callback._upkeep.measurement.alphas]
         assert kept == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 1])
     if mode == "structured":
-        widths = [callback.mode.width(alpha) for alpha in callback._monitor.alphas]
+        widths = [callback.mode.width(alpha) for alpha in callback._upkeep.measurement.alphas]
         assert widths == pytest.approx([0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0])
     if mode == "quantized":
         assert callback.mode.edge_bits == 32
@@ -57,7 +57,7 @@ def test_settings(mode, subspace, expected):
 
 def test_single_settings_can_be_replaced():
     callback = LCSCallback.paper("unstructured", norm="keep", alphas=3)
-    assert (callback.norm, len(callback._monitor.alphas)) == ("keep", 3)
+    assert (callback.norm, len(callback._upkeep.measurement.alphas)) == ("keep", 3)
     with pytest.raises(ValueError, match="mode='dense'"):
         LCSCallback.paper("dense")
 

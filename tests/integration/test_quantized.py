@@ -13,7 +13,7 @@ from tests.integration.support import Data, Module, Net, digits, group_norm, lcs
 @pytest.mark.parametrize("subspace", ["line", "point"])
 def test_curve_and_checkpoint(tmp_path, train, val, subspace, norm):
     module = Module(Net(norm))
-    callback = LCSCallback(mode="quantized", subspace=subspace, recalibration_levels=3)
+    callback = LCSCallback(mode="quantized", subspace=subspace, recalibration={"levels": 3})
     run = trainer(tmp_path, callback, max_epochs=4, num_sanity_val_steps=1)
     run.fit(module, train, val)
     assert [point.bit_width for point in callback.curve] == [3, 4, 5, 6, 7, 8]
@@ -32,7 +32,7 @@ def test_curve_and_checkpoint(tmp_path, train, val, subspace, norm):
 
 
 def test_a_checkpoint_of_an_epoch_without_a_curve_holds_every_level(tmp_path, train, val):
-    module, callback = Module(), lcs(mode="quantized", subspace="point", recalibration_levels=7)
+    module, callback = Module(), lcs(mode="quantized", subspace="point", recalibration={"levels": 7})
     run = trainer(tmp_path, callback, max_epochs=2)
 
     class Saving(type(run.callbacks[0]).__mro__[1]):  # lightning's Callback
@@ -55,7 +55,7 @@ def test_inputs_are_quantized_after_the_warm_up(tmp_path, train, val, monkeypatc
         return original(self, alpha, *gradients, strength=strength, **options)
 
     monkeypatch.setattr(LevelRunner, "training_level", spy)
-    callback = lcs(mode=Quantized(min_bits=7), subspace="point", warmup=0.5)
+    callback = lcs(mode=Quantized(min_bits=7), subspace="point", sampling={"warmup": 0.5})
     trainer(tmp_path, callback, max_epochs=2).fit(Module(), train, val)
     assert [strength for _, strength in seen] == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
     assert {alpha for alpha, _ in seen} <= {0.5, 1.0}
@@ -64,7 +64,10 @@ def test_inputs_are_quantized_after_the_warm_up(tmp_path, train, val, monkeypatc
 def test_resuming_keeps_the_moving_ranges(tmp_path, train, val):
     def run(folder, epochs, **options):
         torch.manual_seed(0)
-        module, callback = Module(Net(group_norm)), lcs(mode="quantized", subspace="line", warmup=0, alphas=2)
+        module, callback = (
+            Module(Net(group_norm)),
+            lcs(mode="quantized", subspace="line", sampling={"warmup": 0}, alphas=2),
+        )
         fit = trainer(folder, callback, max_epochs=epochs)
         fit.fit(module, loader(digits(0, 48)), loader(digits(48, 16)), **options)
         fit.save_checkpoint(folder / "last.ckpt")
@@ -85,7 +88,7 @@ def test_a_curve_midway_changes_nothing(tmp_path):
     def run(**options):
         torch.manual_seed(0)
         module = Module()
-        trainer(tmp_path, lcs(mode="quantized", subspace="point", warmup=0, **options), max_epochs=3).fit(
+        trainer(tmp_path, lcs(mode="quantized", subspace="point", sampling={"warmup": 0}, **options), max_epochs=3).fit(
             module, datamodule=Data()
         )
         return module
@@ -103,13 +106,13 @@ def test_each_layer_draws_bits_of_its_own(tmp_path, train, val, monkeypatch):
         return original(self, *args, layer_bits=layer_bits, **options)
 
     monkeypatch.setattr(LevelRunner, "training_level", spy)
-    callback = lcs(mode="quantized", subspace="point", sampler="uniform_draws_per_layer", warmup=0.0)
+    callback = lcs(mode="quantized", subspace="point", sampling={"sampler": "uniform_draws_per_layer", "warmup": 0.0})
     trainer(tmp_path, callback, max_epochs=4).fit(Module(Net(group_norm)), train, val)
     assert all(list(bits) == ["conv1", "conv2", "head"] for bits in seen)
     drawn = [tuple(bits.values()) for bits in seen]
     assert any(len(set(bits)) > 1 for bits in drawn)
     assert {b for bits in drawn for b in bits} == set(range(3, 9))
-    again = lcs(mode="quantized", subspace="point", sampler="uniform_draws_per_layer", warmup=0.0)
+    again = lcs(mode="quantized", subspace="point", sampling={"sampler": "uniform_draws_per_layer", "warmup": 0.0})
     seen.clear()
     trainer(tmp_path, again, max_epochs=4).fit(Module(Net(group_norm)), train, val)
     assert [tuple(bits.values()) for bits in seen] == drawn
@@ -118,4 +121,4 @@ def test_each_layer_draws_bits_of_its_own(tmp_path, train, val, monkeypatch):
 @pytest.mark.parametrize(("mode", "subspace"), [("quantized", "line"), ("unstructured", "point")])
 def test_drawing_per_layer_is_refused_where_levels_are_not_bits_alone(mode, subspace):
     with pytest.raises(ValueError, match="needs mode='quantized' and subspace='point'"):
-        LCSCallback(mode=mode, subspace=subspace, sampler="uniform_draws_per_layer")
+        LCSCallback(mode=mode, subspace=subspace, sampling={"sampler": "uniform_draws_per_layer"})

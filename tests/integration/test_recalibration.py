@@ -52,7 +52,7 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize("line_parameters", ["norm", "all"])
 def test_statistics_are_the_cumulative_average_over_training_batches(tmp_path, train, val, line_parameters):
-    callback = lcs(line_parameters=line_parameters, recalibration_levels=[0.0, 0.4])
+    callback = lcs(line={"parameters": line_parameters}, recalibration={"levels": [0.0, 0.4]})
     module = Module(Small())
     trainer(tmp_path, callback, max_epochs=2).fit(module, train, val)
     model = callback.subspace_model
@@ -111,7 +111,7 @@ class Neck(Callback):
 
 @pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")  # the teacher, on purpose
 def test_what_is_outside_of_the_network_trains_meanwhile(tmp_path, train, val):
-    callback, module = lcs(target="net.backbone", recalibration_levels=[0.0, 0.4]), Detection()
+    callback, module = lcs(target="net.backbone", recalibration={"levels": [0.0, 0.4]}), Detection()
     neck = Neck()
     trainer(tmp_path, neck, callback, max_epochs=1).fit(module, train, val)
     assert callback.subspace_model.statistics[0.4]
@@ -153,7 +153,7 @@ class TwoLosses(Module):
 
 @pytest.mark.parametrize("mode", ["structured", "quantized"])
 def test_what_a_network_gives_in_training_alone_is_there_without_its_dropout(tmp_path, train, val, mode):
-    callback, module = lcs(mode=mode, subspace="point", recalibration_levels=[0.5]), TwoLosses(Auxiliary())
+    callback, module = lcs(mode=mode, subspace="point", recalibration={"levels": [0.5]}), TwoLosses(Auxiliary())
     trainer(tmp_path, callback, max_epochs=1).fit(module, train, val)
     assert "auxiliary.0.running_mean" in callback.subspace_model.statistics[0.5]
     found = []
@@ -174,9 +174,7 @@ def test_the_number_of_images_is_kept_to(tmp_path, train, val):
                 seen.append(len(batch[0]))
             return super().training_step(batch, batch_idx)
 
-    trainer(tmp_path, lcs(recalibration_images=32, recalibration_levels=[0.0], alphas=[0.0, 1.0])).fit(
-        Counts(), train, val
-    )
+    trainer(tmp_path, lcs(recalibration={"images": 32, "levels": [0.0]}, alphas=[0.0, 1.0])).fit(Counts(), train, val)
     assert seen == [16, 16]
 
 

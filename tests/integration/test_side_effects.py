@@ -191,7 +191,7 @@ def test_a_second_callback_adds_no_further_endpoints(tmp_path, train, val):
     module = Module()
     trainer(tmp_path, lcs()).fit(module, train, val)
     count = len(list(module.parameters()))
-    second = lcs(line_parameters="norm")
+    second = lcs(line={"parameters": "norm"})
     trainer(tmp_path, second, limit_train_batches=1).fit(module, train, val)
     assert len(list(module.parameters())) == count
 

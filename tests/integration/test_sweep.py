@@ -54,9 +54,9 @@ def by_hand(net, batches, lr, accumulate, sampler, beta, seed, options, count=4)
     [
         ({"subspace": "point"}, 1, "sandwich", 1.0, nn.BatchNorm2d),
         ({"subspace": "line"}, 1, "sandwich", 1.0, nn.BatchNorm2d),
-        ({"subspace": "line", "line_parameters": "all"}, 1, "sandwich", 1.0, nn.BatchNorm2d),
+        ({"subspace": "line", "line": {"parameters": "all"}}, 1, "sandwich", 1.0, nn.BatchNorm2d),
         (
-            {"subspace": "line", "line_parameters": "all", "endpoint_start": "independent"},
+            {"subspace": "line", "line": {"parameters": "all", "start": "independent"}},
             2,
             "sandwich",
             3.0,
@@ -75,7 +75,9 @@ def test_update_is_that_of_the_mean_or_the_sum_of_the_losses(
     expected = by_hand(net, list(train), 0.1, accumulate, sampler, beta, 5, options, count)
     module = Module(net)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    callback = lcs(**options, sampler=sampler, diversity_weight=beta, seed=5, loss_reduction=reduction)
+    line = {**options.get("line", {}), "diversity_weight": beta}
+    how = {"sampling": {"sampler": sampler}, "loss": {"reduction": reduction}}
+    callback = lcs(**{**options, **how, "line": line}, seed=5)
     trainer(tmp_path, callback, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(module, train, train)
     after = dict(net.named_parameters())
     assert after.keys() == expected.keys()
@@ -96,8 +98,8 @@ def test_what_is_shown_of_the_loss_is_that_of_alpha_1(tmp_path, train):
     net, shown = Net(group_norm), Shown()
     images, labels = next(iter(train))
     expected = nn.functional.cross_entropy(net(images), labels).item()
-    options = {"line_parameters": "all", "diversity_weight": 1.0}
-    for callback in (lcs(**options), lcs(**options, loss_reduction="sum"), lcs(subspace="point")):
+    options = {"line": {"parameters": "all", "diversity_weight": 1.0}}
+    for callback in (lcs(**options), lcs(**options, loss={"reduction": "sum"}), lcs(subspace="point")):
         run = trainer(tmp_path, callback, shown, limit_train_batches=1, limit_val_batches=0)
         run.fit(Module(copy.deepcopy(net)), train, train)
         assert shown.loss == pytest.approx(expected, rel=UPDATE_TOLERANCE)
@@ -122,7 +124,7 @@ def test_the_diversity_term_is_in_the_update(tmp_path, train):
     def trained(weight):
         torch.manual_seed(1)
         module = Module(Net())
-        options = {"line_parameters": "all", "endpoint_start": "independent", "diversity_weight": weight}
+        options = {"line": {"parameters": "all", "start": "independent", "diversity_weight": weight}}
         callback = lcs(**options)
         trainer(tmp_path, callback, limit_train_batches=1, limit_val_batches=0).fit(module, train, train)
         return module.net.conv2.weight.detach()
@@ -147,17 +149,19 @@ def test_training_visits_few_levels(tmp_path, train, monkeypatch):
     """On a GPU each new width costs a choice of kernels: by default the levels are those of the statistics."""
     default = LCSCallback()
     drawn = {alpha for step in range(200) for alpha in default.options.alphas(0, step)}
-    assert drawn == {number / 24 for number in range(25)} == set(default._recalibration.alphas)
+    assert drawn == {number / 24 for number in range(25)} == set(default._upkeep.recalibrator.alphas)
     seen = recorded_alphas(monkeypatch)
-    trainer(tmp_path, lcs(training_levels=4)).fit(Module(), train)
+    trainer(tmp_path, lcs(sampling={"levels": 4})).fit(Module(), train)
     assert len(seen) == 12
     assert set(seen) <= {0.0, 1 / 3, 2 / 3, 1.0}
     bits = LCSCallback("quantized", "point").options
     assert [bits.alphas(0, step) for step in range(50)] == [
         [bits.mode.snap(alpha) for alpha in SAMPLERS["uniform_draws"](step_generator(0, step), 1)] for step in range(50)
     ]
-    with pytest.raises(ValueError, match=r"training_levels=2 is neither 0 \(any alpha is drawn\) nor at least 3; use"):
-        LCSCallback(training_levels=2)
+    with pytest.raises(
+        ValueError, match=r"Sampling\(levels=2\) is neither 0 \(any alpha is drawn\) nor at least 3; use"
+    ):
+        LCSCallback(sampling={"levels": 2})
 
 
 @no_curve

@@ -94,7 +94,10 @@ class Reconstruction(Task):
 @pytest.mark.parametrize("mode", ["structured", "unstructured", "quantized"])
 def test_every_level_learns(tmp_path, task, mode):
     torch.manual_seed(0)
-    module, callback = task(), lcs(mode=mode, subspace="point", warmup=None if mode == "structured" else 0.3)
+    module, callback = (
+        task(),
+        lcs(mode=mode, subspace="point", sampling={"warmup": None if mode == "structured" else 0.3}),
+    )
     train, val = loader(digits(0, 320), 32), loader(digits(400, 64), 32)
     run = trainer(tmp_path, callback, max_epochs=4)
     before = {p.alpha: p.metrics["val_loss"] for p in untrained(tmp_path, task(), mode, train, val).curve}
@@ -109,7 +112,7 @@ def test_every_level_learns(tmp_path, task, mode):
 
 def untrained(folder, module: L.LightningModule, mode: str, train, val) -> LCSCallback:
     """The curve of a network before training."""
-    callback = lcs(mode=mode, subspace="point", warmup=None if mode == "structured" else 0.0)
+    callback = lcs(mode=mode, subspace="point", sampling={"warmup": None if mode == "structured" else 0.0})
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)
     trainer(folder, callback).fit(module, train, val)
     return callback

@@ -29,10 +29,8 @@ def test_each_update_is_that_of_the_level_drawn(tmp_path, train, subspace, sched
     torch.manual_seed(0)
     module = Module(Net(group_norm))
     mode = Unstructured(max_sparsity=0.9, dense=())
-    own = SubspaceModel(copy.deepcopy(module.net), mode=mode, subspace=subspace, line_parameters="all")
-    callback = lcs(
-        mode=mode, subspace=subspace, line_parameters="all", diversity_weight=0.0, warmup=0.5, alphas=2, seed=3
-    )
+    own = SubspaceModel(copy.deepcopy(module.net), mode=mode, subspace=subspace, line={"parameters": "all"})
+    callback = lcs(mode=mode, subspace=subspace, line={"parameters": "all"}, sampling={"warmup": 0.5}, alphas=2, seed=3)
     trainer(tmp_path, callback, max_steps=3).fit(module, loader(digits(0, 48)), loader(digits(48, 16)))
     sampler = biased_endpoints if subspace == "line" else uniform_draws
     own.train()
@@ -92,17 +90,17 @@ def test_a_warm_up_over_data_without_a_length_says_what_is_missing(tmp_path, val
 
     with pytest.raises(ValueError, match="max_steps"):
         trainer(tmp_path, lcs(mode="unstructured")).fit(Module(), loader(Endless()), val)
-    trainer(tmp_path, lcs(mode="unstructured", warmup=0)).fit(Module(), loader(Endless()), val)
+    trainer(tmp_path, lcs(mode="unstructured", sampling={"warmup": 0})).fit(Module(), loader(Endless()), val)
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"mode": "unstructured", "warmup": 1.5}, "warmup=1.5"),
-        ({"mode": "unstructured", "warmup_schedule": "cosine"}, "warmup_schedule='cosine'"),
-        ({"mode": "structured", "warmup": 0.5}, "structured mode trains all widths"),
-        ({"sampler": "none"}, "sampler='none'"),
-        ({"mode": "unstructured", "alphas_per_step": 0}, "alphas_per_step=0"),
+        ({"mode": "unstructured", "sampling": {"warmup": 1.5}}, "warmup=1.5"),
+        ({"mode": "unstructured", "sampling": {"warmup_schedule": "cosine"}}, "warmup_schedule='cosine'"),
+        ({"mode": "structured", "sampling": {"warmup": 0.5}}, "structured mode trains all widths"),
+        ({"sampling": {"sampler": "none"}}, "sampler='none'"),
+        ({"mode": "unstructured", "sampling": {"alphas_per_step": 0}}, "alphas_per_step=0"),
     ],
 )
 def test_options_that_make_no_sense(options, match):

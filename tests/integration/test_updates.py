@@ -28,7 +28,7 @@ line_and_point = pytest.mark.parametrize(
 
 def lcs(**options):
     """With the term on the endpoints of a line."""
-    return support.lcs(**{"diversity_weight": 1.0, **options})
+    return support.lcs(**{**options, "line": {"diversity_weight": 1.0, **options.get("line", {})}})
 
 
 def mean_loss(model, index, images, labels):
@@ -109,7 +109,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("line_parameters", ["norm", "all"])
 def test_tied_weights(tmp_path, train, val, options, line_parameters):
     """One parameter with the gradients of both layers; and one second endpoint, shared as it is."""
-    net, options = Tied(), {**options, "line_parameters": line_parameters}
+    net, options = Tied(), {**options, "line": {"parameters": line_parameters}}
     expected = expected_weights(net, list(train), options)
     callback = lcs(**options)
     trainer(tmp_path, callback).fit(Module(net), train, val)
@@ -141,7 +141,7 @@ class Frozen(Module):
 
 @pytest.mark.filterwarnings("ignore:Found 2 module.s. in eval mode at the start of training:UserWarning")
 @pytest.mark.filterwarnings("ignore:running at alpha=.* on the batch-norm statistics:UserWarning")
-@pytest.mark.parametrize("options", [{"subspace": "point"}, {"subspace": "line", "line_parameters": "all"}])
+@pytest.mark.parametrize("options", [{"subspace": "point"}, {"subspace": "line", "line": {"parameters": "all"}}])
 def test_frozen_batch_norms(tmp_path, train, val, options):
     net = Net()
     with torch.no_grad():

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import IterableDataset
 
-from lightning_lcs import CompressibleSubspaceWrapper, LCSCallback, Structured, SubspaceModel
+from lightning_lcs import CompressibleSubspaceWrapper, LCSCallback, Line, Structured, SubspaceModel
 from tests.integration.support import Data, Module, Net, digits, lcs, loader, trainer
 
 IMAGES = digits(0, 8).tensors[0]
@@ -16,8 +16,13 @@ OUTPUT_TOLERANCE = 1e-5
 RATE_TOLERANCE = 1e-8
 
 
+def wrapped(network, **options):
+    """A wrapper with a line, like the callback of ``lcs()``."""
+    return CompressibleSubspaceWrapper(network, **{"subspace": "line", **options})
+
+
 def resnet(**options):
-    return CompressibleSubspaceWrapper("test_resnet", in_chans=1, **{"learning_rate": 0.05, **options})
+    return wrapped("test_resnet", in_chans=1, **{"learning_rate": 0.05, **options})
 
 
 def assert_moved(model, before):
@@ -48,7 +53,7 @@ def test_a_timm_model_brings_its_own_callback(tmp_path):
 
 
 def test_a_callback_in_the_trainer_is_used(tmp_path):
-    module, callback = CompressibleSubspaceWrapper(Net()), lcs()
+    module, callback = wrapped(Net()), lcs()
     run = trainer(tmp_path, callback)
     run.fit(module, datamodule=Data())
     assert callbacks_of(run) == [callback]
@@ -57,7 +62,7 @@ def test_a_callback_in_the_trainer_is_used(tmp_path):
 
 
 def test_a_callback_of_its_own_is_not_added_twice(tmp_path):
-    module, run = CompressibleSubspaceWrapper(Net()), trainer(tmp_path)
+    module, run = wrapped(Net()), trainer(tmp_path)
     run.fit(module, datamodule=Data())
     run.validate(module, datamodule=Data(), verbose=False)
     assert len(callbacks_of(run)) == 1
@@ -72,13 +77,15 @@ def test_a_callback_of_its_own_is_not_added_twice(tmp_path):
 )
 def test_wrapper_and_callback_must_agree(tmp_path, wrapper, callback, match):
     with pytest.raises(ValueError, match=match):
-        trainer(tmp_path, lcs(**callback)).fit(CompressibleSubspaceWrapper(Net(), **wrapper), datamodule=Data())
+        trainer(tmp_path, lcs(**callback)).fit(wrapped(Net(), **wrapper), datamodule=Data())
 
 
-@pytest.mark.parametrize("options", [{"target": "loss"}, {"line_parameters": "all"}, {"endpoint_start": "independent"}])
+@pytest.mark.parametrize(
+    "options", [{"target": "loss"}, {"line": {"parameters": "all"}}, {"line": {"start": "independent"}}]
+)
 def test_no_option_of_the_callback_is_dropped(tmp_path, options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        trainer(tmp_path, lcs(**options)).fit(CompressibleSubspaceWrapper(Net()), datamodule=Data())
+        trainer(tmp_path, lcs(**options)).fit(wrapped(Net()), datamodule=Data())
 
 
 def saved(folder, module):
@@ -105,7 +112,7 @@ def test_load_from_checkpoint_by_name(tmp_path):
 
 
 def test_load_from_checkpoint_with_a_network(tmp_path):
-    module = CompressibleSubspaceWrapper(Net())
+    module = wrapped(Net())
     path = saved(tmp_path, module)
     loaded = CompressibleSubspaceWrapper.load_from_checkpoint(path, model=Net())
     assert_same_levels(loaded.subspace_model, module.subspace_model)
@@ -113,9 +120,9 @@ def test_load_from_checkpoint_with_a_network(tmp_path):
 
 @pytest.mark.parametrize("kind", ["wrapper", "network"])
 def test_from_checkpoint(tmp_path, kind):
-    module = CompressibleSubspaceWrapper(Net())
+    module = wrapped(Net())
     path = saved(tmp_path, module)
-    model = SubspaceModel.from_checkpoint(path, CompressibleSubspaceWrapper(Net()) if kind == "wrapper" else Net())
+    model = SubspaceModel.from_checkpoint(path, wrapped(Net()) if kind == "wrapper" else Net())
     assert_same_levels(model, module.subspace_model)
     small = model.materialize(0.5)
     with torch.no_grad(), model.at_alpha(0.5):
@@ -131,18 +138,38 @@ def test_hyperparameters_are_plain_data(mode):
     assert module.subspace_model.mode == Structured(min_width=width)
     plain = (str, int, float, bool, dict, type(None))
     assert all(isinstance(value, plain) for value in module.hparams.values())
-    assert "model" not in CompressibleSubspaceWrapper(Net(), mode=mode).hparams
+    assert "model" not in wrapped(Net(), mode=mode).hparams
+    assert (module.hparams["subspace"], module.hparams["line"]["parameters"]) == ("point", "norm")
+
+
+@pytest.mark.parametrize("line", [Line(parameters="all"), {"parameters": "all"}], ids=["object", "mapping"])
+def test_a_line_in_checkpoints_is_plain_data(tmp_path, line):
+    module = wrapped("test_resnet", in_chans=1, line=line)
+    assert module.hparams["line"] == {"parameters": "all", "start": "copy", "diversity_weight": 0.0}
+    run = trainer(tmp_path)
+    run.strategy.connect(module)
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = CompressibleSubspaceWrapper.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert loaded.subspace_model.line == module.subspace_model.line == Line(parameters="all")
+
+
+def test_a_callback_without_a_subspace_takes_that_of_the_wrapper(tmp_path):
+    callback = LCSCallback(mode="unstructured", alphas=2, sampling={"warmup": 0})
+    module = wrapped(Net(), mode="unstructured", subspace="point", line={"diversity_weight": 0.5})
+    trainer(tmp_path, callback).fit(module, datamodule=Data())
+    assert (callback.subspace_model.subspace, callback.options.sampler) == ("point", "uniform_draws")
+    assert callback.options.diversity_weight == 0.5
 
 
 def test_resuming(tmp_path):
     torch.manual_seed(0)
-    whole = CompressibleSubspaceWrapper(Net(), learning_rate=0.05, scheduler="constant")
+    whole = wrapped(Net(), learning_rate=0.05, scheduler="constant")
     start = {name: value.clone() for name, value in whole.state_dict().items()}
     trainer(tmp_path, lcs(), max_epochs=2).fit(whole, datamodule=Data())
-    first = CompressibleSubspaceWrapper(Net(), learning_rate=0.05, scheduler="constant")
+    first = wrapped(Net(), learning_rate=0.05, scheduler="constant")
     first.load_state_dict(start)
     path = saved(tmp_path, first)
-    second = CompressibleSubspaceWrapper(Net(), learning_rate=0.05, scheduler="constant")
+    second = wrapped(Net(), learning_rate=0.05, scheduler="constant")
     trainer(tmp_path, lcs(), max_epochs=2).fit(second, datamodule=Data(), ckpt_path=path)
     for (name, a), (_, b) in zip(whole.named_parameters(), second.named_parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -150,7 +177,7 @@ def test_resuming(tmp_path):
 
 
 def test_test_and_predict(tmp_path):
-    module, run = CompressibleSubspaceWrapper(Net()), trainer(tmp_path)
+    module, run = wrapped(Net()), trainer(tmp_path)
     run.fit(module, datamodule=Data())
     run.test(module, datamodule=Data(), verbose=False)
     (callback,) = callbacks_of(run)
@@ -162,7 +189,7 @@ def test_test_and_predict(tmp_path):
 
 def test_an_unknown_scheduler():
     with pytest.raises(ValueError, match="scheduler='step' is not known; choose one of 'cosine', 'constant'"):
-        CompressibleSubspaceWrapper(Net(), scheduler="step")
+        wrapped(Net(), scheduler="step")
 
 
 class Rates(Callback):
@@ -185,7 +212,7 @@ class Rates(Callback):
 )
 def test_schedules(tmp_path, options, expected):
     rates = Rates()
-    module = CompressibleSubspaceWrapper(Net(), learning_rate=0.4, **options)
+    module = wrapped(Net(), learning_rate=0.4, **options)
     trainer(tmp_path, lcs(), rates, max_epochs=2).fit(module, datamodule=Data())
     assert rates.seen == pytest.approx(expected, abs=RATE_TOLERANCE)
 
@@ -199,29 +226,29 @@ class Endless(IterableDataset):
 
 def test_data_without_a_length(tmp_path):
     options = {"limit_val_batches": 1, "max_epochs": 1}
-    module = CompressibleSubspaceWrapper(Net(), scheduler="constant", learning_rate=0.05)
+    module = wrapped(Net(), scheduler="constant", learning_rate=0.05)
     trainer(tmp_path, lcs(), **options).fit(module, loader(Endless()), Data().val_dataloader())
     # With a number of steps given a schedule is possible, too.
-    module = CompressibleSubspaceWrapper(Net(), scheduler="cosine", learning_rate=0.05)
+    module = wrapped(Net(), scheduler="cosine", learning_rate=0.05)
     run = trainer(tmp_path, lcs(), max_steps=3, limit_val_batches=1)
     run.fit(module, loader(Endless()), Data().val_dataloader())
     assert run.global_step == 3
 
 
 def test_a_schedule_over_data_without_a_length_says_what_is_missing(tmp_path):
-    module = CompressibleSubspaceWrapper(Net(), scheduler="cosine")
+    module = wrapped(Net(), scheduler="cosine")
     with pytest.raises(ValueError, match="max_steps"):
         trainer(tmp_path, lcs()).fit(module, loader(Endless()), Data().val_dataloader())
 
 
 def test_a_warm_up_without_training_steps(tmp_path):
-    module = CompressibleSubspaceWrapper(Net(), warmup_epochs=0.5)
+    module = wrapped(Net(), warmup_epochs=0.5)
     trainer(tmp_path, lcs(), limit_train_batches=0).fit(module, datamodule=Data())
 
 
 def test_the_wrapper_beside_other_modules_of_the_user(tmp_path):
     """A subspace model in a user's own module, made by hand, with the wrapper's callback defaults."""
-    module = Module(SubspaceModel(Net()))
+    module = Module(SubspaceModel(Net(), subspace="line"))
     before = copies(module.net)
     trainer(tmp_path, lcs()).fit(module, datamodule=Data())
     assert_moved(module.net, before)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import lightning_lcs
+import lightning_lcs.callbacks
 
 ROOT = Path(lightning_lcs.__file__).parents[1]
 HEAVY = ("lightning", "pytorch_lightning", "timm", "wandb", "torchmetrics", "matplotlib")
@@ -15,8 +16,9 @@ HEAVY = ("lightning", "pytorch_lightning", "timm", "wandb", "torchmetrics", "mat
 
 def test_the_core_imports_nothing_heavy():
     code = (
-        "import sys, lightning_lcs, lightning_lcs.model, lightning_lcs.subspace.calibration, lightning_lcs.utils.timing"
-        "\n"
+        "import sys, lightning_lcs, lightning_lcs.model, lightning_lcs.subspace.calibration\n"
+        "import lightning_lcs.callbacks, lightning_lcs.utils.timing\n"
+        "from lightning_lcs import Line, Loss, Recalibration, Sampling\n"
         f"assert not set({HEAVY!r}) & set(sys.modules), set({HEAVY!r}) & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -32,6 +34,13 @@ def test_every_public_name_is_there_and_an_unknown_one_is_named():
         assert getattr(lightning_lcs, name).__name__ == name
     with pytest.raises(AttributeError, match=r"nothing.*SubspaceModel"):
         _ = lightning_lcs.nothing
+
+
+def test_a_folder_hands_on_its_public_names():
+    assert lightning_lcs.callbacks.LCSCallback is lightning_lcs.LCSCallback
+    assert set(lightning_lcs.callbacks.__all__) <= set(dir(lightning_lcs.callbacks))
+    with pytest.raises(AttributeError, match=r"'lightning_lcs.callbacks' has no attribute 'Monitor'.*TradeoffMonitor"):
+        _ = lightning_lcs.callbacks.Monitor
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ BAD_ALPHAS = [math.nan, -0.1, 1.1, "x"]
 
 def chain(**options: Any) -> tuple[SubspaceModel, Tensor]:
     x = torch.randn(3, 3, 8, 8)
-    return SubspaceModel(scramble(Chain()), x, **options).eval(), x
+    return SubspaceModel(scramble(Chain()), x, **{"subspace": "line", **options}).eval(), x
 
 
 # -- the level --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_lcs.functional.subspace import endpoint_cosine
 from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Level
 from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Lambda, Mlp, at_width, relative, scramble
 
@@ -20,17 +21,28 @@ SAME_OPS = 1e-6
 # -- options ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["mode", "subspace", "line_parameters", "endpoint_start"])
+@pytest.mark.parametrize("option", ["mode", "subspace", "parameters", "start"])
 def test_an_unknown_option_is_an_error_that_names_it_and_leaves_the_network(option: str) -> None:
-    net = Mlp()
-    with pytest.raises(ValueError, match=f"{option}='no such thing' is not known; choose one of"):
-        SubspaceModel(net, **{option: "no such thing"})
+    net, given = Mlp(), {option: "no such thing"}
+    with pytest.raises(ValueError, match=rf"{option}='no such thing'\)? is not known; choose one of"):
+        SubspaceModel(net, **given if option in ("mode", "subspace") else {"line": given})  # type: ignore[arg-type]
     assert [name for name, _ in net.named_modules() if "lcs" in name] == []
 
 
 def test_a_line_of_norms_needs_a_norm() -> None:
-    with pytest.raises(ValueError, match=r"finds no normalisation layer.*line_parameters='all'"):
-        SubspaceModel(nn.Linear(3, 4))
+    with pytest.raises(ValueError, match=r"finds no normalisation layer.*Line\(parameters='all'\)"):
+        SubspaceModel(nn.Linear(3, 4), subspace="line")
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("structured", "point"), ("unstructured", "line"), ("quantized", "point")]
+)
+def test_the_subspace_by_default_is_that_of_the_mode(mode: str, expected: str) -> None:
+    assert SubspaceModel(Mlp(), mode=mode).subspace == expected
+    bare = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    assert SubspaceModel(bare, mode=mode).subspace == "point"
+    everything = SubspaceModel(bare, mode=mode, line=Line(parameters="all"))
+    assert (everything.subspace, bool(everything.endpoint_pairs())) == (expected, expected == "line")
 
 
 def test_no_network_is_an_error() -> None:
@@ -55,7 +67,7 @@ def test_cost_and_plan_need_a_call_or_an_example() -> None:
 def test_state_dict_of_the_network_is_the_users_own(which: str) -> None:
     plain = scramble(Chain())
     net = copy.deepcopy(plain)
-    model = SubspaceModel(net, torch.randn(2, 3, 8, 8), line_parameters=which)
+    model = SubspaceModel(net, torch.randn(2, 3, 8, 8), subspace="line", line=Line(parameters=which))
     assert list(net.state_dict()) == list(plain.state_dict())
     assert not any("lcs" in name for name in (*net.state_dict(), *model.state_dict()))
     assert net.load_state_dict(scramble(Chain()).state_dict(), strict=True).missing_keys == []
@@ -64,7 +76,7 @@ def test_state_dict_of_the_network_is_the_users_own(which: str) -> None:
 
 def test_endpoints_sit_beside_their_partners_and_reach_any_optimizer() -> None:
     net = Chain()
-    model = SubspaceModel(net, line_parameters="all", endpoint_start="independent")
+    model = SubspaceModel(net, subspace="line", line=Line(parameters="all", start="independent"))
     pairs = model.endpoint_pairs()
     found = {id(p) for group in (net.conv1, net.bn1, net.conv2, net.bn2, net.head) for p in group.parameters()}
     assert all(id(w0) in found and id(w1) in found for w0, w1 in pairs)
@@ -76,7 +88,7 @@ def test_endpoints_sit_beside_their_partners_and_reach_any_optimizer() -> None:
 
 
 def test_only_norms_are_on_the_line_by_default() -> None:
-    model = SubspaceModel(Joined())
+    model = SubspaceModel(Joined(), subspace="line")
     assert set(model.parts[0].endpoints) == {"norm.weight", "norm.bias"}
     assert all(torch.equal(w0, w1) for w0, w1 in model.endpoint_pairs())
     assert SubspaceModel(Mlp(), subspace="point").endpoint_pairs() == []
@@ -84,7 +96,7 @@ def test_only_norms_are_on_the_line_by_default() -> None:
 
 def test_independent_endpoints_depend_on_the_seed_alone() -> None:
     def drawn(seed: int) -> list[Tensor]:
-        options = {"line_parameters": "all", "endpoint_start": "independent", "seed": seed}
+        options = {"subspace": "line", "line": Line(parameters="all", start="independent"), "seed": seed}
         return [w0 for w0, _ in SubspaceModel(copy.deepcopy(net), **options).endpoint_pairs()]  # type: ignore[arg-type]
 
     net = Mlp()
@@ -96,27 +108,27 @@ def test_independent_endpoints_depend_on_the_seed_alone() -> None:
 
 def test_endpoint_cosine_is_that_of_the_pairs() -> None:
     """Of weights; scales and shifts, which start alike, count where nothing else lies on the line."""
-    model = SubspaceModel(scramble(Chain()), line_parameters="all", endpoint_start="independent")
+    model = SubspaceModel(scramble(Chain()), subspace="line", line=Line(parameters="all", start="independent"))
     weights = [pair for pair in model.endpoint_pairs() if pair[0].ndim > 1]
     assert 0 < len(weights) < len(model.endpoint_pairs())
     assert relative(model.endpoint_cosine(), endpoint_cosine(weights)) < SAME_OPS
-    norms = SubspaceModel(scramble(Chain()), line_parameters="norm")
+    norms = SubspaceModel(scramble(Chain()), subspace="line", line=Line(parameters="norm"))
     assert all(w0.ndim == 1 for w0, _ in norms.endpoint_pairs())
     assert relative(norms.endpoint_cosine(), endpoint_cosine(norms.endpoint_pairs())) < SAME_OPS
 
 
 def test_the_head_is_not_on_the_line_of_the_backbone() -> None:
-    model = SubspaceModel(scramble(Chain()), line_parameters="backbone")
-    everything = SubspaceModel(scramble(Chain()), line_parameters="all")
+    model = SubspaceModel(scramble(Chain()), subspace="line", line=Line(parameters="backbone"))
+    everything = SubspaceModel(scramble(Chain()), subspace="line", line=Line(parameters="all"))
     missing = set(everything.parts[0].endpoints) - set(model.parts[0].endpoints)
     head = next(name for name, child in reversed(list(Chain().named_modules())) if isinstance(child, nn.Linear))
     assert missing == {f"{head}.weight", f"{head}.bias"}
-    with pytest.raises(ValueError, match="line_parameters='backbone' finds no parameter outside the head"):
-        SubspaceModel(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), line_parameters="backbone")
+    with pytest.raises(ValueError, match=r"Line\(parameters='backbone'\) finds no parameter outside the head"):
+        SubspaceModel(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), subspace="line", line=Line(parameters="backbone"))
 
 
 def test_endpoint_cosine_of_copies_is_one() -> None:
-    copied = SubspaceModel(scramble(Chain()), line_parameters="all")
+    copied = SubspaceModel(scramble(Chain()), subspace="line", line=Line(parameters="all"))
     assert copied.endpoint_cosine().item() == pytest.approx(1.0, abs=SAME_OPS)
 
 
@@ -138,7 +150,7 @@ class Tied(nn.Module):
 
 
 def test_tied_weights_share_one_endpoint() -> None:
-    model = SubspaceModel(Tied(), torch.randn(3, 6), line_parameters="all", endpoint_start="independent")
+    model = SubspaceModel(Tied(), torch.randn(3, 6), subspace="line", line=Line(parameters="all", start="independent"))
     endpoints = model.parts[0].endpoints
     assert endpoints["middle.weight"] is endpoints["tied.weight"]
     assert endpoints["middle.bias"] is not endpoints["tied.bias"]
@@ -199,7 +211,7 @@ def test_asking_several_networks_for_one_is_an_error_that_names_them() -> None:
 
 def test_parts_train_together() -> None:
     x = torch.randn(3, 3, 8, 8)
-    model = SubspaceModel({"a": Chain(classes=4), "b": Joined()}).train()
+    model = SubspaceModel({"a": Chain(classes=4), "b": Joined()}, subspace="line").train()
     with model.runner.training_level(0.5):
         sum(model.runner.run(part, part.network.module, (x,), {}).sum() for part in model.parts).backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -217,18 +229,18 @@ def test_parts_train_together() -> None:
 def test_a_module_in_two_parts_has_one_endpoint() -> None:
     shared = nn.LayerNorm(8)
     parts = {name: nn.Sequential(nn.Linear(6, 8), shared, nn.Linear(8, 4)) for name in "ab"}
-    model = SubspaceModel(parts)
+    model = SubspaceModel(parts, subspace="line")
     assert len(model.endpoint_pairs()) == 2
     assert {id(w0) for w0, _ in model.endpoint_pairs()} <= {id(p) for p in model.parameters()}
 
 
 def test_a_part_without_norms_is_the_same_at_both_ends_of_a_line() -> None:
     """A head beside a backbone; a line without any norm is refused, and leaves nothing behind."""
-    model = SubspaceModel({"backbone": Mlp(), "head": nn.Linear(4, 3)})
+    model = SubspaceModel({"backbone": Mlp(), "head": nn.Linear(4, 3)}, subspace="line")
     assert [len(part.endpoints) for part in model.parts] == [2, 0]
     parts = {"a": nn.Linear(3, 4), "b": nn.Linear(4, 4)}
     with pytest.raises(ValueError, match="no normalisation layer"):
-        SubspaceModel(parts)
+        SubspaceModel(parts, subspace="line")
     assert [name for part in parts.values() for name, _ in part.named_parameters() if "lcs" in name] == []
 
 

@@ -128,8 +128,11 @@ def _with_trace_batch(
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0]
     if not tensors:
+        given = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "no arguments"
         raise TraceError(
-            "the network was called without a tensor, so there is no batch dimension: call it with at least one tensor"
+            f"the network was called without a tensor ({given}): there is no batch dimension to keep open; turn the "
+            "batch into tensors before the network (text, for example, with a tokenizer), or name the part that takes "
+            "tensors with target="
         )
     batch = tensors[0].shape[0]
     rows = torch.arange(TRACE_BATCH, device=tensors[0].device) % batch

@@ -72,7 +72,7 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
         return mode
     options = dict(mode) if isinstance(mode, Mapping) else {"name": mode}
     name = options.pop("name", "structured")
-    if name not in MODES:
+    if not isinstance(name, str) or name not in MODES:
         raise ValueError(f"mode={name!r} is not known; choose one of {', '.join(map(repr, MODES))}")
     known = [field.name for field in dataclasses.fields(MODES[name])]  # type: ignore[arg-type]
     unknown = [option for option in options if option not in known]

@@ -22,7 +22,7 @@ def build(name):
 
 
 def quantized(network, shape=(4, 3, 32, 32), subspace="point", norm="keep", **options):
-    lines = {"line_parameters": "all", "endpoint_start": "independent"} if subspace == "line" else {}
+    lines = {"line": {"parameters": "all", "start": "independent"}} if subspace == "line" else {}
     model = SubspaceModel(scramble(network), mode=Quantized(**options), subspace=subspace, norm=norm, **lines).eval()
     model.recalibrate([torch.randn(shape)], [model.mode.alpha(bits) for bits in (3, 8)])
     return model

@@ -105,7 +105,7 @@ def test_the_largest_level_need_not_be_the_full_one(tmp_path):
 def test_a_line_shares_what_does_not_lie_on_it(tmp_path):
     size = {}
     for lies in ("norm", "all"):
-        options = {"subspace": "line", "line_parameters": lies, "endpoint_start": "independent"}
+        options = {"subspace": "line", "line": {"parameters": lies, "start": "independent"}}
         model = subspace(Chain(64, 96), torch.randn(2, 3, 8, 8), **options)
         *singles, several = export_onnx(model, tmp_path / lies, [0.5, 1.0])
         size[lies] = several.size_bytes, sum(file.size_bytes for file in singles)

@@ -20,7 +20,7 @@ TOLERANCE = 1e-5  # relative to the largest output: batch norms are folded in bo
 def file(tmp_path_factory):
     torch.manual_seed(0)
     network = scramble(timm.create_model("mobilenetv3_small_050", num_classes=4))
-    model = SubspaceModel(network, torch.randn(2, 3, 32, 32), subspace="line", endpoint_start="independent").eval()
+    model = SubspaceModel(network, torch.randn(2, 3, 32, 32), subspace="line", line={"start": "independent"}).eval()
     model.recalibrate([torch.randn(8, 3, 32, 32)], [0.0, 0.5])
     curve = [
         CurvePoint(**vars(model.efficiency(alpha)), latency_ms=3.0, metrics={"val_acc": 0.5}) for alpha in (0.0, 0.5, 1)

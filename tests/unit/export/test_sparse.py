@@ -135,7 +135,7 @@ def test_a_sparse_file_of_resnet18_is_a_sixteenth_of_a_dense_one(tmp_path):
 
 
 def test_levels_of_a_line_stand_in_the_file_whole(tmp_path):
-    model = SubspaceModel(Mlp(256), mode="unstructured", subspace="line", line_parameters="all")
+    model = SubspaceModel(Mlp(256), mode="unstructured", subspace="line", line={"parameters": "all"})
     with torch.no_grad():
         for w0, _ in model.endpoint_pairs():
             w0.normal_()

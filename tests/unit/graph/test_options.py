@@ -97,7 +97,9 @@ def test_modules_kept_whole() -> None:
 def test_sorted_channels_compute_the_same(name: str) -> None:
     net = scramble(timm.create_model(name, num_classes=10)).eval()
     twin = copy.deepcopy(net)
-    model = SubspaceModel(net, X, mode=Structured(order="importance"), line_parameters="all").eval()
+    model = SubspaceModel(
+        net, X, mode=Structured(order="importance"), subspace="line", line={"parameters": "all"}
+    ).eval()
     model.sort_channels()
     changed = [n for n, p in twin.named_parameters() if not torch.equal(p, net.get_parameter(n))]
     assert len(changed) > 10

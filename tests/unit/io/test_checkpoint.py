@@ -22,7 +22,7 @@ SAME_OPS = 1e-6
 
 def trained(net: nn.Module, x: Tensor, **options: Any) -> SubspaceModel:
     """A subspace with endpoints of its own and statistics of two levels."""
-    model = SubspaceModel(scramble(net), x, **options).eval()
+    model = SubspaceModel(scramble(net), x, **{"subspace": "line", **options}).eval()
     with torch.no_grad():
         for w0, _ in model.endpoint_pairs():
             w0.add_(0.1 * torch.randn_like(w0))
@@ -58,7 +58,7 @@ CASES = [
     pytest.param(lambda: (Chain(), torch.randn(3, 3, 8, 8)), {}, id="line"),
     pytest.param(
         lambda: (Joined(), torch.randn(3, 3, 8, 8)),
-        {"line_parameters": "all", "endpoint_start": "independent", "mode": Structured(min_width=0.5)},
+        {"line": {"parameters": "all", "start": "independent"}, "mode": Structured(min_width=0.5)},
         id="line of all",
     ),
     pytest.param(lambda: (Chain(), torch.randn(3, 3, 8, 8)), {"subspace": "point"}, id="point"),
@@ -72,7 +72,7 @@ CASES = [
 def test_state_round_trip(make: Any, options: dict[str, Any]) -> None:
     net, x = make()
     model = trained(net, x, **options)
-    other = SubspaceModel(make()[0], x, **options).eval()
+    other = SubspaceModel(make()[0], x, **{"subspace": "line", **options}).eval()
     other.module.load_state_dict(model.module.state_dict())
     other.load_subspace_state(through_file(model.subspace_state()))
     assert_same(outputs(other, x), outputs(model, x))
@@ -101,7 +101,7 @@ def test_state_is_a_snapshot() -> None:
 
 def test_state_of_several_networks_round_trip() -> None:
     def make() -> SubspaceModel:
-        return SubspaceModel({"a": Chain(), "b.c": Joined()})
+        return SubspaceModel({"a": Chain(), "b.c": Joined()}, subspace="line")
 
     model, other = make(), make()
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_state_of_several_networks_round_trip() -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "mode": ({"mode": {"name": "structured", "min_width": 0.5}}, "mode=.*0.5.*built with mode=.*0.25"),
     "subspace": ({"subspace": "point"}, "subspace='point'.*built with subspace='line'"),
-    "line_parameters": ({"line_parameters": "all"}, "line_parameters='all'.*built with line_parameters='norm'"),
+    "line_parameters": ({"line_parameters": "all"}, "line.parameters='all'.*built with line.parameters='norm'"),
     "version": ({"version": 99}, "format 99.*reads 1"),
     "no version": ({"version": None}, "format None.*reads 1"),
     "architecture": ({"shapes": {"conv1.weight": [9, 3, 3, 3]}}, "another architecture: conv1.weight has shape"),
@@ -139,11 +139,11 @@ def test_a_state_that_does_not_fit_is_an_error_and_changes_nothing(kind: str) ->
 
 
 def test_a_state_of_another_network_is_an_error_that_names_the_first_difference() -> None:
-    model = SubspaceModel(Chain(8, 12))
+    model = SubspaceModel(Chain(8, 12), subspace="line")
     with pytest.raises(ValueError, match=r"conv1\.weight has shape \[8, 3, 3, 3\] here and \[4, 3, 3, 3\]"):
-        model.load_subspace_state(SubspaceModel(Chain(4, 12)).subspace_state())
+        model.load_subspace_state(SubspaceModel(Chain(4, 12), subspace="line").subspace_state())
     with pytest.raises(ValueError, match="another architecture"):
-        model.load_subspace_state(SubspaceModel(Mlp()).subspace_state())
+        model.load_subspace_state(SubspaceModel(Mlp(), subspace="line").subspace_state())
 
 
 @pytest.mark.parametrize("missing", ["mode", "shapes", "endpoint_0", "statistics"])
@@ -217,7 +217,7 @@ def test_several_networks_held_by_a_module_are_opened(tmp_path: Path) -> None:
         return nn.ModuleDict({"a": Chain(), "b": Joined()})
 
     held = holder()
-    model = SubspaceModel(dict(held.items()))
+    model = SubspaceModel(dict(held.items()), subspace="line")
     with torch.no_grad():
         for w0, _ in model.endpoint_pairs():
             w0.add_(torch.randn_like(w0))
@@ -230,7 +230,7 @@ def test_several_networks_held_by_a_module_are_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [lambda: Holder(Chain()), Chain])
 def test_a_single_network_given_by_name_is_opened(tmp_path: Path, make: Any) -> None:
     held = Holder(scramble(Chain()))
-    state = SubspaceModel({"net": held.net}).subspace_state()
+    state = SubspaceModel({"net": held.net}, subspace="line").subspace_state()
     assert state["targets"] == ["net"]
     SubspaceModel.from_checkpoint(write(tmp_path / "x.ckpt", held, state), make())
 

@@ -28,7 +28,7 @@ def whole(folder):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = SubspaceModel(Chain(4, 6, 3), torch.randn(2, 3, 8, 8), subspace="line", endpoint_start="independent")
+        model = SubspaceModel(Chain(4, 6, 3), torch.randn(2, 3, 8, 8), subspace="line", line={"start": "independent"})
     model.statistics = {0.5: statistics_at(model, 0.5)}
     model.save(folder / "whole.lcs", levels=[0.5, 1.0], class_names=["cat", "dog", "eel"])
     return folder / "whole.lcs"

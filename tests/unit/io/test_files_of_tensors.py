@@ -25,7 +25,7 @@ class Untraceable(nn.Module):
 
 def trained(mode, subspace):
     torch.manual_seed(3)
-    model = SubspaceModel(scramble(Untraceable()), mode=mode, subspace=subspace, endpoint_start="independent")
+    model = SubspaceModel(scramble(Untraceable()), mode=mode, subspace=subspace, line={"start": "independent"})
     with torch.no_grad():
         for w0, _ in model.endpoint_pairs():
             w0.add_(0.1 * torch.randn_like(w0))

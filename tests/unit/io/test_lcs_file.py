@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 def model() -> SubspaceModel:
     torch.manual_seed(0)
     network = timm.create_model("mobilenetv3_small_050", num_classes=5)
-    made = SubspaceModel(network, torch.randn(2, 3, 32, 32), subspace="line", endpoint_start="independent")
+    made = SubspaceModel(network, torch.randn(2, 3, 32, 32), subspace="line", line={"start": "independent"})
     with torch.no_grad():
         for w0, _ in made.endpoint_pairs():
             w0.add_(0.1 * torch.randn_like(w0))
@@ -271,7 +271,7 @@ def test_tied_parameters_are_one_again(tmp_path):
     a = nn.Linear(8, 8)
     network = Lambda(lambda m, x: m.c(m.b(m.a(x).relu()).relu()), a=a, b=nn.Linear(8, 8), c=nn.Linear(8, 2))
     network.b.weight = network.a.weight
-    model = SubspaceModel(network, torch.randn(2, 8), subspace="line", line_parameters="all").eval()
+    model = SubspaceModel(network, torch.randn(2, 8), subspace="line", line={"parameters": "all"}).eval()
     model.save(tmp_path / "m.lcs")
     loaded, x = SubspaceModel.load(tmp_path / "m.lcs"), torch.randn(2, 8)
     with torch.no_grad(), model.at_alpha(0.4), loaded.at_alpha(0.4):

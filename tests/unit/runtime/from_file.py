@@ -13,7 +13,7 @@ ALPHAS = (0.0, 0.25, 0.5, 1.0)
 
 def trained(network, size, subspace="line", **options):
     torch.manual_seed(0)
-    options = {"subspace": subspace, "endpoint_start": "independent", **options}
+    options = {"subspace": subspace, "line": {"start": "independent"}, **options}
     model = SubspaceModel(scramble(network), torch.randn(2, 3, size, size), **options).eval()
     with torch.no_grad():
         for w0, _ in model.endpoint_pairs():

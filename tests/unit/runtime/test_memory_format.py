@@ -38,7 +38,7 @@ class Flattened(nn.Module):
 @pytest.mark.parametrize(("subspace", "lines"), [("point", "norm"), ("line", "all")])
 @pytest.mark.parametrize("network", [lambda: Chain(32, 48), Grouped, Flattened])
 def test_levels_with_weights_channels_last_are_the_same(tmp_path, network, lines, subspace):
-    model = trained(network(), 8, subspace, line_parameters=lines)
+    model = trained(network(), 8, subspace, line={"parameters": lines})
     loaded, x = through_a_file(model, tmp_path, "channels_last"), torch.randn(3, 3, 8, 8)
     assert layout_of(loaded.parts[0]) == "channels_last"
     with torch.no_grad():

@@ -25,7 +25,7 @@ def pair(tmp_path):
 @pytest.mark.parametrize(("subspace", "lines"), [("point", "norm"), ("line", "norm"), ("line", "all")])
 @pytest.mark.parametrize("network", [lambda: Chain(32, 48), Grouped, lambda: Joined(16, 12)])
 def test_prepared_levels_equal_those_of_the_trained_model(tmp_path, network, lines, subspace):
-    model = trained(network(), 8, subspace, line_parameters=lines)
+    model = trained(network(), 8, subspace, line={"parameters": lines})
     loaded, x = through_a_file(model, tmp_path), torch.randn(3, 3, 8, 8)
     with torch.no_grad():
         for alpha in (*ALPHAS, 0.5, 0.0):

@@ -19,7 +19,7 @@ SAME_OPS = 1e-6
 
 def chain(**options: Any) -> tuple[SubspaceModel, Tensor]:
     x = torch.randn(3, 3, 8, 8)
-    return SubspaceModel(scramble(Chain()), x, **options).eval(), x
+    return SubspaceModel(scramble(Chain()), x, **{"subspace": "line", **options}).eval(), x
 
 
 def train_step(model: SubspaceModel) -> None:

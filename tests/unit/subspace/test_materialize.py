@@ -32,7 +32,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 def made(name: str, **options: Any) -> tuple[SubspaceModel, Tensor]:
     net, x = NETWORKS[name]()
-    return SubspaceModel(scramble(net), x, **options).eval(), x
+    return SubspaceModel(scramble(net), x, **{"subspace": "line", **options}).eval(), x
 
 
 def pickled(thing: Any) -> Any:
@@ -63,7 +63,7 @@ def spoil(module: nn.Module) -> None:
 @pytest.mark.parametrize("duplicate", COPIES)
 @pytest.mark.parametrize("name", ["chain", "joined", "resnet10t"])
 def test_a_copy_runs_as_the_original_and_lives_on_its_own(name: str, duplicate: Callable[[Any], Any]) -> None:
-    model, x = made(name, line_parameters="all", endpoint_start="independent")
+    model, x = made(name, line={"parameters": "all", "start": "independent"})
     model.set_alpha(0.4)
     with torch.no_grad():
         model(x)
@@ -123,7 +123,7 @@ def test_a_materialized_network_accepts_only_its_own_mode(train: bool) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_state_dict_of_a_materialized_network_has_the_users_names(name: str) -> None:
-    model, _ = made(name, line_parameters="all")
+    model, _ = made(name, line={"parameters": "all"})
     user, smaller = model.module.state_dict(), 0
     small = model.materialize(0.0)
     assert isinstance(small, MaterializedModel)

@@ -92,6 +92,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match="norm='layer'"):
         SubspaceModel(Net(), norm="layer")
     with pytest.raises(ValueError, match="no batch norm to replace"):
-        SubspaceModel(nn.Sequential(nn.Linear(3, 3)), norm="group", line_parameters="all")
+        SubspaceModel(nn.Sequential(nn.Linear(3, 3)), norm="group", subspace="line", line={"parameters": "all"})
     with pytest.raises(ValueError, match="a batch norm itself"):
         convert_norms([nn.BatchNorm2d(4)], "group", sliced=False)

@@ -95,7 +95,7 @@ def test_a_level_is_the_network_with_every_layer_quantized_by_hand(images, alpha
 def test_the_networks_own_weights_stay_whole(images):
     net = Net().eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    model = calibrated(net, images, subspace="line", line_parameters="all")
+    model = calibrated(net, images, subspace="line", line={"parameters": "all"})
     for alpha in (0.0, 1.0):
         with model.at_alpha(alpha), torch.no_grad():
             model(images)
@@ -138,7 +138,7 @@ def test_before_the_warm_up_has_ended_inputs_are_observed_and_weights_quantized(
 def test_gradients_pass_straight_through_to_both_endpoints(images, direct):
     """Against the quantized network's own gradients: of each weight a share to each endpoint."""
     alpha = 0.5
-    model = SubspaceModel(Net(group_norm), mode="quantized", line_parameters="all").train()
+    model = SubspaceModel(Net(group_norm), mode="quantized", subspace="line", line={"parameters": "all"}).train()
     with model.runner.training_level(alpha, direct=direct):
         loss = model(images).square().sum()
         if not direct:
@@ -166,7 +166,7 @@ class _ReadBacks(TorchDispatchMode):
 
 
 def test_no_value_is_read_back_to_python(images):
-    model = calibrated(Net(), images, subspace="line", line_parameters="all")
+    model = calibrated(Net(), images, subspace="line", line={"parameters": "all"})
     with _ReadBacks() as seen:
         float(images.sum())
     assert seen.count == 1  # the check sees one

@@ -23,7 +23,7 @@ def all_sparse(**options) -> Unstructured:
 
 
 def line(net: nn.Module, mode: Unstructured, **options) -> SubspaceModel:
-    model = SubspaceModel(net, mode=mode, line_parameters="all", **options)
+    model = SubspaceModel(net, mode=mode, subspace="line", line={"parameters": "all"}, **options)
     model.runner.evaluation.warns = False  # of batch-norm statistics, which are those of alpha = 1 here
     with torch.no_grad():
         for w0, _ in model.endpoint_pairs():
@@ -158,7 +158,9 @@ def test_timm_models(name):
     size = 224 if "vit" in name else 32
     net = timm.create_model(name, num_classes=5).eval()
     x = torch.randn(2, 3, size, size)
-    model = SubspaceModel(net, x, mode=Unstructured(max_sparsity=0.9), line_parameters="norm").eval()
+    model = SubspaceModel(
+        net, x, mode=Unstructured(max_sparsity=0.9), subspace="line", line={"parameters": "norm"}
+    ).eval()
     model.runner.evaluation.warns = False
     with torch.no_grad():
         model.set_alpha(0.0)

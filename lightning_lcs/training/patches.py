@@ -1,0 +1,54 @@
+"""Attributes of the user's objects that are replaced while a trainer runs, and put back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class Patches:
+    """Sets attributes on objects, and puts the earlier ones back."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, str, bool, Any]] = []
+
+    def set(self, target: Any, name: str, value: Any) -> None:
+        """Set an attribute in the object's own ``__dict__``."""
+        self._before.append((target, name, name in target.__dict__, target.__dict__.get(name)))
+        target.__dict__[name] = value
+
+    def undo(self) -> None:
+        """Put everything back, the last change first."""
+        while self._before:
+            target, name, had, value = self._before.pop()
+            if had:
+                target.__dict__[name] = value
+            else:
+                target.__dict__.pop(name, None)
+
+
+class StandIn:
+    """Replaces a bound method by a function that also takes that method: ``instead(original, *args, **kwargs)``.
+
+    A copy or a pickle of the object that it was set on holds the method itself again, because a copy made while
+    training belongs to no trainer.
+
+    Args:
+        original: The bound method.
+        instead: Takes the original and the arguments of the call.
+    """
+
+    def __init__(self, original: Callable[..., Any], instead: Callable[..., Any]) -> None:
+        self.__wrapped__ = original  # Lightning reads signatures through this name
+        self._instead = instead
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the replacement."""
+        return self._instead(self.__wrapped__, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self.__wrapped__,)
+
+
+def _itself(original: Callable[..., Any]) -> Callable[..., Any]:
+    return original

@@ -1,0 +1,94 @@
+"""Batch-norm statistics for every level, from a trainer's training images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid
+from lightning_lcs.training.isolation import quiet
+from lightning_lcs.training.loaders import batch_size, taken_from_training, training_batches
+from lightning_lcs.training.progress import counted, progress
+from lightning_lcs.training.steps import TrainingFlags, bare_training_step
+from lightning_lcs.utils.warning import warn
+
+RECALIBRATION = "Recalibration of batch norm, images"
+
+
+class Recalibrator:
+    """Collects the statistics of levels and keeps them in the subspace model; see ``BatchNormRecalibration``.
+
+    Args:
+        alphas: The levels to keep: their number (evenly spaced), or the levels. The default is 25.
+        images: The number of training images that each level sees; 0 for no statistics. The default is 2048.
+        seed: The seed of the choice of images.
+
+    Raises:
+        ValueError: ``images`` is negative, or ``alphas`` is not a grid in [0, 1].
+    """
+
+    def __init__(self, alphas: int | Sequence[float] = DEFAULT_LEVELS, images: int = 2048, seed: int = 0) -> None:
+        if images < 0:
+            raise ValueError(f"images={images} is negative; use, for example, 2048")
+        self.alphas = level_grid(alphas)
+        self.images = images
+        self.seed = seed
+        self.flags = TrainingFlags()
+
+    def run(self, trainer: Trainer, module: LightningModule, model: SubspaceModel, also: Sequence[float] = ()) -> None:
+        """Collect the statistics of all levels now.
+
+        Args:
+            trainer: Gives the training data.
+            module: Its ``training_step`` runs the network.
+            model: Receives the statistics; without batch norm nothing happens.
+            also: Further levels to keep, such as those of a curve.
+
+        Raises:
+            RuntimeError: There is no training data.
+        """
+        levels = sorted({*self.alphas, *also})
+        self._run(trainer, module, model, levels, partial(model.runner.recalibrate, alphas=levels))
+
+    def run_running(self, trainer: Trainer, module: LightningModule, model: SubspaceModel) -> None:
+        """Collect the network's own running statistics anew, for training that skips alpha = 1 in some steps.
+
+        The arguments and errors are those of :meth:`run`.
+        """
+        self._run(trainer, module, model, [1.0], model.runner.recalibrate_full)
+
+    def _run(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        model: SubspaceModel,
+        levels: Sequence[float],
+        collect: Callable[..., None],
+    ) -> None:
+        if not model.runner.needs_data(levels):
+            return
+        if self.images == 0:
+            model.runner.evaluation.warns = False  # all levels run on the statistics of alpha = 1, as the user asked
+            return
+        if taken_from_training(trainer):
+            warn(
+                "the statistics of the levels are not collected within an epoch, because the training loader is its "
+                "own iterator and training would lose the images read; a checkpoint saved at the end of an epoch holds "
+                "them"
+            )
+            return
+        step = bare_training_step(module)
+        with (
+            isolate_rng(),
+            quiet(module, model),
+            self.flags.around(module, model),
+            trainer.precision_plugin.forward_context(),
+            progress(trainer, RECALIBRATION, self.images) as advance,
+        ):
+            batches = training_batches(trainer, module, self.images, self.seed)
+            sizes = counted(batches, advance, RECALIBRATION, lambda item: trainer.world_size * batch_size(item[0]))
+            collect(sizes, forward=lambda item: step(*item))
