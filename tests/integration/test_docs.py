@@ -119,7 +119,7 @@ MODES = {
 
 def trained(mode, data):
     """A trainer that has fitted a subspace."""
-    run = ShortTrainer(callbacks=[QuickCallback(mode=mode, subspace="point" if mode == "unstructured" else "line")])
+    run = ShortTrainer(callbacks=[QuickCallback(mode=mode, subspace="point")])
     run.fit(Module(Colour()), datamodule=data)
     return run
 
