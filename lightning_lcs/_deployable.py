@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from lightning_lcs.graph.cost import CurvePoint
 from lightning_lcs.graph.network import training_flags
 from lightning_lcs.graph.tracing.example_inputs import sample
 from lightning_lcs.io import lcs_file
+from lightning_lcs.subspace.curve import CurvePoint
 from lightning_lcs.subspace.level_table import Level, level_for_budget, make_table, named_level
 from lightning_lcs.subspace.modes.registry import Structured
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from lightning_lcs._deployable import Deployable
 from lightning_lcs.functional.subspace import endpoint_cosine
 from lightning_lcs.graph.channels.plan import ChannelPlan
-from lightning_lcs.graph.cost import Efficiency
 from lightning_lcs.io import checkpoint as checkpoints
 from lightning_lcs.runtime.runtime import Runtime
 from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.coverage import norm_lines, report
+from lightning_lcs.subspace.curve import Efficiency
 from lightning_lcs.subspace.evaluation import Prepared
 from lightning_lcs.subspace.forward import Execution
 from lightning_lcs.subspace.gradients import GradientSum

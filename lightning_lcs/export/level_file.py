@@ -6,11 +6,11 @@ import math
 import os
 from typing import Any
 
-from lightning_lcs.graph.cost import CurvePoint
 from lightning_lcs.io import lcs_file
 from lightning_lcs.io.graph_json import level_to_data, network_from_data
 from lightning_lcs.io.loaded_network import runs_at_any_size
 from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.curve import CurvePoint
 from lightning_lcs.subspace.level_table import Level, make_table, table_to_data
 from lightning_lcs.subspace.modes.registry import Structured, mode_to_dict
 

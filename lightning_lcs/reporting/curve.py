@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_lcs.graph.cost import CurvePoint as CurvePoint
+from lightning_lcs.subspace.curve import CurvePoint as CurvePoint
 
 Curve = Sequence[CurvePoint]
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning_lcs.graph.cost import CurvePoint, Efficiency
+from lightning_lcs.subspace.curve import CurvePoint, Efficiency
 from lightning_lcs.subspace.modes.registry import Mode, Quantized, check_alpha
 
 # Every table of two to seven levels has a "small"; the level of alpha = 1 is "full" in each.

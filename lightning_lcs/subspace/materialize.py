@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs.graph.cost import (
-    Efficiency,
     count_macs,
     count_module_macs,
     count_params,
@@ -20,6 +19,7 @@ from lightning_lcs.graph.cost import (
 from lightning_lcs.graph.network import training_flags
 from lightning_lcs.graph.program import materialize
 from lightning_lcs.subspace import endpoints
+from lightning_lcs.subspace.curve import Efficiency
 from lightning_lcs.subspace.forward import Execution, Traced, hook_inputs, layers_at
 from lightning_lcs.subspace.modes.observers import Inputs
 from lightning_lcs.subspace.modes.registry import Mode, Quantized

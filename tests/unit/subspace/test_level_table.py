@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lcs.graph.cost import CurvePoint, Efficiency
+from lightning_lcs.subspace.curve import CurvePoint, Efficiency
 from lightning_lcs.subspace.level_table import (
     Level,
     default_names,
