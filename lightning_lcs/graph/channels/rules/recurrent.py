@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from lightning_lcs.graph.channels.dims import Dim, concatenated
-from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
+from lightning_lcs.graph.channels.rules.call import Call, Dims
+from lightning_lcs.graph.channels.rules.registry import rule
+
+# Cells of one layer share the hidden size, and by this rule the kept channels: the states are one tensor.
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
+@rule(*_GATES, in_files=True)
 def recurrent(call: Call) -> list[Dims]:
     """Gates are stacked in every weight: each keeps the first of its hidden channels.
 
@@ -36,6 +41,7 @@ def recurrent(call: Call) -> list[Dims]:
     return [[*x[:-1], concatenated([hidden] * directions)], *after]
 
 
+@rule(*(f"{name}_cell" for name in _GATES), in_files=True)
 def cell(call: Call) -> Dims | list[Dims]:
     """One step: ``(input, state, input weight, hidden weight, biases)``; an LSTM has two states, and returns both."""
     states = call.arg(1, "hx")
@@ -58,8 +64,3 @@ def _gates(call: Call, hidden: Dim) -> Dim:
     count = _GATES[call.name.removesuffix("_cell")]
     gates = call.structure.fresh(count, frozen="gates of a recurrent layer")
     return call.structure.times(gates, hidden, call.why)
-
-
-# Cells of one layer share the hidden size, and by this rule the kept channels: the states are one tensor.
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-RULES: dict[str, Rule] = {**dict.fromkeys(_GATES, recurrent), **{f"{name}_cell": cell for name in _GATES}}
