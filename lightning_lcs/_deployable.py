@@ -12,7 +12,7 @@ from lightning_lcs.graph.network import training_flags
 from lightning_lcs.graph.tracing.example_inputs import sample
 from lightning_lcs.io import lcs_file
 from lightning_lcs.subspace.curve import CurvePoint
-from lightning_lcs.subspace.level_table import Level, level_for_budget, make_table, named_level
+from lightning_lcs.subspace.level_table import NamedLevel, level_for_budget, make_table, named_level
 from lightning_lcs.subspace.modes.registry import Structured
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ class Deployable:
         class_names: names of the classes, by their number; empty if the file has none.
     """
 
-    levels: tuple[Level, ...] = ()
+    levels: tuple[NamedLevel, ...] = ()
     class_names: tuple[str, ...] = ()
 
     def set_alpha(self, alpha: float) -> None:
         """Choose the level at which the network runs from now on."""
         raise NotImplementedError
 
-    def set_level(self, name: str) -> Level:
+    def set_level(self, name: str) -> NamedLevel:
         """Choose a level of the level table.
 
         Args:
@@ -58,7 +58,7 @@ class Deployable:
         size_bytes: float | None = None,
         accuracy: float | None = None,
         metric: str | None = None,
-    ) -> Level:
+    ) -> NamedLevel:
         """Choose the level of the level table that fits a budget.
 
         Of the levels within all limits it is the largest; with ``accuracy`` alone the smallest that reaches it.

@@ -16,7 +16,7 @@ import torch
 
 from lightning_lcs.graph.tracing.example_inputs import with_noise
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.level_table import Level
+from lightning_lcs.subspace.level_table import NamedLevel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LevelTiming:
         copy_ms: median time of one copy of its parameters and buffers.
     """
 
-    level: Level
+    level: NamedLevel
     latency_ms: float
     narrow_ms: float
     switch_ms: float

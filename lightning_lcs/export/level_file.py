@@ -11,11 +11,11 @@ from lightning_lcs.io.graph_json import level_to_data, network_from_data
 from lightning_lcs.io.loaded_network import runs_at_any_size
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.curve import CurvePoint
-from lightning_lcs.subspace.level_table import Level, make_table, table_to_data
+from lightning_lcs.subspace.level_table import NamedLevel, make_table, table_to_data
 from lightning_lcs.subspace.modes.registry import Structured, mode_to_dict
 
 
-def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str]) -> Level:
+def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str]) -> NamedLevel:
     """Write a file that holds one level only, which is its alpha = 1.
 
     Name and measurements of the level come from the model's level table where it has the level.

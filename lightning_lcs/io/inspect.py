@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning_lcs.graph.tracing.trace import InputSpec
 from lightning_lcs.io import container, lcs_file
 from lightning_lcs.io.graph_json import network_from_data
-from lightning_lcs.subspace.level_table import Level
+from lightning_lcs.subspace.level_table import NamedLevel
 from lightning_lcs.subspace.modes.registry import Mode, Structured
 
 
@@ -43,7 +43,7 @@ class FileSummary:
     statistics: tuple[float, ...]
     inputs: tuple[tuple[tuple[str, ...], str], ...]
     ops: int
-    levels: tuple[Level, ...]
+    levels: tuple[NamedLevel, ...]
     class_names: tuple[str, ...]
 
 

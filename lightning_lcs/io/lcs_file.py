@@ -20,7 +20,7 @@ from lightning_lcs.io.plan_json import checked_name
 from lightning_lcs.runtime.memory_format import check_layout, lay_out
 from lightning_lcs.runtime.runtime import Runtime
 from lightning_lcs.subspace import endpoints
-from lightning_lcs.subspace.level_table import Level, table_from_data, table_to_data
+from lightning_lcs.subspace.level_table import NamedLevel, table_from_data, table_to_data
 from lightning_lcs.subspace.modes.registry import (
     Mode,
     Structured,
@@ -47,7 +47,7 @@ _KINDS = ("parameter", "buffer", "constant", "endpoint_0", "statistics", "ranges
 
 
 def save(
-    model: SubspaceModel, path: str | os.PathLike[str], table: Sequence[Level], class_names: Sequence[str]
+    model: SubspaceModel, path: str | os.PathLike[str], table: Sequence[NamedLevel], class_names: Sequence[str]
 ) -> None:
     """See :meth:`SubspaceModel.save`."""
     if len(model.parts) > 1:

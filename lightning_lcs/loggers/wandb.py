@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_lcs.reporting.curve import Curve, alpha_key, level_axis, log_key, metric_names, rows
+from lightning_lcs.reporting.curve import alpha_key, level_axis, log_key
+from lightning_lcs.subspace.curve import Curve, metric_names
+from lightning_lcs.subspace.curve_file import rows
 from lightning_lcs.subspace.level_table import default_names
 
 PANEL_COSTS = ("macs", "size_bytes", "latency_ms")
@@ -15,9 +17,9 @@ PANEL_COSTS = ("macs", "size_bytes", "latency_ms")
 def log_curve(run: Any, curves: Mapping[str, Curve], summary: Mapping[str, Any] | None = None) -> None:
     """Log a curve to a W&B run, which may be offline.
 
-    A panel per metric against width (or sparsity or bit width), MACs, size and latency, with a series for each of the
-    curves; a table of the latest one, which replaces the table of the evaluation before; costs by level in the run's
-    summary, where plots over many runs find them; and in its configuration, under ``lcs``, what was trained.
+    The run gets a panel per metric against the axis of the levels (such as width), MACs, size and latency, with a
+    series for each curve; a table of the latest curve, which replaces that of the evaluation before; costs by level in
+    its summary, where plots over many runs find them; and what was trained in its configuration, under ``lcs``.
 
     Args:
         run: ``WandbLogger.experiment``.
@@ -30,7 +32,7 @@ def log_curve(run: Any, curves: Mapping[str, Curve], summary: Mapping[str, Any] 
     header, table = rows({"": latest})
     content: dict[str, Any] = {"lcs/curve": wandb.Table(columns=[*header], data=table, log_mode="MUTABLE")}
     for metric in metric_names(latest):
-        for cost in (level_axis([latest]), *PANEL_COSTS):
+        for cost in (level_axis([latest]).name, *PANEL_COSTS):
             series = series_of(curves, cost, metric)
             if next(iter(curves)) in series:
                 content[log_key(metric, f"against_{cost}")] = wandb.plot.line_series(
@@ -55,9 +57,9 @@ def series_of(curves: Mapping[str, Curve], cost: str, metric: str) -> dict[str, 
     """By name, costs and metric of the levels at which both were measured; curves without any are left out."""
     found = {}
     for name, curve in curves.items():
-        points = [p for p in curve if metric in p.metrics and getattr(p, cost) == getattr(p, cost)]
+        points = [p for p in curve if metric in p.metrics and p.value(cost) == p.value(cost)]
         if points:
-            found[name] = ([getattr(p, cost) for p in points], [p.metrics[metric] for p in points])
+            found[name] = ([p.value(cost) for p in points], [p.metrics[metric] for p in points])
     return found
 
 

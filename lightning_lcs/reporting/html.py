@@ -12,19 +12,19 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from lightning_lcs.reporting.curve import COSTS, Curve, CurvePoint, level_axis, metric_names, write_text
+from lightning_lcs.reporting.curve import level_axis
 from lightning_lcs.reporting.html_tables import Quantity, compressed, facts, level_table, overview, settings
 from lightning_lcs.reporting.pareto import lower_is_better, pareto_front
 from lightning_lcs.reporting.runs import Run
+from lightning_lcs.subspace.curve import Curve, CurvePoint, metric_names
+from lightning_lcs.subspace.curve_file import COSTS
+from lightning_lcs.utils.files import write_text
 
-# What a chart may have below: name, and how it is written.
-AXES = {
-    "macs": Quantity("MACs per sample", "SI"),
-    "size_bytes": Quantity("Size", "SI", "B"),
-    "latency_ms": Quantity("Latency", "plain", "ms"),
-    "width": Quantity("Channel width", "plain"),
-    "sparsity": Quantity("Share of zeros", "plain"),
-    "bit_width": Quantity("Bits", "plain"),
+# The costs that a chart may have below; the axes of levels come from the modes.
+COST_AXES = {
+    "macs": Quantity("MACs per sample", "MACs", "SI"),
+    "size_bytes": Quantity("Size", "Size", "SI", "B"),
+    "latency_ms": Quantity("Latency", "Latency", "plain", "ms"),
 }
 
 
@@ -126,20 +126,20 @@ def chosen_metric(series: Mapping[str, Curve], asked: str | None) -> str:
 
 
 def axes_of(series: Mapping[str, Curve]) -> dict[str, Quantity]:
-    """What the charts may have below: costs that were measured, and what the levels change."""
+    """What the charts may have below, by name: costs that were measured, and the axes along which levels lie."""
     points = [point for curve in series.values() for point in curve]
-    changed = dict.fromkeys(level_axis([curve]) for curve in series.values())
-    costs = [
-        name for name in ("macs", "size_bytes", "latency_ms") if any(math.isfinite(getattr(p, name)) for p in points)
-    ]
-    return {name: AXES[name] for name in (*costs, *changed)}
+    costs = {
+        name: quantity for name, quantity in COST_AXES.items() if any(math.isfinite(getattr(p, name)) for p in points)
+    }
+    levels = [level_axis([curve]) for curve in series.values()]
+    return costs | {a.name: Quantity(a.label, a.label, "plain", a.unit, level=True) for a in levels}
 
 
 def fronts_of(series: Mapping[str, Curve]) -> dict[str, dict[str, list[list[int]]]]:
     """Metric -> cost -> the Pareto front over all curves, each point as its curve's number and its own."""
     where = [(number, index) for number, curve in enumerate(series.values()) for index in range(len(curve))]
     points = [point for curve in series.values() for point in curve]
-    costs = [cost for cost in axes_of(series) if cost in ("macs", "size_bytes", "latency_ms")]
+    costs = [name for name, axis in axes_of(series).items() if not axis.level]
     return {
         metric: {cost: [list(where[i]) for i in pareto_front(points, cost, metric)] for cost in costs}
         for metric in metrics_of(series)
@@ -198,7 +198,7 @@ def _drift(runs: Sequence[Run], name: str) -> dict[float, float]:
 
 
 def _point(point: CurvePoint) -> dict[str, Any]:
-    return {**{name: getattr(point, name) for name in COSTS}, "metrics": dict(point.metrics)}
+    return {**point.settings, **{name: getattr(point, name) for name in COSTS}, "metrics": dict(point.metrics)}
 
 
 def _finite(data: Any) -> Any:

@@ -9,13 +9,6 @@ from typing import Any
 
 from lightning_lcs.reporting.curve import Curve, level_axis
 
-_LABELS = {
-    "width": ("channel width", 1.0),
-    "sparsity": ("share of zeros", 1.0),
-    "bit_width": ("bits", 1.0),
-    "macs": ("MACs per sample (millions)", 1e-6),
-}
-
 
 def require_matplotlib() -> Any:
     """matplotlib's ``Figure``, which draws into files without a display.
@@ -31,7 +24,7 @@ def require_matplotlib() -> Any:
 
 
 def plot_curves(curves: Mapping[str, Curve], metric: str, path: str | os.PathLike[str], title: str = "") -> Path:
-    """Draw one metric of one or more curves against width or sparsity and against MACs, into a PNG file.
+    """Draw one metric of one or more curves against the axis of the levels and against MACs, into a PNG file.
 
     Args:
         curves: by name, as the legend shows it.
@@ -58,11 +51,12 @@ def curve_figure(curves: Mapping[str, Curve], metric: str, title: str = "") -> A
         raise ValueError(f"metric={metric!r} is on none of the curves")
     if title:
         figure.suptitle(title)
-    costs = (level_axis(curves.values()), "macs")
-    for axes, cost in zip(figure.subplots(1, len(costs), sharey=True), costs, strict=True):
-        label, scale = _LABELS[cost]
+    axis = level_axis(curves.values())
+    label = f"{axis.label} ({axis.unit})" if axis.unit else axis.label
+    below = ((axis.name, label, 1.0), ("macs", "MACs per sample (millions)", 1e-6))
+    for axes, (cost, label, scale) in zip(figure.subplots(1, len(below), sharey=True), below, strict=True):
         for index, (name, curve) in enumerate(drawn.items()):
-            x = [scale * getattr(point, cost) for point in curve]
+            x = [scale * point.value(cost) for point in curve]
             y = [point.metrics[metric] for point in curve]
             axes.plot(x, y, marker="os^Dv"[index % 5], linestyle=("-", "--", ":", "-.")[index % 4], label=name)
         axes.set_xlabel(label)

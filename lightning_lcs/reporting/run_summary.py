@@ -18,12 +18,12 @@ from lightning_lcs.functional.statistics import statistics_drift
 from lightning_lcs.functional.subspace import endpoint_distance
 from lightning_lcs.graph.channels.plan import select
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.reporting.curve import write_text
 from lightning_lcs.subspace.calibration import statistics_size_bytes
 from lightning_lcs.subspace.coverage import left_whole
 from lightning_lcs.subspace.modes.registry import Mode, Quantized, Structured, mode_to_dict
 from lightning_lcs.subspace.network import Part
 from lightning_lcs.subspace.weights import Compression, setting_of
+from lightning_lcs.utils.files import write_text
 
 VERSION = 1
 _PACKAGES = ("torch", "lightning", "pytorch-lightning", "timm", "lightning-lcs")

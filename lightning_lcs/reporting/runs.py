@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_lcs.reporting.curve import CURVE, TEST_CURVE, Curve, read_curves
 from lightning_lcs.reporting.history import Evaluation, read_history
 from lightning_lcs.reporting.run_summary import read_summary
+from lightning_lcs.subspace.curve import Curve
+from lightning_lcs.subspace.curve_file import CURVE, TEST_CURVE, read_curves
 
 _CURVES = (CURVE, TEST_CURVE)
 Series = Mapping[str, Sequence[tuple[int, float]]]

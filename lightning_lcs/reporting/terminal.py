@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
-from lightning_lcs.subspace.level_table import Level
+from lightning_lcs.subspace.level_table import NamedLevel
+from lightning_lcs.subspace.mode import Axis
 
 _Column: TypeAlias = tuple[str, list[str]]  # a heading, and a cell for each level
 
@@ -35,7 +36,7 @@ def print_curves(curves: Mapping[str, Curve], console: Console | None = None, me
     _print("Accuracy-efficiency curve", level, [*costs, *metrics], console)
 
 
-def print_levels(levels: Sequence[Level], console: Console | None = None) -> None:
+def print_levels(levels: Sequence[NamedLevel], console: Console | None = None) -> None:
     """Print a level table: one row per level.
 
     Args:
@@ -76,10 +77,10 @@ def _values(points: Sequence[CurvePoint], name: str) -> list[str]:
     return ["" if value is None else f"{value:.4f}" for value in values]
 
 
-def _costs(points: Sequence[CurvePoint], axis: str) -> list[_Column]:
+def _costs(points: Sequence[CurvePoint], axis: Axis) -> list[_Column]:
     return [
         ("alpha", [f"{point.alpha:.3f}" for point in points]),
-        (axis, [f"{getattr(p, axis):.3f}" if axis != "bit_width" else str(p.bit_width) for p in points]),
+        (axis.name, [axis.formatted(value) if (value := p.value(axis.name)) == value else "" for p in points]),
         ("params", [scaled(point.params) for point in points]),
         ("MACs", [scaled(point.macs) for point in points]),
         ("size", [sized(point.size_bytes) for point in points]),

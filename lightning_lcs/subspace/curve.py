@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -11,15 +13,27 @@ class Efficiency:
     """The cost of one level.
 
     Attributes:
-        alpha: the level that runs; with stored batch-norm statistics, the nearest stored one.
-        width: share of channels kept.
-        sparsity: share of zeros in the weights that the mode compresses; :meth:`SubspaceModel.report` names the others.
-        bit_width: bits of the weights that the mode compresses, without those whose bits are fixed.
-        params: number of parameters that are not zero by compression.
-        macs: multiply-accumulates of one sample of the shape seen first (1 MAC = 2 FLOPs), over convolutions and matrix
-            products. Those with a weight that is zero are not counted: dense kernels run them all the same.
-        size_bytes: parameters, and the buffers that evaluation reads, in bytes; a sparse weight as its entries that
-            are not zero and one bit per entry, a quantized one as its integers, scales and zero points.
+        alpha: The level that runs; with stored batch-norm statistics, the nearest stored level.
+        width: The share of channels that are kept, in (0, 1].
+        sparsity: The share of zeros in the weights that the mode compresses, in [0, 1).
+            :meth:`SubspaceModel.report` names the other weights.
+        bit_width: The bits of the weights that the mode compresses, without weights whose bits are fixed.
+        params: The number of parameters that are not zero by compression.
+        macs: The multiply-accumulates of one sample of the shape that the network saw first (1 MAC is 2 FLOPs), over
+            convolutions and matrix products. Products with a weight that is zero do not count, although dense kernels
+            compute them.
+        size_bytes: The size of the parameters, and of the buffers that evaluation reads, in bytes. A sparse weight
+            counts as its nonzero entries and one bit per entry, a quantized weight as its integers, scales and zero
+            points.
+        settings: The values of axes that are not ``width``, ``sparsity`` or ``bit_width``, by the name of the axis:
+            those of compression modes of your own. The default is empty.
+
+    Example:
+        >>> from lightning_lcs.subspace.curve import Efficiency
+        >>> counts = {"params": 10, "macs": 20, "size_bytes": 40}
+        >>> cost = Efficiency(alpha=0.0, width=1.0, sparsity=0.0, bit_width=32, **counts, settings={"rank": 0.5})
+        >>> cost.value("macs"), cost.value("rank")
+        (20, 0.5)
     """
 
     alpha: float
@@ -29,16 +43,31 @@ class Efficiency:
     params: int
     macs: int
     size_bytes: int
+    settings: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+
+    def value(self, name: str) -> float:
+        """The value of a cost or of an axis by its name; NaN for an axis that the level does not lie on."""
+        value: float = getattr(self, name) if name in self.__dataclass_fields__ else self.settings.get(name, math.nan)
+        return value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CurvePoint(Efficiency):
-    """One level of a curve: its cost (see :class:`Efficiency`) and what was measured there.
+    """One level of a measured curve: its cost (see :class:`Efficiency`) and what was measured there.
 
     Attributes:
-        latency_ms: median time of a forward with one sample on the machine that measured it; NaN if it was not.
-        metrics: the user's own validation metrics at this level, by their own names.
+        latency_ms: The median time of a forward with one sample on the machine that measured it, in milliseconds; NaN
+            if it was not measured.
+        metrics: Your own validation metrics at this level, by the names under which they were logged.
     """
 
     latency_ms: float
     metrics: Mapping[str, float]
+
+
+Curve: TypeAlias = Sequence[CurvePoint]
+
+
+def metric_names(curve: Curve) -> list[str]:
+    """Names of the metrics on a curve, in the order in which they were logged."""
+    return list(dict.fromkeys(name for point in curve for name in point.metrics))

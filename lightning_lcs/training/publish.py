@@ -14,10 +14,12 @@ from lightning.pytorch.loggers import Logger
 
 from lightning_lcs.loggers.wandb import log_artifact, log_curve
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.reporting.curve import CURVE, TEST_CURVE, Curve, alpha_key, log_values, metric_names, write_csv
+from lightning_lcs.reporting.curve import alpha_key, log_values
 from lightning_lcs.reporting.history import Evaluation, followed, read_history, write_history
 from lightning_lcs.reporting.plots import curve_figure
 from lightning_lcs.reporting.run_summary import summary_of, write_summary
+from lightning_lcs.subspace.curve import Curve, metric_names
+from lightning_lcs.subspace.curve_file import CURVE, TEST_CURVE, write_csv
 from lightning_lcs.training.progress import show_curves
 
 

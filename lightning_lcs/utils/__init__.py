@@ -1,1 +1,1 @@
-"""Files and timing."""
+"""What all parts of the package share: files, timing, warnings, optional packages, lazy names."""
