@@ -19,6 +19,7 @@ from lightning_lcs.control import recording as _trace
 from lightning_lcs.control.decision import Policy, Rules, State, decide, names
 from lightning_lcs.control.recording import Decision
 from lightning_lcs.control.sensors import SYSTEM, Forward, Readings, SystemReader
+from lightning_lcs.utils.timing import elapsed, synchronize
 
 DEFAULT_LEVELS = 7
 # Forwards kept between two steps, and decisions kept in the log: a controller may run for months.
@@ -130,7 +131,7 @@ class RuntimeController:
         """Run the network and measure it, up to the end of its work on a GPU."""
         with self.forward():
             output = self.net(*args, **kwargs)
-            _synchronize()
+            synchronize()
         return output
 
     @contextlib.contextmanager
@@ -281,11 +282,7 @@ def measure_profile(
             for level in chosen:
                 net.set_alpha(level)
                 net(*args)
-                _synchronize()
-                begin = clock()
-                net(*args)
-                _synchronize()
-                times[level].append(1e3 * (clock() - begin))
+                times[level].append(1e3 * elapsed(lambda: net(*args), clock))
     finally:
         net.set_alpha(before)
     return {level: statistics.median(found) for level, found in times.items()}
@@ -300,10 +297,3 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     return float(value) if math.isfinite(value) else None
-
-
-def _synchronize() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import dataclasses
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,23 +20,6 @@ TOLERANCE = 1e-4
 # Not 1, which export bakes in; and a size that no channel count is likely to share.
 _TRACED = 11
 _CHECKED = (1, 3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """A file that was written, and checked against the levels in torch.
-
-    Attributes:
-        path: of the file.
-        alphas: the levels in it, in the order of their numbers.
-        size_bytes: of the file.
-        difference: the largest difference from the levels in torch, relative to their largest output.
-    """
-
-    path: Path
-    alphas: tuple[float, ...]
-    size_bytes: int
-    difference: float
 
 
 def levels_of(model: SubspaceModel, alphas: Sequence[float]) -> list[float]:
@@ -126,20 +104,3 @@ def check_difference(found: float, what: str, tolerance: float = TOLERANCE) -> N
             f"{what} differs from the level in torch by {found:.1e} of its largest output, and {tolerance:g} is "
             "allowed: nothing was written"
         )
-
-
-@contextlib.contextmanager
-def written_whole(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A scratch folder whose files move into ``folder`` when the block ends without an error, and vanish otherwise."""
-    target = Path(folder)
-    made = not target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".export", dir=target) as scratch:
-            yield Path(scratch)
-            for file in sorted(Path(scratch).iterdir()):
-                file.replace(target / file.name)
-    except BaseException:
-        if made and not any(target.iterdir()):
-            target.rmdir()
-        raise

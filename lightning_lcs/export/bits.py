@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_lcs.export.base import written_whole
 from lightning_lcs.export.packing import pack_bits, unpack_bits
-from lightning_lcs.export.tensor_files import check_state, read_tensors
+from lightning_lcs.export.registry import ExportedFile
+from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
 from lightning_lcs.functional.quantization import affine_parameters, integers_of, range_of, values_of
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.forward import hook_inputs, layers_at
@@ -60,26 +58,7 @@ def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, Quantized
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class BitsFile:
-    """A file that was written.
-
-    Attributes:
-        path: of the file.
-        alpha: its level.
-        bits: of each quantized layer, by path.
-        size_bytes: of the file.
-        dense_bytes: of the same parameters and buffers, dense.
-    """
-
-    path: Path
-    alpha: float
-    bits: dict[str, int]
-    size_bytes: int
-    dense_bytes: int
-
-
-def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float = 0.0) -> BitsFile:
+def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float = 0.0) -> ExportedFile:
     """Write one level into a file: quantized weights packed, all else as it is; safetensors, no pickle.
 
     Args:
@@ -115,12 +94,13 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
         "norm": model.norm,
         "weights": {name: {"bits": w.bits, "shape": list(w.integers.shape)} for name, w in weights.items()},
     }
-    target = Path(path)
-    with written_whole(target.parent) as scratch:
-        save_file(tensors, scratch / target.name, metadata={_KEY: json.dumps(header)})
-        size = (scratch / target.name).stat().st_size
-    dense = sum(value.numel() * value.element_size() for value in state.values())
-    return BitsFile(target, level, {layer_of(name): w.bits for name, w in weights.items()}, size, dense)
+    return ExportedFile(
+        path=Path(path),
+        alphas=(level,),
+        size_bytes=write_tensors(path, _KEY, header, tensors),
+        dense_bytes=sum(value.numel() * value.element_size() for value in state.values()),
+        bits={layer_of(name): weight.bits for name, weight in weights.items()},
+    )
 
 
 def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:

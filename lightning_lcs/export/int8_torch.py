@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,8 +12,10 @@ from torch.fx import GraphModule, Node
 
 from lightning_lcs.export.base import program_of
 from lightning_lcs.export.int8_common import compare, ingredients
-from lightning_lcs.export.qdq import Grid
+from lightning_lcs.export.qdq import QuantizationParameters
 from lightning_lcs.model import SubspaceModel
+from lightning_lcs.utils.extras import needed_for
+from lightning_lcs.utils.warning import warn
 
 _LAYERS = ("conv1d", "conv2d", "linear")
 
@@ -67,11 +68,9 @@ def int8_network(
         ValueError: another mode, or a layer of other than eight bits.
         RuntimeError: ranges were never observed, or the network agrees with the simulation less than asked.
     """
-    try:
+    with needed_for("int8_network()"):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-    except ImportError as error:
-        raise ImportError("int8_network() needs torchao: pip install 'lightning-lcs[torchao]'") from error
     made = ingredients(model, images, alpha)
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
@@ -79,27 +78,27 @@ def int8_network(
     with torch.no_grad():
         for batch in made.batches:
             prepared(batch)
-    trained = _take_trained_ranges(prepared, made.grids)
-    kept = tuple(name for name in made.grids if name.rpartition(".")[0] not in trained)
+    trained = _take_trained_ranges(prepared, made.quantizations)
+    kept = tuple(name for name in made.quantizations if name.rpartition(".")[0] not in trained)
     if kept:
-        warnings.warn(f"{len(kept)} of {len(made.grids)} layers stay float: {', '.join(kept[:3])}", stacklevel=2)
+        warn(f"{len(kept)} of {len(made.quantizations)} layers stay float: {', '.join(kept[:3])}")
     module = convert_pt2e(prepared)
     agreement, difference = compare(made.simulated, module, made.batches, min_agreement)
     return Int8Network(module, made.alpha, agreement, difference, trained, kept)
 
 
-def _take_trained_ranges(prepared: GraphModule, grids: Mapping[str, Grid]) -> tuple[str, ...]:
-    """Let what observes the inputs of layers give the grids of the simulation; the layers of which it does."""
+def _take_trained_ranges(prepared: GraphModule, quantizations: Mapping[str, QuantizationParameters]) -> tuple[str, ...]:
+    """Let what observes the inputs of layers give the quantizations of the simulation; the layers of which it does."""
     from torchao.quantization.pt2e.observer import FixedQParamsObserver
 
     trained: dict[str, None] = {}
     for node in prepared.graph.nodes:
         layer = _layer_of(node)
-        grid = grids.get(f"{layer}.weight" if layer else "weight")
-        if layer is None or grid is None or node.args[0].op != "call_module":
+        quantization = quantizations.get(f"{layer}.weight" if layer else "weight")
+        if layer is None or quantization is None or node.args[0].op != "call_module":
             continue
         observer = prepared.get_submodule(node.args[0].target)
-        fixed = FixedQParamsObserver(grid.scale, grid.zero_point, dtype=torch.uint8)
+        fixed = FixedQParamsObserver(quantization.scale, quantization.zero_point, dtype=torch.uint8)
         # Values that share an observer share their integers.
         for name, other in list(prepared.named_children()):
             if other is observer:

@@ -14,17 +14,18 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_lcs.export.base import (
-    Exported,
     check_difference,
     difference,
     levels_of,
     program_of,
-    written_whole,
 )
-from lightning_lcs.export.onnx_levels import Level, several_levels, simplified
+from lightning_lcs.export.onnx_levels import LevelGraph, several_levels, simplified
+from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.graph.channels.plan import Indices, Kept, Selection
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.modes.registry import Structured
+from lightning_lcs.utils.extras import needed_for
+from lightning_lcs.utils.files import replacing_folder
 
 # The key of a file's metadata that holds {"alphas": [...]}; the number given as "level" counts in this list.
 METADATA_KEY = "lightning_lcs"
@@ -39,7 +40,7 @@ def export_onnx(
     alphas: Sequence[float] = (0.0, 0.5, 1.0),
     *,
     several: bool = True,
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Write one ``alpha_A.onnx`` per level, and ``levels.onnx`` with all of them.
 
     The batch size stays open. ``levels.onnx`` takes one input more: ``level``, an int64 scalar that counts from 0, the
@@ -69,9 +70,9 @@ def export_onnx(
     require_onnx()
     chosen = levels_of(model, alphas)
     networks: list[nn.Module] = []
-    levels: list[Level] = []
+    levels: list[LevelGraph] = []
     found: list[tuple[str, tuple[float, ...], int, float]] = []
-    with written_whole(folder) as scratch:
+    with replacing_folder(folder) as scratch:
         for alpha in chosen:
             network = model.materialize(alpha)
             proto = onnx_of(model, network)
@@ -81,28 +82,29 @@ def export_onnx(
             check_difference(off, path.name)
             found.append((path.name, (alpha,), path.stat().st_size, off))
             networks.append(network)
-            levels.append(Level(proto, _selection(model, alpha, chosen[-1])))
+            levels.append(LevelGraph(proto, _selection(model, alpha, chosen[-1])))
         if several and len(chosen) > 1:
             path = scratch / SEVERAL
             write_onnx(several_levels(levels), path, chosen)
             offs = [difference(model, network, _runner(path, k)) for k, network in enumerate(networks)]
             check_difference(max(offs), path.name)
             found.append((path.name, tuple(chosen), path.stat().st_size, max(offs)))
-    return [Exported(Path(folder) / name, own, size, off) for name, own, size, off in found]
+    return [
+        ExportedFile(path=Path(folder) / name, alphas=own, size_bytes=size, difference=off)
+        for name, own, size, off in found
+    ]
 
 
 def require_onnx() -> None:
-    """Raise where a package is missing.
+    """Raise an error if a package is missing.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is missing.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing.
     """
-    try:
+    with needed_for("an export to ONNX"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"export to ONNX needs {error.name}: pip install 'lightning-lcs[onnx]'") from error
 
 
 def onnx_of(model: SubspaceModel, network: nn.Module) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_lcs.export.base import written_whole
+from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.export.sparse_coding import VALUES, Packed, pack, pack_all, unpack
-from lightning_lcs.export.tensor_files import check_state, read_tensors
+from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.modes.registry import Unstructured, check_alpha
 
@@ -55,23 +53,6 @@ def unpack_sparse(packed: Packed | Mapping[str, Packed]) -> Tensor | dict[str, T
     if isinstance(packed, Packed):
         return unpack(packed)
     return {name: unpack(one) for name, one in packed.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class SparseFile:
-    """A file that was written.
-
-    Attributes:
-        path: of the file.
-        alphas: the levels in it, ascending.
-        size_bytes: of the file.
-        dense_bytes: of the same tensors of one level, dense.
-    """
-
-    path: Path
-    alphas: tuple[float, ...]
-    size_bytes: int
-    dense_bytes: int
 
 
 class SparseLevels:
@@ -130,7 +111,7 @@ def save_sparse(
     path: str | os.PathLike[str],
     alphas: float | Sequence[float] = 0.0,
     values: str = "float32",
-) -> SparseFile:
+) -> ExportedFile:
     """Write sparse levels into one file: safetensors with a JSON header, no pickle.
 
     The weights of the densest level stand in it, packed. A sparser level is a threshold for each of them, and its own
@@ -185,12 +166,12 @@ def save_sparse(
                 thresholds[name] = threshold
         _put(header["packed"], tensors, f"{alpha!r}/", pack_all(others, values))
         header["levels"].append({"alpha": alpha, "thresholds": thresholds, "tensors": sorted(others)})
-    target = Path(path)
-    with written_whole(target.parent) as scratch:
-        save_file(tensors, scratch / target.name, metadata={_KEY: json.dumps(header)})
-        size = (scratch / target.name).stat().st_size
-    dense = sum(value.numel() * value.element_size() for value in densest.values())
-    return SparseFile(target, tuple(chosen), size, dense)
+    return ExportedFile(
+        path=Path(path),
+        alphas=tuple(chosen),
+        size_bytes=write_tensors(path, _KEY, header, tensors),
+        dense_bytes=sum(value.numel() * value.element_size() for value in densest.values()),
+    )
 
 
 def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels:

@@ -13,19 +13,19 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from lightning_lcs.export.base import (
-    Exported,
     check_difference,
     difference,
     levels_of,
     program_of,
-    written_whole,
 )
+from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.model import SubspaceModel
+from lightning_lcs.utils.files import replacing_folder
 
 
 def export_torch(
     model: SubspaceModel, folder: str | os.PathLike[str], alphas: Sequence[float] = (0.0, 0.5, 1.0)
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Write one ``alpha_A.pt2`` per level; ``torch.export.load(path).module()`` runs it, at any batch size.
 
     Each is read back and compared with its level. All files are written, or none.
@@ -43,7 +43,7 @@ def export_torch(
         RuntimeError: the network's input is not known, it can't be exported, or its copy computes something else.
     """
     found = []
-    with written_whole(folder) as scratch:
+    with replacing_folder(folder) as scratch:
         for alpha in levels_of(model, alphas):
             level = model.materialize(alpha)
             path = scratch / f"alpha_{alpha:g}.pt2"
@@ -60,4 +60,7 @@ def export_torch(
             off = difference(model, level, run)
             check_difference(off, path.name)
             found.append((path.name, alpha, path.stat().st_size, off))
-    return [Exported(Path(folder) / name, (alpha,), size, off) for name, alpha, size, off in found]
+    return [
+        ExportedFile(path=Path(folder) / name, alphas=(alpha,), size_bytes=size, difference=off)
+        for name, alpha, size, off in found
+    ]

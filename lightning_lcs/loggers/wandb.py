@@ -6,12 +6,29 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_lcs.loggers.registry import Measurement
 from lightning_lcs.reporting.curve import alpha_key, level_axis, log_key
 from lightning_lcs.subspace.curve import Curve, metric_names
 from lightning_lcs.subspace.curve_file import rows
 from lightning_lcs.subspace.level_table import default_names
+from lightning_lcs.utils.extras import needed_for
+from lightning_lcs.utils.warning import warn
 
 PANEL_COSTS = ("macs", "size_bytes", "latency_ms")
+
+
+def draw(logger: Any, measurement: Measurement) -> None:
+    """Log the curves to the logger's run, and upload ``model.lcs`` where the user asked for it."""
+    log_curve(logger.experiment, measurement.curves, measurement.description)
+    if measurement.save is None:
+        return
+    path = measurement.folder / "model.lcs"
+    try:
+        measurement.save(path)
+    except (RuntimeError, ValueError) as error:  # an op that a file can't hold: not worth a lost training
+        warn(f"model.lcs is not uploaded: {error}")
+        return
+    log_artifact(logger.experiment, path, measurement.curves["latest"])
 
 
 def log_curve(run: Any, curves: Mapping[str, Curve], summary: Mapping[str, Any] | None = None) -> None:
@@ -26,7 +43,8 @@ def log_curve(run: Any, curves: Mapping[str, Curve], summary: Mapping[str, Any] 
         curves: by name, as legends show it; the first is the latest. Empty ones are left out.
         summary: see :func:`lightning_lcs.reporting.run_summary.summary_of`.
     """
-    import wandb
+    with needed_for("WandbLogger"):
+        import wandb
 
     latest = next(iter(curves.values()))
     header, table = rows({"": latest})
@@ -78,7 +96,8 @@ def log_artifact(run: Any, path: str | os.PathLike[str], curve: Curve) -> None:
         path: of the file, such as "model.lcs".
         curve: its levels.
     """
-    import wandb
+    with needed_for("WandbLogger"):
+        import wandb
 
     header, table = rows({"": curve})
     names = default_names([point.alpha for point in curve])

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_lcs.reporting.curve import alpha_key, log_key
 from lightning_lcs.reporting.pareto import lower_is_better
+from lightning_lcs.utils.extras import needed_for
 
 COSTS = {"macs": "MACs", "size_bytes": "size in bytes", "latency_ms": "latency in ms"}
 
@@ -30,13 +31,9 @@ def workspace(entity: str, project: str, metric: str, alphas: Sequence[float], n
     Raises:
         ModuleNotFoundError: wandb-workspaces is missing.
     """
-    try:
+    with needed_for("a dashboard"):
         import wandb_workspaces.workspaces as ws
         from wandb_workspaces.reports import v2
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "a dashboard needs wandb-workspaces: pip install 'lightning-lcs[dashboard]'"
-        ) from error
     wr: Any = v2  # its names are not declared as exported
     keys = [alpha_key(alpha) for alpha in alphas]
     front: dict[str, Any] = {"running_ymin": True} if lower_is_better(metric) else {"running_ymax": True}

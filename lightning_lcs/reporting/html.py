@@ -18,6 +18,7 @@ from lightning_lcs.reporting.pareto import lower_is_better, pareto_front
 from lightning_lcs.reporting.runs import Run
 from lightning_lcs.subspace.curve import Curve, CurvePoint, metric_names
 from lightning_lcs.subspace.curve_file import COSTS
+from lightning_lcs.utils.extras import needed_for
 from lightning_lcs.utils.files import write_text
 
 # The costs that a chart may have below; the axes of levels come from the modes.
@@ -49,10 +50,8 @@ def plotly_code() -> str:
     Raises:
         ModuleNotFoundError: plotly is missing.
     """
-    try:
+    with needed_for("a report"):
         from plotly.offline import get_plotlyjs
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("a report needs plotly: pip install 'lightning-lcs[report]'") from error
     code: str = get_plotlyjs()
     return code
 
@@ -68,6 +67,8 @@ def page(runs: Sequence[Run], plotly: str, metric: str | None = None) -> str:
     series = series_of(runs)
     shown = chosen_metric(series, metric)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
+    if len(runs) > 1 and len(series) != len(runs):
+        title = f"{len(series)} curves of {len(runs)} runs compared"
     data = {
         "metric": shown,
         "metrics": {name: {"lower": lower_is_better(name)} for name in metrics_of(series)},
@@ -179,7 +180,8 @@ def subtitle(runs: Sequence[Run], series: Mapping[str, Curve]) -> str:
     """One line on what was measured."""
     parts = []
     settings = [run.summary["settings"] for run in runs if run.summary]
-    for words in ([s["network"] for s in settings], [f"{s['mode']['name']} {s['subspace']}" for s in settings]):
+    methods = [run.summary.get("method") or _subspace(run.summary["settings"]) for run in runs if run.summary]
+    for words in ([s["network"] for s in settings], methods):
         if words:
             parts.append(", ".join(dict.fromkeys(words)))
     counts = sorted({len(curve) for curve in series.values()})
@@ -189,6 +191,10 @@ def subtitle(runs: Sequence[Run], series: Mapping[str, Curve]) -> str:
         when = f", epoch {last[0].epoch}, step {last[0].step:,}" if last[0].stage == "fit" else ""
         parts.append(f"measured in {last[0].stage}{when}")
     return " · ".join(parts)
+
+
+def _subspace(settings: Mapping[str, Any]) -> str:
+    return f"{settings['mode']['name']} {settings['subspace']}"
 
 
 def _drift(runs: Sequence[Run], name: str) -> dict[float, float]:

@@ -200,7 +200,8 @@ def settings(name: str, summary: Mapping[str, Any], runs: int) -> str:
     """Settings, endpoints, hyperparameters, environment."""
     chosen = dict(summary["settings"])
     mode = dict(chosen.pop("mode"))
-    subspace = {"mode": mode.pop("name"), **mode, **{k: v for k, v in chosen.items() if v is not None}}
+    method = {"method": summary["method"]} if "method" in summary else {}
+    subspace = {**method, "mode": mode.pop("name"), **mode, **{k: v for k, v in chosen.items() if v is not None}}
     measured = {f"endpoint {key}": f"{value:.6g}" for key, value in summary["endpoints"].items()}
     stored = summary["statistics"]
     if stored["levels"]:

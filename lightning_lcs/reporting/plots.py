@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lcs.reporting.curve import Curve, level_axis
+from lightning_lcs.utils.extras import needed_for
 
 
 def require_matplotlib() -> Any:
@@ -16,10 +17,8 @@ def require_matplotlib() -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is missing.
     """
-    try:
+    with needed_for("plots"):
         from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install 'lightning-lcs[plots]'") from error
     return Figure
 
 
@@ -36,10 +35,14 @@ def plot_curves(curves: Mapping[str, Curve], metric: str, path: str | os.PathLik
         ModuleNotFoundError: matplotlib is missing.
         ValueError: no curve has the metric.
     """
-    figure = curve_figure(curves, metric, title)
+    return save_figure(curve_figure(curves, metric, title), path, dpi=150)
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int) -> Path:
+    """Write a figure into a PNG file; its folder is made if it does not exist."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150)
+    figure.savefig(target, dpi=dpi)
     return target
 
 

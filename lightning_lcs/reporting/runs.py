@@ -12,7 +12,7 @@ from typing import Any
 from lightning_lcs.reporting.history import Evaluation, read_history
 from lightning_lcs.reporting.run_summary import read_summary
 from lightning_lcs.subspace.curve import Curve
-from lightning_lcs.subspace.curve_file import CURVE, TEST_CURVE, read_curves
+from lightning_lcs.subspace.curve_file import CURVE, TEST_CURVE, is_curve_file, read_curves
 
 _CURVES = (CURVE, TEST_CURVE)
 Series = Mapping[str, Sequence[tuple[int, float]]]
@@ -44,7 +44,8 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """Runs, named by what tells their paths apart.
 
     Args:
-        paths: folders with a ``curve.csv`` or a ``test_curve.csv``, or such files; of other folders, all runs below.
+        paths: Folders with a ``curve.csv`` or a ``test_curve.csv``, or such files. Another folder stands for all runs
+            below it, and for the curve files in it.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -77,13 +78,15 @@ def _found(path: Path) -> list[Path]:
         raise FileNotFoundError(f"{path} does not exist: name folders with a curve.csv, or such files")
     if path.is_file() or any((path / name).exists() for name in _CURVES):
         return [path]
-    below = sorted({file.parent for name in _CURVES for file in path.rglob(name)})
-    if not below:
+    folders = {file.parent for name in _CURVES for file in path.rglob(name)}
+    # A comparison leaves METHOD-SEED.csv, beside a folder of the same name if this version trained it.
+    files = {file for file in path.glob("*.csv") if file.with_suffix("") not in folders and is_curve_file(file)}
+    if not folders and not files:
         raise ValueError(
             f"{path} holds no curve.csv: LCSCallback and TradeoffMonitor write one to the trainer's log folder when "
             "they measure a curve"
         )
-    return below
+    return sorted(folders | files)
 
 
 def _read(path: Path, name: str) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from lightning_lcs.runtime.arena import is_channels_last
 from lightning_lcs.runtime.runtime import Runtime
 from lightning_lcs.subspace.modes.registry import Structured
 from lightning_lcs.subspace.network import Part
+from lightning_lcs.utils.timing import elapsed
 
 LAYOUTS = ("auto", "contiguous", "channels_last")
 # Below, a forward is bound by its calls, and loading is not to take longer than what it could gain.
@@ -104,9 +104,7 @@ def _timed(
     with torch.inference_mode():
         results = runtime.run(args, kwargs)
         while len(times) < _ROUNDS and sum(times) < _LONG:
-            begin = time.perf_counter()
-            runtime.run(args, kwargs)
-            times.append(time.perf_counter() - begin)
+            times.append(elapsed(lambda: runtime.run(args, kwargs)))
     return min(times), [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
 
 

@@ -78,6 +78,13 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, list[CurvePoint]]:
     return curves
 
 
+def is_curve_file(path: Path) -> bool:
+    """Whether a CSV file has the columns of a curve."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        header = next(csv.reader(file), [])
+    return set(COSTS) <= set(header)
+
+
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """Rows of a CSV file that holds points of curves.
 

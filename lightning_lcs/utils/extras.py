@@ -40,6 +40,7 @@ PACKAGES = {
     "torchao": Package("torchao", "torchao"),
     "psutil": Package("psutil", "control"),
     "sklearn": Package("scikit-learn", "demo"),
+    "PIL": Package("pillow", "demo"),
     "torchvision": Package("torchvision", "demo"),
 }
 """The optional packages, by the name under which Python imports them."""
