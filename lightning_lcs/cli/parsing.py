@@ -110,7 +110,7 @@ def _name(option: str) -> str:
 
 def _normalised(functions: Sequence[Callable[..., Any]], args: Sequence[str]) -> list[str]:
     """Arguments as jsonargparse takes them: names with underscores, lists in one word, flags with a value."""
-    kinds = {name: kind for function in functions for name, kind in typing.get_type_hints(function).items()}
+    kinds = {name: kind for one in reversed(functions) for name, kind in typing.get_type_hints(one).items()}
     parameters = inspect.signature(functions[0]).parameters.values()
     positional = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     words: list[str] = []  # arguments without an option before them

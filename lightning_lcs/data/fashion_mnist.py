@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from lightning_lcs.utils.extras import needed_for
+
 _FILES = {"train": "train", "test": "t10k"}
 # Of the training pixels, in [0, 1]; and what a black pixel becomes.
 _MEAN, _DEVIATION = 0.2860, 0.3530
@@ -19,7 +21,8 @@ class _Augmented(Dataset[tuple[torch.Tensor, ...]]):
     """Images cropped and flipped at random."""
 
     def __init__(self, dataset: Dataset[tuple[torch.Tensor, ...]]) -> None:
-        from torchvision.transforms import v2
+        with needed_for("FashionMNISTDataModule"):
+            from torchvision.transforms import v2
 
         self.dataset = dataset
         self.transform = v2.Compose([v2.RandomCrop(32, padding=4, fill=_BLACK), v2.RandomHorizontalFlip()])

@@ -74,5 +74,5 @@ def needed_for(purpose: str) -> Iterator[None]:
         if package is None:
             raise
         raise MissingPackageError(
-            f"{package.name} is not installed, and {purpose} can't do without it: {package.command}", name=error.name
+            f"{package.name}, which is needed for {purpose}, is not installed: {package.command}", name=error.name
         ) from error
