@@ -11,6 +11,7 @@ from lightning_lcs.callbacks.lcs import LCSCallback
 from lightning_lcs.cli.digits import train_on_digits
 from lightning_lcs.reporting.curve import Curve, write_csv
 from lightning_lcs.reporting.plots import plot_curves, require_matplotlib
+from lightning_lcs.reporting.run_summary import name_method
 from lightning_lcs.reporting.terminal import print_curves
 
 
@@ -33,6 +34,7 @@ def demo(epochs: int = 8, output: Path = Path("runs/demo")) -> None:
     console.print("Training the same network plainly, then cutting it to the same widths ...")
     plain = LCSCallback.method("plain")
     train_on_digits(plain, epochs, output / "plain", console.is_terminal)
+    name_method(output / "plain", "plain")
 
     curves: dict[str, Curve] = {"subspace": subspace.curve, "plain, cut": plain.curve}
     print_curves(curves, console, "val_acc")

@@ -15,7 +15,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, Trainer
 
 # LightningCLI finds data modules by their short names when they have been imported.
-from lightning_lcs import data as _data  # noqa: F401
+from lightning_lcs.data import adapter, digits, fashion_mnist, vision  # noqa: F401
 from lightning_lcs.utils.extras import needed_for
 from lightning_lcs.wrapper import CompressibleSubspaceWrapper
 
