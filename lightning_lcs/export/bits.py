@@ -1,4 +1,4 @@
-"""A quantized level in a file whose weights take as many bits as they have."""
+"""A quantized level in a file whose weights are packed to their number of bits."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class QuantizedWeight:
     """A weight as integers: ``(integers - zero_point) * scale``.
 
     Attributes:
-        integers: int8, of the weight's shape.
-        scale: float32: one, or one per output channel.
-        zero_point: int32, of the scale's shape.
-        bits: of each integer, 2 to 8.
+        integers: The integers, int8 in the shape of the weight.
+        scale: The scale, float32: one, or one per output channel.
+        zero_point: The zero point, int32 in the shape of the scale.
+        bits: The bits of each integer, 2 to 8.
     """
 
     integers: Tensor
@@ -59,19 +59,24 @@ def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, Quantized
 
 
 def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float = 0.0) -> ExportedFile:
-    """Write one level into a file: quantized weights packed, all else as it is; safetensors, no pickle.
+    """Write one level into a safetensors file: quantized weights are packed, all other tensors are stored as they are.
 
     Args:
-        model: a single network in quantized mode, with the input ranges of this level.
-        path: of the file, such as "model_3_bits.safetensors".
-        alpha: the level.
+        model: A subspace with a single network in quantized mode, with the input ranges of this level.
+        path: The path of the file, such as "model_3_bits.safetensors".
+        alpha: The level in [0, 1]. The default is 0, the fewest bits.
 
     Raises:
-        ValueError: another mode, several networks, or ``alpha`` is outside [0, 1].
-        RuntimeError: the inputs of a layer were never observed at this level.
+        ValueError: The mode is another one, there are several networks, or ``alpha`` is outside [0, 1].
+        RuntimeError: The inputs of a layer were never observed at this level.
+
+    Example:
+        See :func:`load_bits`.
     """
     if not isinstance(model.mode, Quantized) or len(model.parts) != 1:
-        raise ValueError(f"save_bits() takes a single network in quantized mode, and this subspace is {model.mode}")
+        raise ValueError(
+            f"save_bits() needs a single network in quantized mode, and the mode of this subspace is {model.mode}"
+        )
     level = model.nearest_level(check_alpha(alpha))
     state = {name: value.detach().cpu() for name, value in model.materialize(level).state_dict().items()}
     weights = quantized_weights(model, level)
@@ -104,22 +109,37 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
 
 
 def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
-    """Read a file of :func:`save_bits` into a network; it then is what ``materialize`` gives of the level, bit for bit.
+    """Read a file of :func:`save_bits` into a network, which then equals ``materialize`` at this level, bit for bit.
 
-    Weights are unpacked into the network's own type: the file is small, memory is not. Inputs of quantized layers are
-    quantized by forward pre-hooks, with the ranges in the file.
+    Weights are unpacked into the type that they have in the network: the file is small, memory is not. Inputs of
+    quantized layers are quantized by forward pre-hooks, with the ranges in the file.
 
     Args:
-        path: of the file.
-        module: a network of the same architecture, with its norms replaced where the subspace has ``norm=``; all of its
-            parameters and buffers are written.
+        path: The path of the file.
+        module: A network of the same architecture, with its norms replaced if the subspace has ``norm=``. All of its
+            parameters and buffers are overwritten.
 
     Returns:
         The network, in evaluation.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not such a file, a damaged one, or one of another architecture; the network is as it was then.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not of this kind, is damaged, or is of another architecture; the network is unchanged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import load_bits, save_bits
+        >>> from lightning_lcs.subspace.calibration import recalibrate
+        >>> def network():
+        ...     return torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+        >>> model = SubspaceModel(network(), mode="quantized", subspace="point").eval()
+        >>> recalibrate(model, [torch.randn(16, 8)], [model.mode.alpha(3)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = save_bits(model, f"{folder}/3_bits.safetensors")
+        ...     again = load_bits(file.path, network())
+        >>> file.bits["1"]
+        3
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")
@@ -135,7 +155,9 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
                 raise ValueError(f"{name} has no range of inputs")
         norm = str(header["norm"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a file of a quantized level, or it is damaged: {error}") from error
+        raise ValueError(
+            f"{os.fspath(path)} is not a file of a quantized level, or it is damaged: {error}"
+        ) from error
     check_state(path, state, module, norm)
     layers = layers_at(module, list(bits))
     module.load_state_dict(state)

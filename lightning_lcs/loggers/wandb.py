@@ -1,4 +1,4 @@
-"""The curve in Weights & Biases: the only module that imports wandb."""
+"""The curve in Weights & Biases; this is the only module that imports wandb."""
 
 from __future__ import annotations
 
@@ -39,9 +39,16 @@ def log_curve(run: Any, curves: Mapping[str, Curve], summary: Mapping[str, Any] 
     its summary, where plots over many runs find them; and what was trained in its configuration, under ``lcs``.
 
     Args:
-        run: ``WandbLogger.experiment``.
-        curves: by name, as legends show it; the first is the latest. Empty ones are left out.
-        summary: see :func:`lightning_lcs.reporting.run_summary.summary_of`.
+        run: The run, such as ``WandbLogger.experiment``.
+        curves: The curves by name, as legends show it; the first one is the latest. Empty curves are left out.
+        summary: What was trained; see :func:`lightning_lcs.reporting.run_summary.summary_of`. The default is unknown.
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed.
+
+    Example:
+        >>> from lightning_lcs.loggers import log_curve
+        >>> log_curve(wandb_logger.experiment, {"latest": callback.curve})  # doctest: +SKIP
     """
     with needed_for("WandbLogger"):
         import wandb
@@ -72,7 +79,7 @@ def log_curve(run: Any, curves: Mapping[str, Curve], summary: Mapping[str, Any] 
 
 
 def series_of(curves: Mapping[str, Curve], cost: str, metric: str) -> dict[str, tuple[list[float], list[float]]]:
-    """By name, costs and metric of the levels at which both were measured; curves without any are left out."""
+    """By name, the costs and the metric of levels at which both were measured; curves without any are left out."""
     found = {}
     for name, curve in curves.items():
         points = [p for p in curve if metric in p.metrics and p.value(cost) == p.value(cost)]
@@ -82,7 +89,7 @@ def series_of(curves: Mapping[str, Curve], cost: str, metric: str) -> dict[str, 
 
 
 def config_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's configuration holds of a summary: settings, and how much of the network is compressed."""
+    """The part of a summary that a run's configuration holds: settings, and how much of the network is compressed."""
     plan = summary["plan"]
     counts = {"compressed_tensors": len(plan["compressed"]), "kept_whole": len(plan["whole"])}
     return {**summary["settings"], "plan": {**counts, "numbers": plan["numbers"], "kept_numbers": plan["kept_numbers"]}}
@@ -92,16 +99,16 @@ def log_artifact(run: Any, path: str | os.PathLike[str], curve: Curve) -> None:
     """Upload a deployment file as an artifact of type "model", with the table of levels as its metadata.
 
     Args:
-        run: ``WandbLogger.experiment``.
-        path: of the file, such as "model.lcs".
-        curve: its levels.
+        run: The run, such as ``WandbLogger.experiment``.
+        path: The path of the file, such as "model.lcs".
+        curve: The levels of the file.
     """
     with needed_for("WandbLogger"):
         import wandb
 
     header, table = rows({"": curve})
     names = default_names([point.alpha for point in curve])
-    # JSON knows no NaN: a latency that was not measured.
+    # JSON has no NaN, which stands for a latency that was not measured.
     levels = [
         {"name": name, **{k: v for k, v in zip(header, row, strict=True) if v == v}}
         for name, row in zip(names, table, strict=True)

@@ -1,4 +1,4 @@
-"""Curves of several methods and seeds beside each other."""
+"""Curves of several methods and seeds side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Runs = Mapping[str, list[list[CurvePoint]]]
 def print_comparisons(runs: Runs, metric: str, console: Console | None = None) -> None:
     """Print one table for each axis of levels, such as width: a row per level, a column per method.
 
-    With several seeds a cell is their mean, with the lowest and the highest below it.
+    With several seeds, a cell holds their mean, and the lowest and the highest value below it.
     """
     for axis, methods in by_axis(runs).items():
         table = Table(title=f"{metric} by {axis}", title_justify="left")
@@ -53,12 +53,12 @@ def by_axis(runs: Runs) -> dict[str, dict[str, list[list[CurvePoint]]]]:
 
 
 def _level(point: CurvePoint, axis: str) -> float:
-    """Where a point stands: the same level of two methods may differ in the last digit."""
+    """The value of a point on an axis, rounded: the same level of two methods may differ in the last digit."""
     return round(float(point.value(axis)), 6)
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[CurvePoint]:
-    """Metrics averaged over curves of the same levels; costs are those of the first."""
+    """The mean of curves of the same levels: metrics are averaged, and costs are those of the first curve."""
     return [
         dataclasses.replace(
             points[0],
@@ -69,7 +69,7 @@ def mean_curve(curves: Sequence[Curve]) -> list[CurvePoint]:
 
 
 def cell(values: Sequence[float]) -> str:
-    """The mean, and the range of several; empty without any."""
+    """The mean of values, with the range of several values; empty if there are none."""
     if not values:
         return ""
     spread = f"\n{min(values):.4f} to {max(values):.4f}" if len(values) > 1 else ""

@@ -16,7 +16,7 @@ from lightning_lcs.subspace.modes.registry import axes
 
 
 def axis_of(name: str) -> Axis:
-    """The axis of a registered mode by its name; a plain one for an axis that this process has not registered."""
+    """The axis of a registered mode by its name; a plain axis for a name that this process has not registered."""
     return axes().get(name) or Axis(name, name.replace("_", " "))
 
 
@@ -25,6 +25,18 @@ def level_axis(curves: Iterable[Curve]) -> Axis:
 
     The axes of users' own modes come first, then ``sparsity`` and ``bit_width``. It is ``width`` if no level differs
     from the full network.
+
+    Args:
+        curves: The curves.
+
+    Example:
+        >>> from lightning_lcs.reporting.curve import level_axis
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> level_axis([[small, full]]).label
+        'Channel width'
     """
     points = [point for curve in curves for point in curve]
     names = dict.fromkeys([*(name for point in points for name in point.settings), "sparsity", "bit_width"])
@@ -37,17 +49,49 @@ def _is_compressed(points: Iterable[CurvePoint], axis: Axis) -> bool:
 
 
 def alpha_key(alpha: float) -> str:
-    """The level in a log key: "alpha_050" for 0.5."""
+    """The name of a level in a log key, in hundredths.
+
+    Args:
+        alpha: The level.
+
+    Example:
+        >>> from lightning_lcs.reporting.curve import alpha_key
+        >>> alpha_key(0.5)
+        'alpha_050'
+    """
     return f"alpha_{round(100 * alpha):03d}"
 
 
 def log_key(metric: str, suffix: str) -> str:
-    """A stable key of a curve's value: "lcs/val_acc/alpha_050"; only ``[a-z0-9_/]``."""
+    """The log key of a curve's value, which holds ``[a-z0-9_/]`` only.
+
+    Args:
+        metric: The name of the metric.
+        suffix: What follows, such as :func:`alpha_key` or "mean".
+
+    Example:
+        >>> from lightning_lcs.reporting.curve import log_key
+        >>> log_key("Val Acc", "mean")
+        'lcs/val_acc/mean'
+    """
     return "lcs/" + re.sub(r"[^a-z0-9_/]", "_", metric.lower()) + f"/{suffix}"
 
 
 def log_values(curve: Curve) -> dict[str, float]:
-    """Every metric at every level and its mean over the curve, and the latencies, by log key."""
+    """Every metric at every level, its mean over the curve, and the latencies, by log key.
+
+    Args:
+        curve: The curve.
+
+    Example:
+        >>> from lightning_lcs.reporting.curve import log_values
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> log_values([small, full])["lcs/val_acc/alpha_100"]
+        0.9
+    """
     values: dict[str, float] = {}
     for name in metric_names(curve):
         measured = [(point.alpha, point.metrics[name]) for point in curve if name in point.metrics]

@@ -1,4 +1,4 @@
-"""Runs as one HTML file that needs no network: curves, levels, what was compressed, where it ran."""
+"""Runs as one HTML file that works offline: curves, levels, what was compressed, and where it ran."""
 
 from __future__ import annotations
 
@@ -33,22 +33,34 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str], metric: str 
     """Write a page about runs, whole or not at all.
 
     Args:
-        runs: at least one.
-        path: of the file.
-        metric: what is shown first; by default the first metric that all curves have, preferably no loss.
+        runs: The runs, at least one.
+        path: The path of the file.
+        metric: The metric to show first. The default is the first metric that all curves have, preferably not a loss.
 
     Raises:
-        ModuleNotFoundError: plotly is missing.
-        ValueError: no curve has the metric, or any metric at all.
+        ModuleNotFoundError: plotly is not installed.
+        ValueError: No curve has the metric, or any metric at all.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lcs.reporting import read_runs, write_csv, write_report
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     runs = read_runs([write_csv({"": [small, full]}, f"{folder}/curve.csv")])
+        ...     write_report(runs, f"{folder}/a.html").name
+        'a.html'
     """
     return write_text(page(runs, plotly_code(), metric), path)
 
 
 def plotly_code() -> str:
-    """The JavaScript of plotly, to be put into a page.
+    """The JavaScript of plotly, which a page holds.
 
     Raises:
-        ModuleNotFoundError: plotly is missing.
+        ModuleNotFoundError: plotly is not installed.
     """
     with needed_for("a report"):
         from plotly.offline import get_plotlyjs
@@ -60,9 +72,9 @@ def page(runs: Sequence[Run], plotly: str, metric: str | None = None) -> str:
     """The page as text.
 
     Args:
-        runs: at least one.
-        plotly: the library's JavaScript.
-        metric: as in :func:`write_report`.
+        runs: The runs, at least one.
+        plotly: The JavaScript of plotly.
+        metric: See :func:`write_report`.
     """
     series = series_of(runs)
     shown = chosen_metric(series, metric)
@@ -100,7 +112,7 @@ def page(runs: Sequence[Run], plotly: str, metric: str | None = None) -> str:
 
 
 def series_of(runs: Sequence[Run]) -> dict[str, Curve]:
-    """All curves of all runs by name: the run's, and the curve's own where a run has several."""
+    """All curves of all runs by the name of the run, and by the name of the curve if a run has several curves."""
     found: dict[str, Curve] = {}
     for run in runs:
         for name, curve in run.curves.items():
@@ -110,17 +122,17 @@ def series_of(runs: Sequence[Run]) -> dict[str, Curve]:
 
 
 def metrics_of(series: Mapping[str, Curve]) -> list[str]:
-    """Names of all metrics, in the order of the first curve that has each."""
+    """The names of all metrics, in the order of the first curve that has them."""
     return list(dict.fromkeys(name for curve in series.values() for name in metric_names(curve)))
 
 
 def chosen_metric(series: Mapping[str, Curve], asked: str | None) -> str:
-    """What is shown first; see :func:`write_report`."""
+    """The metric to show first; see :func:`write_report`."""
     known = metrics_of(series)
     if asked is not None and asked not in known:
         raise ValueError(f"metric={asked!r} is on none of the curves; they have {', '.join(known) or 'none'}")
     if not known:
-        raise ValueError("the curves hold costs and no metric: log one in validation_step")
+        raise ValueError("the curves hold costs and no metric: log a metric in validation_step")
     shared = [name for name in known if all(name in metric_names(curve) for curve in series.values())]
     candidates = shared or known
     return asked or next((name for name in candidates if not lower_is_better(name)), candidates[0])
@@ -137,7 +149,7 @@ def axes_of(series: Mapping[str, Curve]) -> dict[str, Quantity]:
 
 
 def fronts_of(series: Mapping[str, Curve]) -> dict[str, dict[str, list[list[int]]]]:
-    """Metric -> cost -> the Pareto front over all curves, each point as its curve's number and its own."""
+    """By metric and cost, the Pareto front over all curves: the number of each point's curve, and its own number."""
     where = [(number, index) for number, curve in enumerate(series.values()) for index in range(len(curve))]
     points = [point for curve in series.values() for point in curve]
     costs = [name for name, axis in axes_of(series).items() if not axis.level]
@@ -148,7 +160,7 @@ def fronts_of(series: Mapping[str, Curve]) -> dict[str, dict[str, list[list[int]
 
 
 def learning_of(run: Run) -> dict[str, Any]:
-    """What the chart of a run over training shows: metrics by level, and losses; empty where nothing is known."""
+    """The content of a run's chart over training: metrics by level, and losses. It is empty if nothing is known."""
     fitted = [evaluation for evaluation in run.evaluations if evaluation.stage == "fit"]
     charts: dict[str, list[dict[str, Any]]] = {}
     if len(fitted) > 1:
@@ -177,7 +189,7 @@ def _by_level(evaluations: Sequence[tuple[int, Curve]], metric: str) -> dict[flo
 
 
 def subtitle(runs: Sequence[Run], series: Mapping[str, Curve]) -> str:
-    """One line on what was measured."""
+    """One line about what was measured."""
     parts = []
     settings = [run.summary["settings"] for run in runs if run.summary]
     methods = [run.summary.get("method") or _subspace(run.summary["settings"]) for run in runs if run.summary]
@@ -198,7 +210,7 @@ def _subspace(settings: Mapping[str, Any]) -> str:
 
 
 def _drift(runs: Sequence[Run], name: str) -> dict[float, float]:
-    """Of the run whose only curve has this name."""
+    """The drift of the run whose only curve has this name."""
     found = next((run for run in runs if run.name == name and run.summary), None)
     return {} if found is None else dict(found.summary["drift"])
 
@@ -208,7 +220,7 @@ def _point(point: CurvePoint) -> dict[str, Any]:
 
 
 def _finite(data: Any) -> Any:
-    """Data as JSON can hold it: no NaN, no infinity."""
+    """Data that JSON can hold: NaN and infinity become ``None``."""
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, Mapping):

@@ -12,10 +12,10 @@ from lightning_lcs.utils.extras import needed_for
 
 
 def require_matplotlib() -> Any:
-    """matplotlib's ``Figure``, which draws into files without a display.
+    """The ``Figure`` of matplotlib, which draws into files without a display.
 
     Raises:
-        ModuleNotFoundError: matplotlib is missing.
+        ModuleNotFoundError: matplotlib is not installed.
     """
     with needed_for("plots"):
         from matplotlib.figure import Figure
@@ -26,14 +26,25 @@ def plot_curves(curves: Mapping[str, Curve], metric: str, path: str | os.PathLik
     """Draw one metric of one or more curves against the axis of the levels and against MACs, into a PNG file.
 
     Args:
-        curves: by name, as the legend shows it.
-        metric: name of the metric.
-        path: of the file.
-        title: above the picture.
+        curves: The curves by name, as the legend shows it.
+        metric: The name of the metric.
+        path: The path of the file; its folder is made if it does not exist.
+        title: The title of the picture. The default is none.
 
     Raises:
-        ModuleNotFoundError: matplotlib is missing.
-        ValueError: no curve has the metric.
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: No curve has the metric.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lcs.reporting import plot_curves
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_curves({"ours": [small, full]}, "val_acc", f"{folder}/curve.png").name
+        'curve.png'
     """
     return save_figure(curve_figure(curves, metric, title), path, dpi=150)
 

@@ -19,12 +19,20 @@ _Column: TypeAlias = tuple[str, list[str]]  # a heading, and a cell for each lev
 
 
 def print_curves(curves: Mapping[str, Curve], console: Console | None = None, metric: str | None = None) -> None:
-    """Print curves side by side: one row per level, the costs of the first curve, the metrics of all.
+    """Print curves side by side: one row per level, the costs of the first curve, and the metrics of all curves.
 
     Args:
-        curves: by name; all measured at the same levels.
-        console: where to print; the terminal by default.
-        metric: the only one that is printed; all by default.
+        curves: The curves by name, all of them measured at the same levels.
+        console: Where to print. The default is the terminal.
+        metric: The only metric to print. The default is all metrics.
+
+    Example:
+        >>> from lightning_lcs.reporting import print_curves
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> print_curves({"": [small, full]})  # doctest: +SKIP
     """
     level, *costs = _costs(next(iter(curves.values())), level_axis(curves.values()))
     metrics = [
@@ -40,8 +48,8 @@ def print_levels(levels: Sequence[NamedLevel], console: Console | None = None) -
     """Print a level table: one row per level.
 
     Args:
-        levels: the table.
-        console: where to print; the terminal by default.
+        levels: The table.
+        console: Where to print. The default is the terminal.
     """
     names = ("name", [level.name for level in levels])
     metrics = [(name, _values(levels, name)) for name in metric_names(levels)]
@@ -50,7 +58,7 @@ def print_levels(levels: Sequence[NamedLevel], console: Console | None = None) -
 
 
 def _print(title: str, first: _Column, columns: Sequence[_Column], console: Console | None, **style: Any) -> None:
-    """Print a table, and where the terminal is too narrow for it, the rest of its columns in others below."""
+    """Print a table; if the terminal is too narrow for it, the other columns follow in tables below."""
     console = console or Console()
     unbounded = console.options.update(max_width=sys.maxsize)
     shown: list[_Column] = []
@@ -89,12 +97,12 @@ def _costs(points: Sequence[CurvePoint], axis: Axis) -> list[_Column]:
 
 
 def sized(size_bytes: float) -> str:
-    """A number of bytes with a unit: 1234567 -> "1.23 MB"."""
+    """A number of bytes with its unit: 1234567 becomes "1.23 MB"."""
     return f"{_digits(size_bytes / 1e6)} MB" if size_bytes >= 1e6 else f"{_digits(size_bytes / 1e3)} kB"
 
 
 def scaled(number: float) -> str:
-    """A count with a unit: 1234567 -> "1.23 M"."""
+    """A count with its unit: 1234567 becomes "1.23 M"."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{_digits(number / size)} {unit}"
@@ -102,5 +110,5 @@ def scaled(number: float) -> str:
 
 
 def _digits(number: float) -> str:
-    """Three significant digits, trailing zeros included; all digits before the point."""
+    """A number with three significant digits, trailing zeros included, and with all digits before the point."""
     return f"{number:#.3g}".rstrip(".") if number < 1e3 else f"{number:.0f}"

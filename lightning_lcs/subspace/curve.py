@@ -69,5 +69,5 @@ Curve: TypeAlias = Sequence[CurvePoint]
 
 
 def metric_names(curve: Curve) -> list[str]:
-    """Names of the metrics on a curve, in the order in which they were logged."""
+    """The names of the metrics on a curve, in the order in which they were logged."""
     return list(dict.fromkeys(name for point in curve for name in point.metrics))

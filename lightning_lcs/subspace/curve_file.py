@@ -15,12 +15,12 @@ from lightning_lcs.utils.files import write_text
 COSTS = ("alpha", "width", "sparsity", "bit_width", "params", "macs", "size_bytes", "latency_ms")
 # In a table, the axes of users' own modes stand before this column.
 _AFTER_AXES = "params"
-# The last curve of a run on validation data, and on test data.
+# The files of a run's last curve on validation data, and on test data.
 CURVE, TEST_CURVE = "curve.csv", "test_curve.csv"
 
 
 def rows(curves: Mapping[str, Curve]) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of one or more named curves; the name has a column where there are several."""
+    """The header and the rows of named curves; several curves have a column with their names."""
     names = list(dict.fromkeys(name for curve in curves.values() for name in metric_names(curve)))
     own = dict.fromkeys(name for curve in curves.values() for point in curve for name in point.settings)
     at = COSTS.index(_AFTER_AXES)
@@ -41,12 +41,29 @@ def rows(curves: Mapping[str, Curve]) -> tuple[list[str], list[list[Any]]]:
 
 
 def write_csv(curves: Mapping[str, Curve], path: str | os.PathLike[str]) -> Path:
-    """Write curves to a CSV file, whole or not at all."""
+    """Write curves to a CSV file, whole or not at all.
+
+    Args:
+        curves: The curves by name; several curves have a column "curve" with their names.
+        path: The path of the file; its folder is made if it does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lcs.reporting import read_csv, write_csv
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_csv({"": [small, full]}, f"{folder}/curve.csv")
+        ...     read_csv(path) == [small, full]
+        True
+    """
     return write_rows(*rows(curves), path)
 
 
 def write_rows(header: Sequence[str], table: Iterable[Sequence[Any]], path: str | os.PathLike[str]) -> Path:
-    """Write a table to a CSV file, whole or not at all."""
+    """Write a table to a CSV file, whole or not at all; its folder is made if it does not exist."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(header)
@@ -55,22 +72,42 @@ def write_rows(header: Sequence[str], table: Iterable[Sequence[Any]], path: str 
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[CurvePoint]:
-    """One curve as :func:`write_csv` wrote it.
+    """Read the curve of a file that :func:`write_csv` wrote.
+
+    Args:
+        path: The path of the file.
 
     Raises:
-        ValueError: the file holds no single curve.
+        ValueError: The file does not hold exactly one curve.
+
+    Example:
+        See :func:`write_csv`.
     """
     found = read_rows(path)
     if "curve" in found[0]:
-        raise ValueError(f"{path} holds several curves: its first column should be alpha, and it is curve")
+        raise ValueError(f"{path} holds several curves, and one is needed: its first column is curve instead of alpha")
     return [point_of(row) for row in found]
 
 
 def read_curves(path: str | os.PathLike[str]) -> dict[str, list[CurvePoint]]:
-    """All curves of a file that :func:`write_csv` wrote, by name; the name of an only one is empty.
+    """Read all curves of a file that :func:`write_csv` wrote, by name; a single curve has an empty name.
+
+    Args:
+        path: The path of the file.
 
     Raises:
-        ValueError: the file holds no curve.
+        ValueError: The file holds no curve.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lcs.reporting import read_curves, write_csv
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     list(read_curves(write_csv({"ours": [small], "theirs": [full]}, f"{folder}/both.csv")))
+        ['ours', 'theirs']
     """
     curves: dict[str, list[CurvePoint]] = {}
     for row in read_rows(path):
@@ -86,10 +123,10 @@ def is_curve_file(path: Path) -> bool:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file that holds points of curves.
+    """Read the rows of a CSV file that holds points of curves.
 
     Raises:
-        ValueError: there are none, or costs are missing.
+        ValueError: There are no rows, or columns of costs are missing.
     """
     with Path(path).open(newline="", encoding="utf-8") as file:
         found = list(csv.DictReader(file))
