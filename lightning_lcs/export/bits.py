@@ -155,9 +155,7 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
                 raise ValueError(f"{name} has no range of inputs")
         norm = str(header["norm"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(
-            f"{os.fspath(path)} is not a file of a quantized level, or it is damaged: {error}"
-        ) from error
+        raise ValueError(f"{os.fspath(path)} is not a file of a quantized level, or it is damaged: {error}") from error
     check_state(path, state, module, norm)
     layers = layers_at(module, list(bits))
     module.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""A level of eight bits as ONNX that runs with integers."""
+"""A level of 8 bits as an ONNX file that runs with integers."""
 
 from __future__ import annotations
 
@@ -38,27 +38,31 @@ def export_int8(
     *,
     min_agreement: float = 0.9,
 ) -> ExportedFile:
-    """Write a level of eight bits as ONNX with weights and inputs of layers as integers (QDQ), for onnxruntime.
+    """Write a level of 8 bits as ONNX in which weights and inputs of layers are integers (QDQ), for onnxruntime.
 
-    Weights and inputs of layers have the scales and zero points of the simulated quantization, batch norms folded in.
-    Three roundings come in addition, as convolutions run with integers only if their outputs are integers, too: those
-    outputs, with the range that ``images`` have there; shortcuts, with the range of the layer beside them; and biases,
-    which is a small one. Linear layers give floats, with none.
+    Weights and inputs of layers have the scales and zero points of the simulated quantization; batch norms are folded
+    in. Three values are rounded in addition, because convolutions run with integers only if their outputs are integers,
+    too: outputs of convolutions, in the range that ``images`` give; shortcuts, in the range of the layer beside them;
+    and biases, whose rounding is small. Linear layers return floats, which are not rounded.
 
     Args:
-        model: a single network in quantized mode, in evaluation, with the ranges of this level.
-        path: of the file, such as "model_int8.onnx".
-        images: real ones, a batch or several; they give the ranges and serve the comparison. A hundred or so.
-        alpha: a level at which all quantized layers have eight bits.
-        min_agreement: share of images whose largest output must be that of the simulation.
+        model: A subspace with a single network in quantized mode, in evaluation, with the ranges of this level.
+        path: The path of the file, such as "model_int8.onnx".
+        images: Real images, one batch or several, a hundred or so; they give the ranges and serve the comparison.
+        alpha: A level at which all quantized layers have 8 bits. The default is 1.
+        min_agreement: The share of images whose largest output has to be that of the simulation. The default is 0.9.
 
     Returns:
-        The file. Where integers are no faster here, a warning says so: depthwise networks gain storage alone.
+        The file. A warning says if integers are not faster on this machine; depthwise networks save storage only.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is missing.
-        ValueError: another mode, or a layer of other than eight bits.
-        RuntimeError: ranges were never observed, or the file agrees with the simulation less than asked.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
+        ValueError: The mode is another one, or a layer does not have 8 bits.
+        RuntimeError: Ranges were never observed, or the file agrees less with the simulation than required.
+
+    Example:
+        >>> from lightning_lcs.export import export_int8
+        >>> file = export_int8(model, "model_int8.onnx", images)  # doctest: +SKIP
     """
     require_onnx()
     import onnx

@@ -1,4 +1,4 @@
-"""A level of eight bits as a torch network that runs with integers once compiled (torchao's PT2E)."""
+"""A level of 8 bits as a torch network that runs with integers when it is compiled (PT2E of torchao)."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Int8Network:
     """A network of integers, compared with the simulated quantization.
 
     Attributes:
-        module: takes batches of any size. As it is, it computes with floats what integers would give;
-            ``torch.compile(module, options={"freezing": True})`` under ``torch.no_grad()`` makes x86 processors run it
-            with integers.
-        alpha: its level.
-        agreement: share of the images given of which the largest output is the same one.
-        difference: mean difference of outputs, relative to the mean of their magnitudes.
-        trained: layers whose inputs have the scale and zero point of the simulation; the ranges of all else that
-            becomes integers are those of the images.
-        kept_float: weights that are quantized in the simulation and whose layer stays float, as torch's quantizer knows
-            no integers for it.
+        module: The network, which takes batches of any size. As it is, it computes with floats what integers would
+            give; ``torch.compile(module, options={"freezing": True})`` under ``torch.no_grad()`` makes x86 processors
+            run it with integers.
+        alpha: The level.
+        agreement: The share of the given images whose largest output is that of the simulation.
+        difference: The mean difference of outputs, relative to the mean of their magnitudes.
+        trained: The layers whose inputs have the scale and zero point of the simulation; all other integers have the
+            ranges of the images.
+        kept_float: The weights that are quantized in the simulation and whose layer stays float, because torch's
+            quantizer has no integers for it.
     """
 
     module: GraphModule
@@ -48,25 +48,30 @@ class Int8Network:
 def int8_network(
     model: SubspaceModel, images: Tensor | Iterable[Tensor], alpha: float = 1.0, *, min_agreement: float = 0.9
 ) -> Int8Network:
-    """A level of eight bits as a network that ``torch.compile`` turns into one of integers on x86 processors.
+    """A level of 8 bits as a network that ``torch.compile`` turns into a network of integers on x86 processors.
 
-    Inputs of layers have the scales and zero points of the simulated quantization. Rounded in addition, as torch's
-    kernels want it: weights with batch norms folded in, to integers per output without a zero point; outputs of
-    convolutions, shortcuts and what pooling takes, with the range that ``images`` have there.
+    Inputs of layers have the scales and zero points of the simulated quantization. The kernels of torch need further
+    roundings: weights with folded batch norms become integers per output without a zero point, and outputs of
+    convolutions, shortcuts and inputs of pooling become integers in the range that ``images`` give.
 
     Args:
-        model: a single network in quantized mode, in evaluation, on the processor, with the ranges of this level.
-        images: real ones, a batch or several; they give the ranges and serve the comparison. A hundred or so.
-        alpha: a level at which all quantized layers have eight bits.
-        min_agreement: share of images whose largest output must be that of the simulation.
+        model: A subspace with a single network in quantized mode, in evaluation, on the CPU, with the ranges of this
+            level.
+        images: Real images, one batch or several, a hundred or so; they give the ranges and serve the comparison.
+        alpha: A level at which all quantized layers have 8 bits. The default is 1.
+        min_agreement: The share of images whose largest output has to be that of the simulation. The default is 0.9.
 
     Returns:
         The network. A warning names layers that stay float.
 
     Raises:
-        ImportError: torchao is missing.
-        ValueError: another mode, or a layer of other than eight bits.
-        RuntimeError: ranges were never observed, or the network agrees with the simulation less than asked.
+        ModuleNotFoundError: torchao is not installed.
+        ValueError: The mode is another one, or a layer does not have 8 bits.
+        RuntimeError: Ranges were never observed, or the network agrees less with the simulation than required.
+
+    Example:
+        >>> from lightning_lcs.export import int8_network
+        >>> network = int8_network(model, images).module  # doctest: +SKIP
     """
     with needed_for("int8_network()"):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e

@@ -27,15 +27,22 @@ def pack_sparse(tensors: Tensor, values: str = "float32") -> Packed: ...
 @overload
 def pack_sparse(tensors: Mapping[str, Tensor], values: str = "float32") -> dict[str, Packed]: ...
 def pack_sparse(tensors: Tensor | Mapping[str, Tensor], values: str = "float32") -> Packed | dict[str, Packed]:
-    """Pack a tensor, or all of a ``state_dict``, by the coding that is smallest for each: mask, distances, or dense.
+    """Pack a tensor, or all tensors of a ``state_dict``, each by the smallest coding: mask, distances, or dense.
 
     Args:
-        tensors: float32; other types, and what is not sparse enough to gain, stay as they are.
-        values: of the entries of what is packed: "float32" (it comes back bit for bit; zeros are positive then),
-            "float16" or "int8" (one scale per tensor).
+        tensors: The float32 tensors. Tensors of other types, or that are not sparse enough to gain, stay as they are.
+        values: The type of the packed entries: "float32" (they come back bit for bit, with positive zeros), "float16"
+            or "int8" (one scale per tensor). The default is "float32".
 
     Raises:
-        ValueError: ``values`` is not known, or a tensor holds a number that it can't hold.
+        ValueError: ``values`` is not known, or a tensor holds a number that this type can't hold.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs.export import pack_sparse, unpack_sparse
+        >>> packed = pack_sparse(torch.tensor([0.0] * 99 + [0.5]))
+        >>> packed.size_bytes < 20, float(unpack_sparse(packed)[-1])
+        (True, 0.5)
     """
     return pack(tensors, values) if isinstance(tensors, Tensor) else pack_all(tensors, values)
 
@@ -45,10 +52,16 @@ def unpack_sparse(packed: Packed) -> Tensor: ...
 @overload
 def unpack_sparse(packed: Mapping[str, Packed]) -> dict[str, Tensor]: ...
 def unpack_sparse(packed: Packed | Mapping[str, Packed]) -> Tensor | dict[str, Tensor]:
-    """What :func:`pack_sparse` packed.
+    """Unpack what :func:`pack_sparse` packed.
+
+    Args:
+        packed: A packed tensor, or several by name.
 
     Raises:
-        ValueError: the parts do not fit each other.
+        ValueError: The parts do not fit each other.
+
+    Example:
+        See :func:`pack_sparse`.
     """
     if isinstance(packed, Packed):
         return unpack(packed)
@@ -120,13 +133,16 @@ def save_sparse(
     magnitudes are common.
 
     Args:
-        model: a single network in unstructured mode.
-        path: of the file.
-        alphas: a level, or several.
-        values: of packed weights: see :func:`pack_sparse`.
+        model: A subspace with a single network in unstructured mode.
+        path: The path of the file.
+        alphas: A level, or several levels. The default is 0.
+        values: The type of packed weights; see :func:`pack_sparse`. The default is "float32".
 
     Raises:
-        ValueError: another mode, a level outside [0, 1], or a number that ``values`` can't hold.
+        ValueError: The mode is another one, a level is outside [0, 1], or a number does not fit ``values``.
+
+    Example:
+        See :func:`load_sparse`.
     """
     if not isinstance(model.mode, Unstructured) or len(model.parts) != 1:
         raise ValueError(
@@ -178,12 +194,27 @@ def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels
     """Read a file of :func:`save_sparse` into a network of the same architecture; the densest level is set.
 
     Args:
-        path: of the file.
-        module: all of its parameters and buffers are written; where the subspace has ``norm=``, one with its norms
-            replaced.
+        path: The path of the file.
+        module: The network, with its norms replaced if the subspace has ``norm=``. All of its parameters and buffers
+            are overwritten.
 
     Raises:
-        ValueError: not such a file, a damaged one, or one of another architecture; the network is as it was then.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not of this kind, is damaged, or is of another architecture; the network is unchanged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import load_sparse, save_sparse
+        >>> def network():
+        ...     return torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+        >>> model = SubspaceModel(network(), mode="unstructured", subspace="point").eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = save_sparse(model, f"{folder}/sparse.safetensors", [0.0, 1.0])
+        ...     levels = load_sparse(file.path, network())
+        >>> levels.set_alpha(0.0)
+        >>> levels.alphas
+        (0.0, 1.0)
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")
