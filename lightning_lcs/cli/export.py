@@ -32,8 +32,7 @@ def export(args: Sequence[str]) -> None:
             f"--format {given.format} is not known; there are: {', '.join(FORMATS)}. --plugin MODULE imports a module "
             "that registers a format with lightning_lcs.export.register_format"
         )
-    lines = [f"{name}: {one.summary}" for name, one in FORMATS.items()]
-    more = f"Formats: {'; '.join(lines)}. --format FORMAT --help shows the options of a format."
+    more = f"Formats: {', '.join(FORMATS)}. {given.format}: {FORMATS[given.format].summary}."
     call_all([run, FORMATS[given.format].write], args, more)
 
 
@@ -54,13 +53,11 @@ def run(
     Args:
         file: The file that SubspaceModel.save wrote.
         output: The folder of the files; files of the same name are replaced.
-        format: The format, such as onnx.
-        alphas: The levels in [0, 1]; each stands for the nearest level with batch-norm statistics. The default is
-            0, 0.5 and 1, and 1 for int8.
-        module: The network of an unstructured or quantized file, as package.module:name of a module, or of a function
-            or class that makes it without arguments. The current folder is searched, too.
-        input_shape: The shape of one input, such as 3 224 224, for a program of such a network.
-        plugin: A module to import first, which registers a format of your own. The current folder is searched, too.
+        format: The format; --format FORMAT --help shows its options.
+        alphas: The levels in [0, 1]. The default is 0, 0.5 and 1, and 1 for int8.
+        module: The network of an unstructured or quantized file, or what makes it, as package.module:name.
+        input_shape: The shape of one input of such a network, such as 3 224 224.
+        plugin: A module to import first, which registers a format of your own.
         options: The options of the format.
     """
     del plugin  # imported before the options were known
