@@ -48,14 +48,12 @@ def run(
 ) -> None:
     """Write levels of a model.lcs as files that other runtimes open.
 
-    Programs are checked against the level in torch.
-
     Args:
-        file: The file that SubspaceModel.save wrote.
-        output: The folder of the files; files of the same name are replaced.
-        format: The format; --format FORMAT --help shows its options.
+        file: The model.lcs.
+        output: The folder of the files.
+        format: The format, whose options --help shows.
         alphas: The levels in [0, 1]. The default is 0, 0.5 and 1, and 1 for int8.
-        module: The network of an unstructured or quantized file, or what makes it, as package.module:name.
+        module: The network of an unstructured or quantized file: package.module:name.
         input_shape: The shape of one input of such a network, such as 3 224 224.
         plugin: A module to import first, which registers a format of your own.
         options: The options of the format.
