@@ -25,26 +25,22 @@ if TYPE_CHECKING:
     from lightning_lcs.training.options import Sampling as Sampling
     from lightning_lcs.wrapper import CompressibleSubspaceWrapper as CompressibleSubspaceWrapper
 
-_HOMES = {
-    "LCSCallback": "lightning_lcs.callbacks.lcs",
-    "CompressibleSubspaceWrapper": "lightning_lcs.wrapper",
-    "SubspaceModel": "lightning_lcs.model",
-    "Structured": "lightning_lcs.subspace.modes",
-    "Unstructured": "lightning_lcs.subspace.modes",
-    "Quantized": "lightning_lcs.subspace.modes",
-    "Line": "lightning_lcs.subspace.line",
-    "Sampling": "lightning_lcs.training.options",
-    "Loss": "lightning_lcs.training.options",
-    "Recalibration": "lightning_lcs.training.options",
-    "BatchNormRecalibration": "lightning_lcs.callbacks.recalibration",
-    "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
-    "RuntimeController": "lightning_lcs.control.controller",
-}
-
-__all__ = list(_HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "LCSCallback": "lightning_lcs.callbacks.lcs",
+        "CompressibleSubspaceWrapper": "lightning_lcs.wrapper",
+        "SubspaceModel": "lightning_lcs.model",
+        "Structured": "lightning_lcs.subspace.modes",
+        "Unstructured": "lightning_lcs.subspace.modes",
+        "Quantized": "lightning_lcs.subspace.modes",
+        "Line": "lightning_lcs.subspace.line",
+        "Sampling": "lightning_lcs.training.options",
+        "Loss": "lightning_lcs.training.options",
+        "Recalibration": "lightning_lcs.training.options",
+        "BatchNormRecalibration": "lightning_lcs.callbacks.recalibration",
+        "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
+        "RuntimeController": "lightning_lcs.control.controller",
+    },
+)
 __version__ = "0.1.0"
-__getattr__ = lazy_names(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])

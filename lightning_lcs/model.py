@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import ChannelPlan
-from lightning_lcs.graph.cost import CurvePoint, Efficiency
 from lightning_lcs.graph.network import training_flags
 from lightning_lcs.graph.tracing.example_inputs import sample
 from lightning_lcs.io import checkpoint as checkpoints
@@ -20,9 +19,9 @@ from lightning_lcs.runtime.runtime import Runtime
 from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.build import build_parts
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
+from lightning_lcs.subspace.curve import Efficiency
 from lightning_lcs.subspace.describe import describe
-from lightning_lcs.subspace.level_table import Level as TableLevel
-from lightning_lcs.subspace.level_table import level_for_budget, make_table, named_level
+from lightning_lcs.subspace.level_table import GivenLevels, NamedLevel, level_for_budget, make_table, named_level
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.materialize import own_part
 from lightning_lcs.subspace.mode import Level, Mode
@@ -113,7 +112,7 @@ class SubspaceModel(nn.Module):
         self.line = line
         self.norm = norm
         self.settled = False  # trained or loaded as a subspace
-        self.levels: tuple[TableLevel, ...] = ()
+        self.levels: tuple[NamedLevel, ...] = ()
         self.class_names: tuple[str, ...] = ()
         self.runner = LevelRunner(parts, mode)
         self.runtime: Runtime | None = None
@@ -149,7 +148,7 @@ class SubspaceModel(nn.Module):
         finally:
             self.set_alpha(before)
 
-    def set_level(self, name: str) -> TableLevel:
+    def set_level(self, name: str) -> NamedLevel:
         """Choose a level of the level table.
 
         Args:
@@ -173,7 +172,7 @@ class SubspaceModel(nn.Module):
         size_bytes: float | None = None,
         accuracy: float | None = None,
         metric: str | None = None,
-    ) -> TableLevel:
+    ) -> NamedLevel:
         """Choose the level of the level table that fits a budget.
 
         Of the levels within all limits it is the largest; with ``accuracy`` alone the smallest that reaches it.
@@ -291,13 +290,8 @@ class SubspaceModel(nn.Module):
         """
         level = self.runner.level(alpha)
         costs = [self.mode.cost(part, level) for part in self.parts]
-        return Efficiency(
-            alpha=level.alpha,
-            **{"width": 1.0, "sparsity": 0.0, "bit_width": 32, **self.mode.settings(level.alpha)},  # type: ignore[arg-type]
-            params=sum(cost.params for cost in costs),
-            macs=sum(cost.macs for cost in costs),
-            size_bytes=sum(cost.size_bytes for cost in costs),
-        )
+        counts = {name: sum(getattr(cost, name) for cost in costs) for name in ("params", "macs", "size_bytes")}
+        return Efficiency.on_axis(self.mode.axis.name, level.value, alpha=level.alpha, **counts)
 
     def materialize(self, alpha: float, train: bool = False) -> nn.Module:
         """A plain network of one level, with its own parameters and buffers.
@@ -429,7 +423,7 @@ class SubspaceModel(nn.Module):
         self,
         path: str | os.PathLike[str],
         *,
-        levels: Mapping[str, float | CurvePoint] | Sequence[float | CurvePoint] | None = None,
+        levels: GivenLevels | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
         """Write one file that holds every level, and a table of levels by name.
@@ -439,10 +433,10 @@ class SubspaceModel(nn.Module):
 
         Args:
             path: The path of the file, such as "model.lcs".
-            levels: The levels of the table: a measured curve (``LCSCallback.curve``), which brings its metrics and
-                latencies, or alphas; or either of them by name. The default is the model's own table, else the alphas
-                0, 0.25, 0.5, 0.75 and 1 (every bit width in quantized mode). Names by default:
-                :func:`lightning_lcs.subspace.level_table.default_names`.
+            levels: The levels of the table: a measured curve (``LCSCallback.curve``, or the path of its ``curve.csv``),
+                which brings its metrics and latencies, or alphas; or either of them by name. The default is the model's
+                own table, else the alphas 0, 0.25, 0.5, 0.75 and 1 (every bit width in quantized mode). Names by
+                default: :func:`lightning_lcs.subspace.level_table.default_names`.
             class_names: The names of the classes, by their number. The default is the model's own.
 
         Raises:

@@ -11,15 +11,11 @@ if TYPE_CHECKING:
     from lightning_lcs.callbacks.recalibration import BatchNormRecalibration as BatchNormRecalibration
     from lightning_lcs.callbacks.tradeoff import TradeoffMonitor as TradeoffMonitor
 
-_HOMES = {
-    "LCSCallback": "lightning_lcs.callbacks.lcs",
-    "BatchNormRecalibration": "lightning_lcs.callbacks.recalibration",
-    "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
-}
-
-__all__ = list(_HOMES)
-__getattr__ = lazy_names(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "LCSCallback": "lightning_lcs.callbacks.lcs",
+        "BatchNormRecalibration": "lightning_lcs.callbacks.recalibration",
+        "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
+    },
+)

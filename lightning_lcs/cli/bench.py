@@ -1,8 +1,7 @@
-"""``lightning-lcs bench``: what the levels of a file take on this machine."""
+"""``lightning-lcs bench``: the time that the levels of a file take on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,31 +9,38 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from lightning_lcs.cli.level_times import LevelTiming, machine, time_levels
-from lightning_lcs.cli.parsing import call
+from lightning_lcs.export.level_times import LevelTiming, machine, time_levels
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.runtime.memory_format import layout_of
 
+_HEADINGS = (
+    "level",
+    "alpha",
+    "size\nMB",
+    "forward\nms",
+    "forward\nof full",
+    "forward\nof plain",
+    "switch\nms",
+    "switch in\ncopies",
+    "switch in\nforwards",
+)
+_EXPLAINED = """\
+forward of full: the time of a forward, as a share of that of the largest level.
+forward of plain: the time of a forward, as a share of that of the plain network of this level, from materialize().
+switch in copies: the time of a switch to the level, in copies of the level's tensors.
+switch in forwards: the time of a switch to the level, in forwards at the level."""
 
-def bench(args: Sequence[str]) -> None:
-    """Time the levels of a file.
+
+def bench(file: Path, repeats: int = 30, batch: int = 1, threads: int | None = None) -> None:
+    """Time a forward and a switch of every level of a structured model.lcs on this machine.
+
+    Times are medians of measurements that take turns.
 
     Args:
-        args: the command's name, and what follows it.
-    """
-    call(_bench, args)
-
-
-def _bench(file: Path, repeats: int = 30, batch: int = 1, threads: int | None = None) -> None:
-    """Time a forward and a switch of every level of a model.lcs on this machine; medians of interleaved measurements.
-
-    "of full" compares a forward with that of the largest level, "of narrow" with the network that materialize gives.
-
-    Args:
-        file: the file; structured.
-        repeats: measurements of each level.
-        batch: samples of a forward.
-        threads: of torch; its own number by default.
+        file: The file.
+        repeats: The number of measurements of each level.
+        batch: The number of samples of a forward.
+        threads: The number of torch's threads. The default is that of torch.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -47,17 +53,7 @@ def _bench(file: Path, repeats: int = 30, batch: int = 1, threads: int | None = 
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for heading in (
-        "level",
-        "alpha",
-        "size MB",
-        "forward ms",
-        "of full",
-        "of narrow",
-        "switch ms",
-        "in copies",
-        "in forwards",
-    ):
+    for heading in _HEADINGS:
         table.add_column(heading, justify="left" if heading == "level" else "right", overflow="fold")
     full = timings[-1].latency_ms
     for timing in timings:
@@ -74,16 +70,13 @@ def _bench(file: Path, repeats: int = 30, batch: int = 1, threads: int | None = 
         )
     console = Console(highlight=False)
     console.print(table)
-    runtime = model.runtime
-    if runtime is not None:
-        memory = runtime.statistics().arena_bytes / 1e6
+    console.print(_EXPLAINED, markup=False)
+    if model.runtime is not None:
+        memory = model.runtime.statistics().arena_bytes / 1e6
         console.print(
-            f"prepared tensors: {memory:.2f} MB in two arenas; weights {layout_of(model.parts[0])}", markup=False
+            f"Prepared tensors take {memory:.2f} MB in two arenas; weights are {layout_of(model.parts[0])}.",
+            markup=False,
         )
-    console.print(
-        "of full: of the largest level. of narrow: of the plain network of that size. in copies, in forwards:"
-    )
-    console.print("the switch, in copies of the level's tensors, and in forwards of the level.")
     console.print(machine(), markup=False)
 
 

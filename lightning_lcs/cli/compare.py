@@ -1,22 +1,23 @@
-"""``lightning-lcs compare``: several training methods on one recipe, one table and one plot of each mode."""
+"""``lightning-lcs compare``: several training methods on one recipe, with one table and one plot per axis."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lcs.callbacks.lcs import LCSCallback
+from lightning_lcs.cli.parsing import call, split
 from lightning_lcs.cli.recipe import read_recipe
 from lightning_lcs.reporting.comparison import Runs, plot_comparisons, print_comparisons
 from lightning_lcs.reporting.curve import read_csv, write_csv
 from lightning_lcs.reporting.plots import require_matplotlib
+from lightning_lcs.reporting.run_summary import name_method
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.training.methods import METHODS, method_settings
@@ -25,34 +26,57 @@ from lightning_lcs.training.methods import METHODS, method_settings
 _OF_MODEL = ("mode", "subspace", "norm", "line")
 
 
-def compare(args: Sequence[str]) -> None:
-    """Train the chosen methods, those whose result is not there yet, then print the table and draw the plot.
+class Chosen(NamedTuple):
+    """The command's own options."""
 
-    Every run writes ``METHOD-SEED.csv``, whole or not at all; a call that was interrupted goes on with the next.
+    methods: list[str]
+    seeds: list[int]
+    folder: Path
+    alphas: list[float] | None
+    metric: str
+
+
+def options(
+    methods: list[str] = ["structured-line", "structured-point", "plain", "us"],  # noqa: B006
+    seeds: list[int] = [0],  # noqa: B006
+    folder: Path = Path("runs/compare"),
+    alphas: list[float] | None = None,
+    metric: str = "val_acc",
+) -> Chosen:
+    """Train several methods on one recipe (any arguments of lightning-lcs fit), and compare their curves.
+
+    The recipe's own LCSCallback, checkpoints and logger are left out. Results in the folder are kept, so that another
+    recipe needs another folder. lightning-lcs report FOLDER makes a page about all runs.
 
     Args:
-        args: the command's name, and what follows it; what is not known here is LightningCLI's.
+        methods: The methods.
+        seeds: The seeds; each method is trained with each seed.
+        folder: The folder of the results.
+        alphas: The levels of all curves. The default is the levels of each method.
+        metric: The metric that the table and the plot show.
+    """
+    return Chosen(methods, seeds, folder, alphas, metric)
+
+
+def compare(args: Sequence[str]) -> None:
+    """Train the chosen methods, except those whose result is there already; then print the table and draw the plot.
+
+    Every run writes ``METHOD-SEED.csv``, whole or not at all, and a folder ``METHOD-SEED`` for ``lightning-lcs
+    report``. A call that was interrupted goes on with the next run.
+
+    Args:
+        args: The command's name, and what follows it; options that are not known here are LightningCLI's.
 
     Raises:
-        ValueError: a method that is not known, or a level outside [0, 1].
+        ValueError: A method is not known, or a level is outside [0, 1].
     """
-    parser = argparse.ArgumentParser(
-        prog="lightning-lcs compare",
-        description="Train several methods on one recipe (any arguments of lightning-lcs fit), and compare their "
-        "curves. The recipe's own LCSCallback, checkpoints and logger are left out; results in the folder are kept, so "
-        f"that another recipe needs another folder. Methods: {'; '.join(METHODS)}.",
-    )
-    parser.add_argument("--methods", nargs="+", default=["structured-line", "structured-point", "plain", "us"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/compare"), help="where results are kept")
-    parser.add_argument("--alphas", nargs="+", type=float, help="levels of all curves; else those of each method")
-    parser.add_argument("--metric", default="val_acc", help="what the table and the plot show")
-    own, recipe = parser.parse_known_args(args[1:])
+    known, recipe = split(options, args[1:])
+    own: Chosen = call(options, [args[0], *known], f"Methods: {'; '.join(METHODS)}.")
     levels = {} if own.alphas is None else {"alphas": own.alphas}
     for method in own.methods:
         LCSCallback.method(method, **levels)  # before the first run, not after hours; the same for what draws the plot
     require_matplotlib()
-    # What devices there are, it would say before every run.
+    # Lightning would name the devices before every run.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     begin = time.monotonic()
     runs: Runs = {method: [] for method in own.methods}
@@ -62,7 +86,9 @@ def compare(args: Sequence[str]) -> None:
             if path.exists():
                 print(f"{path}: kept from an earlier call", flush=True)
             else:
-                write_csv({"": _train(method, seed, own.folder, recipe, levels)}, path)
+                curve = _train(method, seed, path.with_suffix(""), recipe, levels)
+                name_method(path.with_suffix(""), method)
+                write_csv({"": curve}, path)
                 print(f"{method}, seed {seed}: {(time.monotonic() - begin) / 3600:.2f} hours so far", flush=True)
             runs[method].append(read_csv(path))
     print_comparisons(runs, own.metric)
@@ -74,7 +100,7 @@ def _train(method: str, seed: int, folder: Path, recipe: Sequence[str], levels: 
     settings = method_settings(method)
     of_model = {name: settings[name] for name in _OF_MODEL if name in settings}
     given = [f"--model.{name}={_as_argument(value)}" for name, value in of_model.items()]
-    here = [f"--seed_everything={seed}", "--trainer.logger=false", f"--trainer.default_root_dir={folder / 'last'}"]
+    here = [f"--seed_everything={seed}", "--trainer.logger=false", f"--trainer.default_root_dir={folder}"]
     cli = read_recipe([*recipe, *given, *here], run=False, save_config_callback=None)
     lcs = LCSCallback.method(method, seed=seed, **levels)
     # Every method writes to the same places: checkpoints of one would stand in the way of the next.

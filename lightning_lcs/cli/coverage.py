@@ -1,14 +1,12 @@
-"""``lightning-lcs coverage``: what structured compression makes of networks of timm and torchvision."""
+"""``lightning-lcs coverage``: how much of networks of timm and torchvision shrinks with structured compression."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.modes import Structured
+from lightning_lcs.utils.extras import needed_for
 
 SHOWN = 2  # reasons for which dimensions stay whole; --whole names the dimensions
 TORCHVISION = "torchvision:"
@@ -27,14 +26,14 @@ TORCHVISION = "torchvision:"
 
 @dataclasses.dataclass
 class Coverage:
-    """What structured compression makes of a network.
+    """How much of a network shrinks at a level.
 
     Attributes:
-        params: share of the parameters left.
-        macs: share of the multiply-accumulates left.
-        seconds: to trace, plan and check both forms, for training and for evaluation.
-        identity: relative difference of the traced graph at width 1 from the network; 0 is bitwise.
-        whole: number of dimensions kept whole though they are neither input nor output, by what froze them.
+        params: The share of parameters that are left.
+        macs: The share of multiply-accumulates that are left.
+        seconds: The seconds that it took to trace, plan and check both forms, for training and for evaluation.
+        identity: The relative difference of the traced network at width 1 from the network; 0 means bitwise equal.
+        whole: By the operation that keeps them whole, the number of such dimensions that are neither input nor output.
     """
 
     params: float
@@ -44,39 +43,35 @@ class Coverage:
     whole: dict[str, int]
 
 
-def coverage(args: Sequence[str]) -> None:
-    """Print a table, a network a row, and leave the process with 1 where one of them fails.
+def coverage(networks: list[str], width: float = 0.5, image_size: int | None = None, whole: bool = False) -> None:
+    """Say whether structured compression works for networks, and how much of each network shrinks.
+
+    Each network is built with random weights, traced for training and evaluation, and run at full width and at the
+    given width. The columns are the shares of parameters and multiply-accumulates that are left, the seconds that
+    tracing and planning took, the difference of the traced network at width 1 from the network, and the dimensions that
+    are kept whole, by the operation that keeps them. The exit code is 1 if a network fails.
 
     Args:
-        args: the command's name, and what follows it.
+        networks: Names in timm, or torchvision:NAME.
+        width: The share of channels that are kept, in (0, 1).
+        image_size: The side of the images in pixels. The default is the size that the network is made for, or 224.
+        whole: List every dimension that is kept whole.
     """
-    parser = argparse.ArgumentParser(
-        prog="lightning-lcs coverage",
-        description="Does structured compression work for a network, and how much of it shrinks? Each one is built "
-        "with random weights, traced for training and evaluation, and run at full width and at the one asked for. "
-        "Columns: shares of parameters and multiply-accumulates left, seconds to trace and plan, difference of the "
-        "trace at width 1 from the network, dimensions kept whole by the operation that kept them.",
-    )
-    parser.add_argument("networks", nargs="+", help="names in timm, or torchvision:NAME")
-    parser.add_argument("--width", type=float, default=0.5, help="share of channels kept, in (0, 1); 0.5")
-    parser.add_argument("--image-size", type=int, help="pixels; by default what the network is made for, or 224")
-    parser.add_argument("--whole", action="store_true", help="list every dimension that stays whole")
-    own = parser.parse_args(args[1:])
-    if not 0.0 < own.width < 1.0:
-        raise ValueError(f"--width is {own.width:g}, and has to be between 0 and 1")
-    if own.image_size is not None and own.image_size < 1:
-        raise ValueError(f"--image-size is {own.image_size}, and has to be at least 1")
+    if not 0.0 < width < 1.0:
+        raise ValueError(f"--width is {width:g}, and has to be between 0 and 1")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"--image-size is {image_size}, and has to be at least 1")
     table = Table(
-        title=f"at width {own.width:g}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=f"at width {width:g}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
     for heading in ("network", "pixels", "params", "MACs", "seconds", "width 1", "kept whole"):
         named = heading in ("network", "kept whole")
         table.add_column(heading, justify="left" if named else "right", no_wrap=heading == "network")
     below, failed = [], []
-    for name in own.networks:
+    for name in networks:
         try:
-            net, x = build(name, own.image_size)
-            model, seconds = prepared(net, x, Structured(min_width=own.width))
+            net, x = build(name, image_size)
+            model, seconds = prepared(net, x, Structured(min_width=width))
             found = measured(model, x, 0.0, seconds)
         except Exception as error:  # whatever a network raises
             failed.append(f"{name} failed: {error} ({type(error).__name__})")
@@ -88,7 +83,7 @@ def coverage(args: Sequence[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if table.row_count:
         console.print(table)
-    for line in (below if own.whole else []) + failed:
+    for line in (below if whole else []) + failed:
         console.print(line, markup=False)
     if failed:
         raise SystemExit(1)
@@ -98,24 +93,26 @@ def build(name: str, size: int | None = None, **options: Any) -> tuple[nn.Module
     """A network with random weights, and three random images for it.
 
     Args:
-        name: of timm, or "torchvision:NAME".
-        size: pixels of the images; by default what the network is made for.
-        options: of its constructor.
+        name: The name in timm, or "torchvision:NAME".
+        size: The side of the images in pixels. The default is what the network is made for.
+        options: The options of its constructor.
 
     Raises:
-        ValueError: there is no such network.
+        ValueError: There is no such network.
     """
     torch.manual_seed(0)
     channels, made_for = 3, 224
     if name.startswith(TORCHVISION):
-        import torchvision
+        with needed_for("a network of torchvision"):
+            import torchvision
 
         plain = name.removeprefix(TORCHVISION)
         if plain not in torchvision.models.list_models():
             raise ValueError(f"torchvision has no network {plain!r}")
         net: nn.Module = torchvision.models.get_model(plain, weights=None, **_offline(plain), **options)
     else:
-        import timm
+        with needed_for("a network of timm"):
+            import timm
 
         if not timm.is_model(name.partition(".")[0]):
             raise ValueError(
@@ -129,7 +126,7 @@ def build(name: str, size: int | None = None, **options: Any) -> tuple[nn.Module
 
 
 def _offline(name: str) -> dict[str, Any]:
-    """What keeps a network of torchvision from downloading weights, and from minutes of drawing them."""
+    """Options that keep a network of torchvision from downloading weights, and from drawing them for minutes."""
     import torchvision
 
     taken = inspect.signature(torchvision.models.get_model_builder(name)).parameters
@@ -138,15 +135,15 @@ def _offline(name: str) -> dict[str, Any]:
 
 
 def prepared(net: nn.Module, x: Tensor, mode: Structured | None = None) -> tuple[SubspaceModel, float]:
-    """A point subspace in evaluation, traced, and the seconds that this took.
+    """A traced point subspace in evaluation, and the seconds that tracing took.
 
     Args:
-        net: the network.
-        x: its input; two samples or more.
-        mode: with options.
+        net: The network.
+        x: Its input, with two samples or more.
+        mode: The mode. The default is ``Structured()``.
 
     Raises:
-        TraceError: the network can't be traced.
+        TraceError: The network can't be traced.
     """
     started = time.monotonic()
     with warnings.catch_warnings():
@@ -157,16 +154,16 @@ def prepared(net: nn.Module, x: Tensor, mode: Structured | None = None) -> tuple
 
 
 def measured(model: SubspaceModel, x: Tensor, alpha: float, seconds: float) -> Coverage:
-    """What a network comes to at a level.
+    """How much of a network shrinks at a level.
 
     Args:
-        model: traced.
-        x: input of the network.
-        alpha: the level.
-        seconds: that it took to trace.
+        model: The traced subspace.
+        x: The input of the network.
+        alpha: The level.
+        seconds: The seconds that tracing took.
 
     Raises:
-        ValueError: its result there is not finite.
+        ValueError: The result at this level is not finite.
     """
     with torch.no_grad(), model.at_alpha(alpha):
         if not all(torch.isfinite(leaf).all() for leaf in _tensors(model(x))):
@@ -178,7 +175,7 @@ def measured(model: SubspaceModel, x: Tensor, alpha: float, seconds: float) -> C
 
 
 def identity(model: SubspaceModel, x: Tensor) -> float:
-    """Largest difference of the traced graph at full width from the network, relative to the largest output."""
+    """The largest difference of the traced graph at full width from the network, relative to the largest output."""
     part = model.parts[0]
     with torch.no_grad():
         program = part.network.in_mode(False)

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from lightning_lcs.callbacks.lcs import LCSCallback
 from lightning_lcs.cli.digits import train_on_digits
-from lightning_lcs.cli.parsing import call
 from lightning_lcs.reporting.curve import Curve, write_csv
 from lightning_lcs.reporting.plots import plot_curves, require_matplotlib
+from lightning_lcs.reporting.run_summary import name_method
 from lightning_lcs.reporting.terminal import print_curves
 
 
-def demo(args: Sequence[str]) -> None:
-    """Parse, and :func:`run`.
-
-    Args:
-        args: the command's name, and what follows it.
-    """
-    call(run, args)
-
-
-def run(epochs: int = 8, output: Path = Path("runs/demo")) -> None:
+def demo(epochs: int = 8, output: Path = Path("runs/demo")) -> None:
     """Train on scikit-learn's digits as a compressible subspace and plainly, and show both at the same seven widths.
 
     Takes about two minutes on two cores, and needs no download. Writes curve.csv, curve.png and model.lcs.
@@ -44,6 +34,7 @@ def run(epochs: int = 8, output: Path = Path("runs/demo")) -> None:
     console.print("Training the same network plainly, then cutting it to the same widths ...")
     plain = LCSCallback.method("plain")
     train_on_digits(plain, epochs, output / "plain", console.is_terminal)
+    name_method(output / "plain", "plain")
 
     curves: dict[str, Curve] = {"subspace": subspace.curve, "plain, cut": plain.curve}
     print_curves(curves, console, "val_acc")

@@ -7,39 +7,26 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lightning_lcs.cli.parsing import call
-from lightning_lcs.io.inspect import summary
+from lightning_lcs.io.inspect import inspect_file
 
 
-def inspect(args: Sequence[str]) -> None:
-    """Print what is in a file.
-
-    Args:
-        args: the command's name, and what follows it.
-    """
-    call(_inspect, args)
-
-
-def _inspect(file: Path) -> None:
+def inspect(file: Path) -> None:
     """Verify the checksums of a model.lcs, and say what is in it.
 
     Args:
-        file: the file.
+        file: The file.
     """
-    found = summary(file)
+    found = inspect_file(file)
     tensors = ", ".join(f"{count} {kind} ({size / 1e6:.2f} MB)" for kind, (count, size) in found.tensors.items())
     inputs = [f"{', '.join(shape)} ({dtype})" for shape, dtype in found.inputs]
+    statistics = f"statistics of {len(found.statistics)} levels" if found.statistics else "no statistics of levels"
     lines = {
         "file": f"{found.path}, {found.size_bytes / 1e6:.2f} MB, format {found.version}",
-        "checksums": f"right: the header's and those of {found.sections} tensors",
+        "checksums": f"right: those of the header and of {found.sections} tensors",
         "subspace": f"{found.mode!r}, {found.subspace}",
         "tensors": tensors,
-        "batch norm": f"statistics of {len(found.statistics)} levels"
-        if found.statistics
-        else "no statistics of levels",
-        "network": f"{found.ops} ops"
-        if found.ops
-        else "none: load it with module=, the network that it was trained from",
+        "batch norm": statistics,
+        "network": f"{found.ops} ops" if found.ops else "none: load it with module=, the network that was trained",
         "input": "; ".join(inputs) or "that of the module",
         "levels": ", ".join(level.name for level in found.levels) or "no table",
         "classes": _shortened(found.class_names),

@@ -9,31 +9,44 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lightning_lcs.cli.parsing import call
+from lightning_lcs.utils.extras import needed_for
+
 
 class Command(NamedTuple):
-    """A command: where its function is, imported when the command is used, and one line about it."""
+    """A command.
+
+    Attributes:
+        home: The module and the function, which are imported when the command is used.
+        line: One line about the command.
+        parses: Whether the function takes the arguments themselves. The default is that its parameters are the
+            arguments and options of the command.
+    """
 
     home: str
-    summary: str
+    line: str
+    parses: bool = False
 
 
 # What a device runs imports neither Lightning nor timm: a command's module is imported when it is used.
 COMMANDS = {
-    "fit": Command("fit.training", "train a timm model as a compressible subspace"),
-    "validate": Command("fit.training", "measure a checkpoint's curve on the validation data"),
-    "test": Command("fit.training", "measure a checkpoint's curve on the test data"),
-    "predict": Command("fit.training", "run a checkpoint on a data module's images"),
-    "coverage": Command("coverage.coverage", "whether width works for networks of timm and torchvision, and how far"),
+    "fit": Command("fit.training", "train a timm model as a compressible subspace", parses=True),
+    "validate": Command("fit.training", "measure a checkpoint's curve on the validation data", parses=True),
+    "test": Command("fit.training", "measure a checkpoint's curve on the test data", parses=True),
+    "predict": Command("fit.training", "run a checkpoint on a data module's images", parses=True),
+    "coverage": Command("coverage.coverage", "say how far networks of timm and torchvision can be narrowed"),
     "inspect": Command("inspect.inspect", "verify a model.lcs, and say what is in it"),
-    "levels": Command("levels.levels", "the level table of a model.lcs"),
+    "levels": Command("levels.levels", "print the level table of a model.lcs"),
     "materialize": Command("materialize.materialize", "cut one level out of a model.lcs"),
     "bench": Command("bench.bench", "time the levels of a model.lcs on this machine"),
-    "export": Command("export.export", "write levels of a model.lcs as ONNX or torch.export files"),
-    "compare": Command("compare.compare", "train several methods on one recipe, and compare their curves"),
+    "export": Command("export.export", "write levels of a model.lcs for ONNX and other runtimes", parses=True),
+    "compare": Command("compare.compare", "train several methods on one recipe, and compare their curves", parses=True),
     "report": Command("report.report", "write an HTML page about one or more runs"),
     "dashboard": Command("dashboard.dashboard", "make a W&B workspace over the runs of a project"),
     "demo": Command("demo.demo", "train on real images in minutes, and show the curve"),
-    "serve-demo": Command("serve_demo.serve_demo", "a latency target kept under CPU load, with real images"),
+    "serve-demo": Command(
+        "serve_demo.serve_demo", "keep a latency target under CPU load, with real images", parses=True
+    ),
 }
 
 # Errors that the user can do something about: one sentence says what.
@@ -81,17 +94,21 @@ def run(args: Sequence[str]) -> None:
         print(overview())
         return
     if name not in COMMANDS:
-        print(f"lightning-lcs: there is no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"lightning-lcs: there is no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     module, _, function = COMMANDS[name].home.rpartition(".")
-    command = getattr(importlib.import_module(f"lightning_lcs.cli.{module}"), function)
-    command(args)
+    with needed_for(f"lightning-lcs {name}"):
+        command = getattr(importlib.import_module(f"lightning_lcs.cli.{module}"), function)
+        if COMMANDS[name].parses:
+            command(args)
+        else:
+            call(command, args)
 
 
 def overview() -> str:
     """All commands, a line each."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {command.line}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: lightning-lcs COMMAND [options] [--debug]",

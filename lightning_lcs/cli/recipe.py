@@ -13,13 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+
+from lightning_lcs.data import adapter, digits, fashion_mnist, vision  # noqa: F401
 
 # LightningCLI finds data modules by their short names when they have been imported.
-from lightning_lcs import data as _data  # noqa: F401
-from lightning_lcs.cli.parsing import require_jsonargparse
 from lightning_lcs.training.options import places
+from lightning_lcs.utils.extras import needed_for
 from lightning_lcs.wrapper import CompressibleSubspaceWrapper
+
+with needed_for("LightningCLI"):
+    import jsonargparse  # noqa: F401  # Lightning's own error does not say how to install it
+    from lightning.pytorch.cli import LightningCLI
 
 
 def read_recipe(args: Sequence[str], **options: Any) -> LightningCLI:
@@ -32,7 +36,6 @@ def read_recipe(args: Sequence[str], **options: Any) -> LightningCLI:
     Raises:
         ArgumentError: an option or a value that there is not.
     """
-    require_jsonargparse("LightningCLI")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # modules of the user's, as for `python -m`
     raising = {"exit_on_error": False}  # and not the usage, which is longer than any screen

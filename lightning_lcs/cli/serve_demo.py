@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lightning_lcs.cli import parsing
 from lightning_lcs.cli.serving import Burners, images_for, schedule, serve, shown
-from lightning_lcs.cli.serving_report import plot_served, summary, write_served
+from lightning_lcs.cli.serving_report import by_phase, plot_served, write_served
 from lightning_lcs.control.controller import RuntimeController, measure_profile
 from lightning_lcs.control.latency_target import LatencyTarget
 from lightning_lcs.control.sensors import usable_cpus
@@ -24,12 +24,12 @@ _ROOM = 1.3
 
 
 def serve_demo(args: Sequence[str]) -> None:
-    """Parse, and :func:`run`.
+    """Run the command; a file may stand first, without ``--file``.
 
     Args:
-        args: the command's name, and what follows it.
+        args: The command's name, and what follows it.
     """
-    rest = [_underscored(argument) for argument in args[1:]]
+    rest = list(args[1:])
     if rest and not rest[0].startswith("-"):
         rest = ["--file", *rest]
     parsing.call(run, [args[0], *rest])
@@ -108,14 +108,8 @@ def run(
         ),
         output / "recording.jsonl",
     ]
-    console.print(_table(summary(served, phases, target), right))
+    console.print(_table(by_phase(served, phases, target), right))
     console.print(f"Written: {', '.join(map(str, written))}")
-
-
-def _underscored(argument: str) -> str:
-    """--target-ms is taken for --target_ms."""
-    name, equals, value = argument.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}" if argument.startswith("--") else argument
 
 
 def _trained(folder: Path, epochs: int, console: Console) -> Path:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_lcs.reporting.plots import require_matplotlib
+from lightning_lcs.reporting.plots import require_matplotlib, save_figure
+from lightning_lcs.subspace.curve_file import write_rows
 
 # Colours that are told apart by readers who see no red or green (Okabe and Ito).
 _BLUE, _ORANGE, _SHADES = "#0072B2", "#D55E00", ("#ffffff", "#e8e8e8", "#cfcfcf")
@@ -69,7 +69,7 @@ def running_accuracy(served: Sequence[ServedBatch], images: int, full: bool = Fa
     return found
 
 
-def summary(served: Sequence[ServedBatch], phases: Sequence[Phase], target_ms: float) -> list[dict[str, float]]:
+def by_phase(served: Sequence[ServedBatch], phases: Sequence[Phase], target_ms: float) -> list[dict[str, float]]:
     """One row per phase: shares of batches within the target, mean level, accuracies; NaN where nothing is known."""
     rows = []
     for phase in phases:
@@ -94,21 +94,10 @@ def summary(served: Sequence[ServedBatch], phases: Sequence[Phase], target_ms: f
 
 def write_served(served: Sequence[ServedBatch], target_ms: float, window: int, path: str | os.PathLike[str]) -> Path:
     """Write a CSV file, a row per batch, with the target and both running accuracies over ``window`` images."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
     columns = [field.name for field in dataclasses.fields(ServedBatch)]
     accuracies = zip(running_accuracy(served, window), running_accuracy(served, window, full=True), strict=True)
-    try:
-        with scratch.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*columns, "target_ms", "running_accuracy", "full_running_accuracy"])
-            for batch, both in zip(served, accuracies, strict=True):
-                writer.writerow([*dataclasses.astuple(batch), target_ms, *both])
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return target
+    table = [[*dataclasses.astuple(batch), target_ms, *both] for batch, both in zip(served, accuracies, strict=True)]
+    return write_rows([*columns, "target_ms", "running_accuracy", "full_running_accuracy"], table, path)
 
 
 def plot_served(
@@ -167,10 +156,7 @@ def plot_served(
     accuracy.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9, frameon=False)
     for axes in (latency, level, accuracy):
         axes.grid(alpha=0.35, axis="y")
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=130)
-    return target
+    return save_figure(figure, path, dpi=130)
 
 
 def _draw_latency(axes: Any, served: Sequence[ServedBatch], target_ms: float) -> None:

@@ -19,6 +19,7 @@ from lightning_lcs.control import recording as recordings
 from lightning_lcs.control.decision import Policy, Rules, State, decide, policy_names
 from lightning_lcs.control.recording import Decision
 from lightning_lcs.control.sensors import SYSTEM_READINGS, Forward, Readings, SystemReader
+from lightning_lcs.utils.timing import elapsed, synchronize
 
 DEFAULT_LEVELS = 7
 # A controller may run for months, so it keeps a limited number of forwards between two steps, and of decisions.
@@ -142,7 +143,7 @@ class RuntimeController:
         """Run the network and measure its latency; on a GPU, this waits until the work is done."""
         with self.forward():
             output = self.net(*args, **kwargs)
-            _synchronize()
+            synchronize()
         return output
 
     @contextlib.contextmanager
@@ -317,11 +318,7 @@ def measure_profile(
             for level in chosen:
                 net.set_alpha(level)
                 net(*args)
-                _synchronize()
-                begin = clock()
-                net(*args)
-                _synchronize()
-                times[level].append(1e3 * (clock() - begin))
+                times[level].append(1e3 * elapsed(lambda: net(*args), clock))
     finally:
         net.set_alpha(before)
     return {level: statistics.median(measured) for level, measured in times.items()}
@@ -336,10 +333,3 @@ def _finite_or_none(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     return float(value) if math.isfinite(value) else None
-
-
-def _synchronize() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

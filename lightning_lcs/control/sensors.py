@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_lcs.utils.extras import needed_for
+
 PRESSURE_FILE = "/proc/pressure/cpu"
 # psutil's names of processor sensors. A hot drive or battery says little about the processor.
 _PROCESSOR_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "x86_pkg_temp")
@@ -139,12 +141,8 @@ def require_psutil() -> Any:
     Raises:
         ImportError: It is not installed.
     """
-    try:
+    with needed_for("readings of memory, battery and temperature"):
         return importlib.import_module("psutil")
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "memory, battery and temperature are read through psutil: pip install 'lightning-lcs[control]'"
-        ) from error
 
 
 def parse_pressure(text: str) -> float:

@@ -8,6 +8,8 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from lightning_lcs.utils.extras import needed_for
+
 
 def require_sklearn_datasets() -> Any:
     """The module ``sklearn.datasets``, which contains the images.
@@ -15,10 +17,8 @@ def require_sklearn_datasets() -> Any:
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    try:
+    with needed_for("the images of the demos"):
         import sklearn.datasets
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the images come with scikit-learn: pip install 'lightning-lcs[demo]'") from error
     return sklearn.datasets
 
 

@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from lightning_lcs.utils.extras import needed_for
+
 _FILES = {"train": "train", "test": "t10k"}
 # Mean and standard deviation of the training pixels, whose values are in [0, 1].
 _MEAN, _DEVIATION = 0.2860, 0.3530
@@ -20,7 +22,8 @@ class _Augmented(Dataset[tuple[torch.Tensor, ...]]):
     """A data set whose images are cropped and flipped at random."""
 
     def __init__(self, dataset: Dataset[tuple[torch.Tensor, ...]]) -> None:
-        from torchvision.transforms import v2
+        with needed_for("FashionMNISTDataModule"):
+            from torchvision.transforms import v2
 
         self.dataset = dataset
         self.transform = v2.Compose([v2.RandomCrop(32, padding=4, fill=_BLACK), v2.RandomHorizontalFlip()])

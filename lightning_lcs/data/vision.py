@@ -7,6 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
+from lightning_lcs.utils.extras import needed_for
+
 # Mean and standard deviation of the training pixels, per channel.
 _STATISTICS = {
     "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -70,7 +72,8 @@ class VisionDataModule(pl.LightningDataModule):
                 self._sets[train] = self._make(train, download=False)
 
     def _make(self, train: bool, download: bool) -> Any:
-        from torchvision import datasets
+        with needed_for("VisionDataModule"):
+            from torchvision import datasets
 
         transform = _transform(self.dataset, train)
         if self.dataset == "ImageNet":
@@ -101,7 +104,8 @@ class VisionDataModule(pl.LightningDataModule):
 
 
 def _transform(dataset: str, train: bool) -> Any:
-    from torchvision import transforms as t
+    with needed_for("VisionDataModule"):
+        from torchvision import transforms as t
 
     if dataset == "ImageNet":
         spatial = [t.RandomResizedCrop(224), t.RandomHorizontalFlip()] if train else [t.Resize(256), t.CenterCrop(224)]

@@ -1,14 +1,9 @@
-"""A level as a program of ``torch.export``, and what its copies elsewhere are checked against."""
+"""A level as a program of ``torch.export``, and the check of exported programs against it."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import dataclasses
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,28 +22,11 @@ _TRACED = 11
 _CHECKED = (1, 3)
 
 
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """A file that was written, and checked against the levels in torch.
-
-    Attributes:
-        path: of the file.
-        alphas: the levels in it, in the order of their numbers.
-        size_bytes: of the file.
-        difference: the largest difference from the levels in torch, relative to their largest output.
-    """
-
-    path: Path
-    alphas: tuple[float, ...]
-    size_bytes: int
-    difference: float
-
-
 def levels_of(model: SubspaceModel, alphas: Sequence[float]) -> list[float]:
-    """The levels that run when these are asked for, ascending, each once.
+    """The levels that run when these alphas are set, ascending and each once.
 
     Raises:
-        ValueError: none, or one outside [0, 1].
+        ValueError: There is no alpha, or one is outside [0, 1].
     """
     if not alphas:
         raise ValueError("alphas is empty: give at least one level in [0, 1], such as [0, 0.5, 1]")
@@ -56,14 +34,13 @@ def levels_of(model: SubspaceModel, alphas: Sequence[float]) -> list[float]:
 
 
 def example_batch(model: SubspaceModel, samples: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of the network with so many samples; floating-point ones are random, the same at each call.
+    """Arguments of the network with a number of samples; floating-point tensors are random and the same at each call.
 
     Raises:
-        RuntimeError: the network was never called, and had no ``example_inputs``; or it has several
-            parts.
+        RuntimeError: The network was never called and has no ``example_inputs``, or there are several networks.
     """
     if len(model.parts) != 1:
-        raise RuntimeError(f"export takes a single network, and this subspace model has several; {TOGETHER}")
+        raise RuntimeError(f"an export needs a single network, and this subspace model has several; {TOGETHER}")
     args, kwargs = model.parts[0].network.example_inputs()
     batch = next(leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
     generator = torch.Generator().manual_seed(0)
@@ -80,29 +57,31 @@ def example_batch(model: SubspaceModel, samples: int) -> tuple[tuple[Any, ...], 
 
 
 def program_of(model: SubspaceModel, level: nn.Module) -> ExportedProgram:
-    """A level's network, exported with its batch dimension open.
+    """The network of a level, exported with an open batch dimension.
 
     Args:
-        model: gives the arguments.
-        level: what ``model.materialize`` gave.
+        model: The subspace, which gives the arguments.
+        level: The network, from ``model.materialize``.
     """
     args, kwargs = example_batch(model, _TRACED)
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == _TRACED:
             shapes[leaf] = {0: Dim.DYNAMIC}
-    # A copy: what layers' inputs are quantized with is kept from the first call, which here is one without data.
+    # A copy, because the hooks that quantize inputs keep what they compute in the first call, which has no data here.
     with torch.no_grad():
         return torch.export.export(copy.deepcopy(level), args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def difference(model: SubspaceModel, level: nn.Module, run: Callable[[Any, Any], Sequence[Tensor]]) -> float:
-    """The largest difference between a level and its copy, relative to the level's largest output; two batch sizes.
+    """The largest difference between a level and its exported program, relative to the level's largest output.
+
+    It is measured at two batch sizes.
 
     Args:
-        model: gives the arguments.
-        level: what ``model.materialize`` gave.
-        run: takes arguments and keyword arguments, and gives the copy's outputs, flat.
+        model: The subspace, which gives the arguments.
+        level: The network, from ``model.materialize``.
+        run: Takes arguments and keyword arguments, and returns the outputs of the exported program as a flat list.
     """
     found = 0.0
     for samples in _CHECKED:
@@ -116,30 +95,13 @@ def difference(model: SubspaceModel, level: nn.Module, run: Callable[[Any, Any],
 
 
 def check_difference(found: float, what: str, tolerance: float = TOLERANCE) -> None:
-    """Raise where a copy differs from its level.
+    """Raise an error if an exported program differs from its level.
 
     Raises:
-        RuntimeError: it does; NaN included.
+        RuntimeError: The difference is above the tolerance, or it is NaN.
     """
     if not found <= tolerance:
         raise RuntimeError(
-            f"{what} differs from the level in torch by {found:.1e} of its largest output, and {tolerance:g} is "
-            "allowed: nothing was written"
+            f"{what} differs from the level in torch by {found:.1e} of the largest output, and {tolerance:g} is "
+            "allowed; no file was written"
         )
-
-
-@contextlib.contextmanager
-def written_whole(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A scratch folder whose files move into ``folder`` when the block ends without an error, and vanish otherwise."""
-    target = Path(folder)
-    made = not target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".export", dir=target) as scratch:
-            yield Path(scratch)
-            for file in sorted(Path(scratch).iterdir()):
-                file.replace(target / file.name)
-    except BaseException:
-        if made and not any(target.iterdir()):
-            target.rmdir()
-        raise

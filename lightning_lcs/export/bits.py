@@ -1,9 +1,8 @@
-"""A quantized level in a file whose weights take as many bits as they have."""
+"""A quantized level in a file whose weights are packed to their number of bits."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_lcs.export.base import written_whole
 from lightning_lcs.export.packing import pack_bits, unpack_bits
-from lightning_lcs.export.tensor_files import check_state, read_tensors
+from lightning_lcs.export.registry import ExportedFile
+from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
 from lightning_lcs.functional.quantization import affine_parameters, dequantize, quantize, value_range
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.forward import hook_inputs, layers_at
@@ -35,10 +33,10 @@ class QuantizedWeight:
     """A weight as integers: ``(integers - zero_point) * scale``.
 
     Attributes:
-        integers: int8, of the weight's shape.
-        scale: float32: one, or one per output channel.
-        zero_point: int32, of the scale's shape.
-        bits: of each integer, 2 to 8.
+        integers: The integers, int8 in the shape of the weight.
+        scale: The scale, float32: one, or one per output channel.
+        zero_point: The zero point, int32 in the shape of the scale.
+        bits: The bits of each integer, 2 to 8.
     """
 
     integers: Tensor
@@ -61,39 +59,25 @@ def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, Quantized
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class BitsFile:
-    """A file that was written.
-
-    Attributes:
-        path: of the file.
-        alpha: its level.
-        bits: of each quantized layer, by path.
-        size_bytes: of the file.
-        dense_bytes: of the same parameters and buffers, dense.
-    """
-
-    path: Path
-    alpha: float
-    bits: dict[str, int]
-    size_bytes: int
-    dense_bytes: int
-
-
-def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float = 0.0) -> BitsFile:
-    """Write one level into a file: quantized weights packed, all else as it is; safetensors, no pickle.
+def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float = 0.0) -> ExportedFile:
+    """Write one level into a safetensors file: quantized weights are packed, all other tensors are stored as they are.
 
     Args:
-        model: a single network in quantized mode, with the input ranges of this level.
-        path: of the file, such as "model_3_bits.safetensors".
-        alpha: the level.
+        model: A subspace with a single network in quantized mode, with the input ranges of this level.
+        path: The path of the file, such as "model_3_bits.safetensors".
+        alpha: The level in [0, 1]. The default is 0, the fewest bits.
 
     Raises:
-        ValueError: another mode, several networks, or ``alpha`` is outside [0, 1].
-        RuntimeError: the inputs of a layer were never observed at this level.
+        ValueError: The mode is another one, there are several networks, or ``alpha`` is outside [0, 1].
+        RuntimeError: The inputs of a layer were never observed at this level.
+
+    Example:
+        See :func:`load_bits`.
     """
     if not isinstance(model.mode, Quantized) or len(model.parts) != 1:
-        raise ValueError(f"save_bits() takes a single network in quantized mode, and this subspace is {model.mode}")
+        raise ValueError(
+            f"save_bits() needs a single network in quantized mode, and the mode of this subspace is {model.mode}"
+        )
     level = model.nearest_level(check_alpha(alpha))
     state = {name: value.detach().cpu() for name, value in model.materialize(level).state_dict().items()}
     weights = quantized_weights(model, level)
@@ -116,31 +100,47 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
         "norm": model.norm,
         "weights": {name: {"bits": w.bits, "shape": list(w.integers.shape)} for name, w in weights.items()},
     }
-    target = Path(path)
-    with written_whole(target.parent) as scratch:
-        save_file(tensors, scratch / target.name, metadata={_KEY: json.dumps(header)})
-        size = (scratch / target.name).stat().st_size
-    dense = sum(value.numel() * value.element_size() for value in state.values())
-    return BitsFile(target, level, {layer_of(name): w.bits for name, w in weights.items()}, size, dense)
+    return ExportedFile(
+        path=Path(path),
+        alphas=(level,),
+        size_bytes=write_tensors(path, _KEY, header, tensors),
+        dense_bytes=sum(value.numel() * value.element_size() for value in state.values()),
+        bits={layer_of(name): weight.bits for name, weight in weights.items()},
+    )
 
 
 def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
-    """Read a file of :func:`save_bits` into a network; it then is what ``materialize`` gives of the level, bit for bit.
+    """Read a file of :func:`save_bits` into a network, which then equals ``materialize`` at this level, bit for bit.
 
-    Weights are unpacked into the network's own type: the file is small, memory is not. Inputs of quantized layers are
-    quantized by forward pre-hooks, with the ranges in the file.
+    Weights are unpacked into the type that they have in the network: the file is small, memory is not. Inputs of
+    quantized layers are quantized by forward pre-hooks, with the ranges in the file.
 
     Args:
-        path: of the file.
-        module: a network of the same architecture, with its norms replaced where the subspace has ``norm=``; all of its
-            parameters and buffers are written.
+        path: The path of the file.
+        module: A network of the same architecture, with its norms replaced if the subspace has ``norm=``. All of its
+            parameters and buffers are overwritten.
 
     Returns:
         The network, in evaluation.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not such a file, a damaged one, or one of another architecture; the network is as it was then.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not of this kind, is damaged, or is of another architecture; the network is unchanged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import load_bits, save_bits
+        >>> from lightning_lcs.subspace.calibration import recalibrate
+        >>> def network():
+        ...     return torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+        >>> model = SubspaceModel(network(), mode="quantized", subspace="point").eval()
+        >>> model.recalibrate([torch.randn(16, 8)], [model.mode.alpha(3)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = save_bits(model, f"{folder}/3_bits.safetensors")
+        ...     again = load_bits(file.path, network())
+        >>> file.bits["1"]
+        3
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")

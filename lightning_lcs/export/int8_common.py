@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.export.qdq import Grid
+from lightning_lcs.export.qdq import QuantizationParameters
 from lightning_lcs.functional.quantization import affine_parameters
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.forward import ChangedInput
@@ -31,14 +31,14 @@ class Ingredients:
         batches: real images.
         simulated: the level's network with the simulated quantization.
         network: the same without that of the inputs.
-        grids: of the inputs of layers, by name of the weight.
+        quantizations: of the inputs of layers, by name of the weight.
     """
 
     alpha: float
     batches: list[Tensor]
     simulated: nn.Module
     network: nn.Module
-    grids: dict[str, Grid]
+    quantizations: dict[str, QuantizationParameters]
 
 
 def ingredients(model: SubspaceModel, images: Tensor | Iterable[Tensor], alpha: float) -> Ingredients:
@@ -54,7 +54,7 @@ def ingredients(model: SubspaceModel, images: Tensor | Iterable[Tensor], alpha: 
         raise ValueError("images is empty: give a batch of real images, a hundred or so")
     model.parts[0].network.remember((batches[0],), {})
     network = model.materialize(level).eval()
-    return Ingredients(level, batches, model.materialize(level).eval(), network, _take_grids(network))
+    return Ingredients(level, batches, model.materialize(level).eval(), network, _take_quantizations(network))
 
 
 def _eight_bits(model: SubspaceModel, alpha: float) -> float:
@@ -75,9 +75,9 @@ def _eight_bits(model: SubspaceModel, alpha: float) -> float:
     return level
 
 
-def _take_grids(network: nn.Module) -> dict[str, Grid]:
-    """Take the simulated quantization of inputs away from a network, and give its grids by name of the weight."""
-    grids: dict[str, Grid] = {}
+def _take_quantizations(network: nn.Module) -> dict[str, QuantizationParameters]:
+    """Take the simulated quantization of inputs away from a network, and return it by the name of the weight."""
+    quantizations: dict[str, QuantizationParameters] = {}
     for path, layer in network.named_modules():
         for key, hook in list(layer._forward_pre_hooks.items()):
             if not isinstance(hook, ChangedInput) or not isinstance(hook.inputs, Reading):
@@ -88,15 +88,15 @@ def _take_grids(network: nn.Module) -> dict[str, Grid]:
                     f"the inputs of {path or 'the layer'} were never observed at this level, so that their range is "
                     "not known: train the network at it, or recalibrate() with training images"
                 )
-            grids[f"{path}.weight" if path else "weight"] = grid_of(*held.unbind())
+            quantizations[f"{path}.weight" if path else "weight"] = quantization_of(*held.unbind())
             del layer._forward_pre_hooks[key]
-    return grids
+    return quantizations
 
 
-def grid_of(low: Tensor, high: Tensor) -> Grid:
+def quantization_of(low: Tensor, high: Tensor) -> QuantizationParameters:
     """The integers of a range, as the simulated quantization has them."""
     scale, zero_point = affine_parameters(low, high, _BITS)
-    return Grid(float(scale), int(zero_point) + 2 ** (_BITS - 1))
+    return QuantizationParameters(float(scale), int(zero_point) + 2 ** (_BITS - 1))
 
 
 def compare(

@@ -1,11 +1,9 @@
-"""A level of eight bits as ONNX that runs with integers."""
+"""A level of 8 bits as an ONNX file that runs with integers."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,38 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lcs.export.base import written_whole
 from lightning_lcs.export.bits import quantized_weights
-from lightning_lcs.export.int8_common import compare, grid_of, ingredients
+from lightning_lcs.export.int8_common import compare, ingredients, quantization_of
 from lightning_lcs.export.onnx import feed, onnx_of, require_onnx, session, write_onnx
-from lightning_lcs.export.qdq import Graph, Grid, Weight, grid_after, settle_convolutions, to_integers
+from lightning_lcs.export.qdq import (
+    Graph,
+    QuantizationParameters,
+    Weight,
+    quantization_after,
+    settle_convolutions,
+    to_integers,
+)
+from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.model import SubspaceModel
+from lightning_lcs.utils.files import replacing_folder
 from lightning_lcs.utils.timing import median_latencies_ms
-
-
-@dataclasses.dataclass(frozen=True)
-class Int8File:
-    """A file that was written, and compared with the simulated quantization.
-
-    Attributes:
-        path: of the file.
-        alpha: its level.
-        size_bytes: of the file.
-        agreement: share of the images given of which the largest output is the same one.
-        difference: mean difference of outputs, relative to the mean of their magnitudes.
-        time_ratio: time of one image, one thread, divided by that of the float network at this level, both in
-            onnxruntime on this machine.
-        kept_float: weights that are quantized in the simulation and stay float in the file, as no op of integers fits
-            what reads them.
-    """
-
-    path: Path
-    alpha: float
-    size_bytes: int
-    agreement: float
-    difference: float
-    time_ratio: float
-    kept_float: tuple[str, ...]
+from lightning_lcs.utils.warning import warn
 
 
 def export_int8(
@@ -55,28 +37,32 @@ def export_int8(
     alpha: float = 1.0,
     *,
     min_agreement: float = 0.9,
-) -> Int8File:
-    """Write a level of eight bits as ONNX with weights and inputs of layers as integers (QDQ), for onnxruntime.
+) -> ExportedFile:
+    """Write a level of 8 bits as ONNX in which weights and inputs of layers are integers (QDQ), for onnxruntime.
 
-    Weights and inputs of layers have the scales and zero points of the simulated quantization, batch norms folded in.
-    Three roundings come in addition, as convolutions run with integers only if their outputs are integers, too: those
-    outputs, with the range that ``images`` have there; shortcuts, with the range of the layer beside them; and biases,
-    which is a small one. Linear layers give floats, with none.
+    Weights and inputs of layers have the scales and zero points of the simulated quantization; batch norms are folded
+    in. Three values are rounded in addition, because convolutions run with integers only if their outputs are integers,
+    too: outputs of convolutions, in the range that ``images`` give; shortcuts, in the range of the layer beside them;
+    and biases, whose rounding is small. Linear layers return floats, which are not rounded.
 
     Args:
-        model: a single network in quantized mode, in evaluation, with the ranges of this level.
-        path: of the file, such as "model_int8.onnx".
-        images: real ones, a batch or several; they give the ranges and serve the comparison. A hundred or so.
-        alpha: a level at which all quantized layers have eight bits.
-        min_agreement: share of images whose largest output must be that of the simulation.
+        model: A subspace with a single network in quantized mode, in evaluation, with the ranges of this level.
+        path: The path of the file, such as "model_int8.onnx".
+        images: Real images, one batch or several, a hundred or so; they give the ranges and serve the comparison.
+        alpha: A level at which all quantized layers have 8 bits. The default is 1.
+        min_agreement: The share of images whose largest output has to be that of the simulation. The default is 0.9.
 
     Returns:
-        The file. Where integers are no faster here, a warning says so: depthwise networks gain storage alone.
+        The file. A warning says if integers are not faster on this machine; depthwise networks save storage only.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is missing.
-        ValueError: another mode, or a layer of other than eight bits.
-        RuntimeError: ranges were never observed, or the file agrees with the simulation less than asked.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
+        ValueError: The mode is another one, or a layer does not have 8 bits.
+        RuntimeError: Ranges were never observed, or the file agrees less with the simulation than required.
+
+    Example:
+        >>> from lightning_lcs.export import export_int8
+        >>> file = export_int8(model, "model_int8.onnx", images)  # doctest: +SKIP
     """
     require_onnx()
     import onnx
@@ -90,10 +76,10 @@ def export_int8(
         name: Weight(weight.integers.numpy(), weight.scale.numpy(), weight.zero_point.numpy())
         for name, weight in quantized_weights(model, made.alpha).items()
     }
-    stayed, values = to_integers(graph, weights, made.grids)
-    unknown = [name for name in values if grid_after(graph, name) is None]
+    stayed, values = to_integers(graph, weights, made.quantizations)
+    unknown = [name for name in values if quantization_after(graph, name) is None]
     target = Path(path)
-    with written_whole(target.parent) as scratch:
+    with replacing_folder(target.parent) as scratch:
         settle_convolutions(graph, values, _calibrated(plain, unknown, made.batches, scratch))
         graph.finish()
         proto.producer_name = "lightning-lcs"
@@ -108,15 +94,24 @@ def export_int8(
         size = written.stat().st_size
         ratio = _time_ratio(plain, written, made.batches[0][:1], scratch)
     if ratio >= 1.0:
-        warnings.warn(
+        warn(
             f"{target}: integers take {ratio:.2f} of the time of the float network in onnxruntime on this machine; "
-            "what they save is storage",
-            stacklevel=2,
+            "they save storage only"
         )
-    return Int8File(target, made.alpha, size, agreement, difference, ratio, tuple(stayed))
+    return ExportedFile(
+        path=target,
+        alphas=(made.alpha,),
+        size_bytes=size,
+        difference=difference,
+        agreement=agreement,
+        time_ratio=ratio,
+        kept_float=tuple(stayed),
+    )
 
 
-def _calibrated(plain: Any, names: Sequence[str], batches: Sequence[Tensor], scratch: Path) -> dict[str, Grid]:
+def _calibrated(
+    plain: Any, names: Sequence[str], batches: Sequence[Tensor], scratch: Path
+) -> dict[str, QuantizationParameters]:
     """Grids of values that the simulation knows no range of, from the float network."""
     if not names:
         return {}
@@ -135,7 +130,7 @@ def _calibrated(plain: Any, names: Sequence[str], batches: Sequence[Tensor], scr
             low[number], high[number] = min(low[number], value.min()), max(high[number], value.max())
     path.unlink()
     ranges = zip(names, torch.from_numpy(low), torch.from_numpy(high), strict=True)
-    return {name: grid_of(smallest, largest) for name, smallest, largest in ranges}
+    return {name: quantization_of(smallest, largest) for name, smallest, largest in ranges}
 
 
 def _time_ratio(plain: Any, written: Path, image: Tensor, scratch: Path) -> float:

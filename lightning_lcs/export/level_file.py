@@ -1,4 +1,4 @@
-"""A file of one level out of a file of all."""
+"""A file of one level out of a file of all levels."""
 
 from __future__ import annotations
 
@@ -7,33 +7,43 @@ import math
 import os
 from typing import Any
 
-from lightning_lcs.graph.cost import CurvePoint
 from lightning_lcs.io import lcs_file
 from lightning_lcs.io.graph_json import level_to_data, network_from_data
 from lightning_lcs.io.loaded_network import runs_at_any_size
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.level_table import Level, make_table
+from lightning_lcs.subspace.curve import CurvePoint
+from lightning_lcs.subspace.level_table import NamedLevel, make_table
 from lightning_lcs.subspace.modes import Structured
 
 
-def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str]) -> Level:
-    """Write a file that holds one level only, which is its alpha = 1.
+def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str]) -> NamedLevel:
+    """Write a file that holds one level only, which is alpha = 1 of this file.
 
-    Name and measurements of the level come from the model's level table where it has the level.
+    The name and the measurements of the level come from the model's level table, if the table has the level.
 
     Args:
-        model: structured, with a single network.
-        alpha: in [0, 1]; with stored batch-norm statistics, the nearest stored level.
-        path: of the file, written whole or not at all.
+        model: A structured subspace with a single network.
+        alpha: The level in [0, 1]; with stored batch-norm statistics, the nearest stored level.
+        path: The path of the file, which is written whole or not at all.
 
     Returns:
-        The level as it stands in the table of the new file.
+        The level, as it stands in the table of the new file.
 
     Raises:
-        ValueError: the model is not structured, or ``alpha`` is outside [0, 1].
+        ValueError: The model is not structured, or ``alpha`` is outside [0, 1].
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import save_level
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> model = SubspaceModel(net, torch.randn(2, 8), subspace="point").eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_level(model, 0.0, f"{folder}/small.lcs").params
+        51
     """
     if not isinstance(model.mode, Structured) or len(model.parts) > 1:
-        raise ValueError("a file of one level is made from a structured subspace of one network")
+        raise ValueError("save_level() needs a structured subspace with a single network")
     level, part, mode = model.nearest_level(alpha), model.parts[0], Structured(min_width=1.0)
     sliced = model.mode.selection(part, level)
     program = part.network.in_mode(False)

@@ -1,4 +1,4 @@
-"""Levels as ONNX: a file per level, and one file that holds several over shared weights."""
+"""Levels as ONNX: a file per level, and one file that holds all levels over shared weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_lcs.export.base import (
-    Exported,
     check_difference,
     difference,
     levels_of,
     program_of,
-    written_whole,
 )
-from lightning_lcs.export.onnx_levels import Level, several_levels, simplified
+from lightning_lcs.export.onnx_levels import LevelGraph, several_levels, simplified
+from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.graph.channels.plan import Indices, Kept, Selection
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.modes import Structured
+from lightning_lcs.utils.extras import needed_for
+from lightning_lcs.utils.files import replacing_folder
 
 # The key of a file's metadata that holds {"alphas": [...]}; the number given as "level" counts in this list.
 METADATA_KEY = "lightning_lcs"
@@ -39,39 +40,52 @@ def export_onnx(
     alphas: Sequence[float] = (0.0, 0.5, 1.0),
     *,
     several: bool = True,
-) -> list[Exported]:
-    """Write one ``alpha_A.onnx`` per level, and ``levels.onnx`` with all of them.
+) -> list[ExportedFile]:
+    """Write one ``alpha_A.onnx`` per level, and ``levels.onnx`` with all levels.
 
-    The batch size stays open. ``levels.onnx`` takes one input more: ``level``, an int64 scalar that counts from 0, the
-    smallest alpha; a number beyond either end runs the level at that end. Its metadata hold the alphas. Weights that
-    are a part of those of the largest level, as they are on a point, or magnitudes above a threshold, stand in the file
-    once; what a line moves does not. The size says how much that was. A runtime that folds constants, such as
-    onnxruntime, holds all levels in memory and runs each as fast as its own file.
+    The batch size stays open. ``levels.onnx`` has one more input: ``level``, an int64 scalar that counts from 0, which
+    is the smallest alpha; a number beyond either end runs the level at that end. Its metadata hold the alphas. Weights
+    that are a part of those of the largest level, as on a point, or that are its magnitudes above a threshold, are in
+    the file once; weights that a line moves are in it once per level. A runtime that folds constants, such as
+    onnxruntime, holds all levels in memory and runs each of them as fast as its own file.
 
-    Every level of every file is run with onnxruntime and compared with the level in torch. All files are written, or
-    none.
+    Every level of every file is run with onnxruntime and compared with the level in torch. Either all files are written
+    or none.
 
     Args:
-        model: a single network, in evaluation.
-        folder: made if it is not there.
-        alphas: levels in [0, 1]; with stored batch-norm statistics, the nearest stored ones.
-        several: write ``levels.onnx``, where there is more than one level.
+        model: A subspace with a single network, in evaluation.
+        folder: The output folder, which is made if it does not exist.
+        alphas: The levels in [0, 1]; with stored batch-norm statistics, the nearest stored levels. The default is 0,
+            0.5 and 1.
+        several: Whether to write ``levels.onnx`` if there is more than one level. The default is that it is written.
 
     Returns:
         The files: those of single levels by ascending alpha, then ``levels.onnx``.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is missing.
-        ValueError: a level outside [0, 1], a network of more than 2 GiB, or one with control flow of its own in
-            ``levels.onnx``.
-        RuntimeError: the network's input is not known, it can't be exported, or a file computes something else.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
+        ValueError: A level is outside [0, 1], the network has more than 2 GiB, or it has control flow of its own, which
+            ``levels.onnx`` can't hold.
+        RuntimeError: The input of the network is not known, the network can't be exported, or a file computes something
+            else than its level.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import export_onnx
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> model = SubspaceModel(net, torch.randn(2, 8), subspace="point").eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = export_onnx(model, folder, [0.0, 1.0])
+        >>> [file.path.name for file in files]
+        ['alpha_0.onnx', 'alpha_1.onnx', 'levels.onnx']
     """
     require_onnx()
     chosen = levels_of(model, alphas)
     networks: list[nn.Module] = []
-    levels: list[Level] = []
+    levels: list[LevelGraph] = []
     found: list[tuple[str, tuple[float, ...], int, float]] = []
-    with written_whole(folder) as scratch:
+    with replacing_folder(folder) as scratch:
         for alpha in chosen:
             network = model.materialize(alpha)
             proto = onnx_of(model, network)
@@ -81,35 +95,37 @@ def export_onnx(
             check_difference(off, path.name)
             found.append((path.name, (alpha,), path.stat().st_size, off))
             networks.append(network)
-            levels.append(Level(proto, _selection(model, alpha, chosen[-1])))
+            levels.append(LevelGraph(proto, _selection(model, alpha, chosen[-1])))
         if several and len(chosen) > 1:
             path = scratch / SEVERAL
             write_onnx(several_levels(levels), path, chosen)
             offs = [difference(model, network, _runner(path, k)) for k, network in enumerate(networks)]
             check_difference(max(offs), path.name)
             found.append((path.name, tuple(chosen), path.stat().st_size, max(offs)))
-    return [Exported(Path(folder) / name, own, size, off) for name, own, size, off in found]
+    return [
+        ExportedFile(path=Path(folder) / name, alphas=own, size_bytes=size, difference=off)
+        for name, own, size, off in found
+    ]
 
 
 def require_onnx() -> None:
-    """Raise where a package is missing.
+    """Raise an error if a package is missing.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is missing.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing.
     """
-    try:
+    with needed_for("an export to ONNX"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"export to ONNX needs {error.name}: pip install 'lightning-lcs[onnx]'") from error
 
 
 def onnx_of(model: SubspaceModel, network: nn.Module) -> Any:
-    """A level's network as an ``onnx.ModelProto``, simplified around its weights.
+    """The network of a level as an ``onnx.ModelProto``, which is simplified without changing weights.
 
-    They have the names of the network's parameters and buffers, and batch norms are nodes of their own, which runtimes
-    fold when they open the file. An only input is "input", the first of several "input_0"; an only output is "output".
+    Weights have the names of the network's parameters and buffers, and batch norms are nodes of their own, which
+    runtimes fold when they open the file. A single input is called "input", the first of several inputs "input_0";
+    outputs are named likewise.
     """
     exported = program_of(model, network)
     taken = [leaf for leaf in pytree.tree_leaves(model.parts[0].network.example_inputs()) if isinstance(leaf, Tensor)]
@@ -123,7 +139,7 @@ def onnx_of(model: SubspaceModel, network: nn.Module) -> Any:
 
 
 def session(path: str | os.PathLike[str]) -> Any:
-    """An inference session of onnxruntime on the processor, with one thread."""
+    """An inference session of onnxruntime on the CPU with one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -133,7 +149,7 @@ def session(path: str | os.PathLike[str]) -> Any:
 
 
 def feed(opened: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Arguments of the network by the names that a session has for them."""
+    """The arguments of the network by the names that they have in a session."""
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     names = [value.name for value in opened.get_inputs() if value.name != "level"]
     return {name: leaf.detach().cpu().numpy() for name, leaf in zip(names, leaves, strict=True)}
@@ -150,10 +166,10 @@ def _runner(path: Path, number: int | None = None) -> Any:
 
 
 def write_onnx(proto: Any, path: Path, alphas: Sequence[float]) -> None:
-    """Write a model, with its levels among its metadata.
+    """Write a model with its levels in its metadata.
 
     Raises:
-        ValueError: it has more than 2 GiB.
+        ValueError: The model has more than 2 GiB.
     """
     import onnx
 
@@ -165,7 +181,7 @@ def write_onnx(proto: Any, path: Path, alphas: Sequence[float]) -> None:
 
 
 def _name_batch(graph: Any) -> None:
-    """Name the open dimension, and drop what the exporter noted about its own work."""
+    """Name the open dimension, and drop the notes that the exporter made about its own work."""
     dims = [dim for value in graph.input for dim in value.type.tensor_type.shape.dim[:1] if dim.dim_param]
     symbol = dims[0].dim_param if dims else ""
     for value in (*graph.input, *graph.output):
@@ -181,7 +197,7 @@ def _name_batch(graph: Any) -> None:
 
 
 def _selection(model: SubspaceModel, alpha: float, largest: float) -> Mapping[str, Selection]:
-    """What a level keeps of each tensor of the largest level."""
+    """The part of each tensor of the largest level that a level keeps."""
     if not isinstance(model.mode, Structured):
         return {}
     part = model.parts[0]
@@ -194,7 +210,7 @@ def _selection(model: SubspaceModel, alpha: float, largest: float) -> Mapping[st
 
 
 def _within(kept: Kept, of: Kept) -> Kept:
-    """The places of what is kept among what the largest level keeps."""
+    """The positions of the kept entries among those that the largest level keeps."""
     if kept is None or not isinstance(of, Indices):
         return kept
     place = {index: number for number, index in enumerate(of)}

@@ -17,7 +17,7 @@ _SMALL = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Level:
+class LevelGraph:
     """One level as a graph.
 
     Attributes:
@@ -76,7 +76,7 @@ def simplified(proto: Any) -> Any:
     return bare
 
 
-def several_levels(levels: Sequence[Level]) -> Any:
+def several_levels(levels: Sequence[LevelGraph]) -> Any:
     """One model with an input ``level`` more: the number of the level that runs.
 
     Args:
@@ -132,7 +132,7 @@ def _renamed(value: Any, name: str) -> Any:
     return copy
 
 
-def _branch(number: int, level: Level, full: Mapping[str, Array]) -> Any:
+def _branch(number: int, level: LevelGraph, full: Mapping[str, Array]) -> Any:
     """The graph of a level, with tensors of the graph around it."""
     from onnx import helper, numpy_helper
 

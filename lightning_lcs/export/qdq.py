@@ -14,7 +14,7 @@ _QMIN, _QMAX = -128, 127
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class QuantizationParameters:
     """The integers of an activation: uint8, as processors' instructions want it."""
 
     scale: float
@@ -45,7 +45,7 @@ class Graph:
         self.proto = graph
         self.arrays: dict[str, Array] = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
         self.results = {value.name for value in graph.output}
-        self._grids: dict[tuple[str, Grid], str] = {}
+        self._quantizations: dict[tuple[str, QuantizationParameters], str] = {}
         self.index()
 
     def index(self) -> None:
@@ -79,26 +79,26 @@ class Graph:
         self.proto.node.append(node)
         return f"{name}/dequantized"
 
-    def quantized(self, name: str, grid: Grid) -> str:
-        """A value rounded to a grid, once for each."""
+    def quantized(self, name: str, quantization: QuantizationParameters) -> str:
+        """A value rounded to a quantization, once for each."""
         from onnx import helper
 
-        if (name, grid) not in self._grids:
-            own = f"{name}/grid_{len(self._grids)}"
-            scale = self.constant(f"{own}/scale", grid.scale, np.float32)
-            zero_point = self.constant(f"{own}/zero_point", grid.zero_point, np.uint8)
+        if (name, quantization) not in self._quantizations:
+            own = f"{name}/grid_{len(self._quantizations)}"
+            scale = self.constant(f"{own}/scale", quantization.scale, np.float32)
+            zero_point = self.constant(f"{own}/zero_point", quantization.zero_point, np.uint8)
             self.proto.node.extend(
                 [
                     helper.make_node("QuantizeLinear", [name, scale, zero_point], [f"{own}/integers"]),
                     helper.make_node("DequantizeLinear", [f"{own}/integers", scale, zero_point], [f"{own}/values"]),
                 ]
             )
-            self._grids[name, grid] = f"{own}/values"
-        return self._grids[name, grid]
+            self._quantizations[name, quantization] = f"{own}/values"
+        return self._quantizations[name, quantization]
 
-    def grid(self, name: str) -> Grid | None:
-        """The first grid to which a value is rounded."""
-        return next((grid for value, grid in self._grids if value == name), None)
+    def quantization(self, name: str) -> QuantizationParameters | None:
+        """The first quantization to which a value is rounded."""
+        return next((quantization for value, quantization in self._quantizations if value == name), None)
 
     def finish(self) -> None:
         """Put nodes in order, and drop nodes and initializers that nothing reads."""
@@ -179,17 +179,19 @@ def _stretch(values: Array, zero_point: int) -> Array:
     return stretched
 
 
-def to_integers(graph: Graph, weights: Mapping[str, Weight], grids: Mapping[str, Grid]) -> tuple[list[str], list[str]]:
+def to_integers(
+    graph: Graph, weights: Mapping[str, Weight], quantizations: Mapping[str, QuantizationParameters]
+) -> tuple[list[str], list[str]]:
     """Turn convolutions, linear layers and matrix products with these weights into ones of integers.
 
     Args:
         graph: float; weights have the names of parameters.
         weights: by name of the parameter.
-        grids: of the inputs of their layers, by the same names.
+        quantizations: of the inputs of their layers, by the same names.
 
     Returns:
         Names of the weights that stay float, as something else than such a node reads them; and the values that
-        convolutions give and that need a grid, too: without one they would not run with integers.
+        convolutions give and that need a quantization, too: without one they would not run with integers.
     """
     stayed, made = [], []
     for name, weight in weights.items():
@@ -198,7 +200,7 @@ def to_integers(graph: Graph, weights: Mapping[str, Weight], grids: Mapping[str,
             stayed.append(name)
             continue
         for node in nodes:
-            grid = grids[name]
+            quantization = quantizations[name]
             taken = node.input[0]
             if node.op_type == "Conv" and len(nodes) == 1:
                 own, bias = fold_batch_norm(graph, node, weight)
@@ -207,9 +209,9 @@ def to_integers(graph: Graph, weights: Mapping[str, Weight], grids: Mapping[str,
                 known = len(node.input) > 2 and node.input[2]
                 bias = graph.arrays[node.input[2]] if known else None
             key = name if len(nodes) == 1 else f"{name}/{node.output[0]}"
-            inputs = [graph.quantized(taken, grid), _weight_of(graph, node, key, own)]
+            inputs = [graph.quantized(taken, quantization), _weight_of(graph, node, key, own)]
             if bias is not None:
-                inputs.append(_bias_of(graph, key, bias, grid.scale * own.scale))
+                inputs.append(_bias_of(graph, key, bias, quantization.scale * own.scale))
             node.input[:] = inputs
             if node.op_type == "Conv":
                 made.append(node.output[0])
@@ -217,40 +219,40 @@ def to_integers(graph: Graph, weights: Mapping[str, Weight], grids: Mapping[str,
     return stayed, list(dict.fromkeys(_after_relu(graph, name) for name in made))
 
 
-def settle_convolutions(graph: Graph, values: Sequence[str], calibrated: Mapping[str, Grid]) -> None:
+def settle_convolutions(graph: Graph, values: Sequence[str], calibrated: Mapping[str, QuantizationParameters]) -> None:
     """Let what convolutions give be integers, too, for all that take it.
 
     Args:
         graph: after :func:`to_integers`.
         values: as it gave them.
-        calibrated: grids of those values that have none from the layers that take them.
+        calibrated: quantizations of those values that have none from the layers that take them.
     """
     for name in values:
-        grid = grid_after(graph, name) or calibrated[name]
-        _for_all(graph, name, grid)
+        quantization = quantization_after(graph, name) or calibrated[name]
+        _for_all(graph, name, quantization)
     # A sum runs with integers where its terms and what comes of it are integers.
     for node in list(graph.proto.node):
         if node.op_type == "Add":
             for name in (*node.input, _after_relu(graph, node.output[0])):
-                own = graph.grid(name)
+                own = graph.quantization(name)
                 if own is not None:
                     _for_all(graph, name, own)
 
 
-def grid_after(graph: Graph, name: str) -> Grid | None:
-    """The grid of a value, or of what a maximum over neighbours, which moves no value, makes of it."""
-    own = graph.grid(name)
+def quantization_after(graph: Graph, name: str) -> QuantizationParameters | None:
+    """The quantization of a value, or of what a maximum over neighbours, which moves no value, makes of it."""
+    own = graph.quantization(name)
     pool = graph.only_taker(name)
     if own is None and pool is not None and pool.op_type == "MaxPool":
-        return graph.grid(pool.output[0])
+        return graph.quantization(pool.output[0])
     return own
 
 
-def _for_all(graph: Graph, name: str, grid: Grid) -> None:
+def _for_all(graph: Graph, name: str, quantization: QuantizationParameters) -> None:
     others = [node for node in graph.takers.get(name, []) if node.op_type != "QuantizeLinear"]
     if name in graph.results and not others:
         return
-    rounded = graph.quantized(name, grid)
+    rounded = graph.quantized(name, quantization)
     for node in others:
         replace_input(node, name, rounded)
     graph.index()

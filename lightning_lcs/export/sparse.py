@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_lcs.export.base import written_whole
+from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.export.sparse_coding import VALUES, Packed, pack, pack_all, unpack
-from lightning_lcs.export.tensor_files import check_state, read_tensors
+from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.mode import check_alpha
 from lightning_lcs.subspace.modes import Unstructured
@@ -30,15 +28,22 @@ def pack_sparse(tensors: Tensor, values: str = "float32") -> Packed: ...
 @overload
 def pack_sparse(tensors: Mapping[str, Tensor], values: str = "float32") -> dict[str, Packed]: ...
 def pack_sparse(tensors: Tensor | Mapping[str, Tensor], values: str = "float32") -> Packed | dict[str, Packed]:
-    """Pack a tensor, or all of a ``state_dict``, by the coding that is smallest for each: mask, distances, or dense.
+    """Pack a tensor, or all tensors of a ``state_dict``, each by the smallest coding: mask, distances, or dense.
 
     Args:
-        tensors: float32; other types, and what is not sparse enough to gain, stay as they are.
-        values: of the entries of what is packed: "float32" (it comes back bit for bit; zeros are positive then),
-            "float16" or "int8" (one scale per tensor).
+        tensors: The float32 tensors. Tensors of other types, or that are not sparse enough to gain, stay as they are.
+        values: The type of the packed entries: "float32" (they come back bit for bit, with positive zeros), "float16"
+            or "int8" (one scale per tensor). The default is "float32".
 
     Raises:
-        ValueError: ``values`` is not known, or a tensor holds a number that it can't hold.
+        ValueError: ``values`` is not known, or a tensor holds a number that this type can't hold.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs.export import pack_sparse, unpack_sparse
+        >>> packed = pack_sparse(torch.tensor([0.0] * 99 + [0.5]))
+        >>> packed.size_bytes < 20, float(unpack_sparse(packed)[-1])
+        (True, 0.5)
     """
     return pack(tensors, values) if isinstance(tensors, Tensor) else pack_all(tensors, values)
 
@@ -48,31 +53,20 @@ def unpack_sparse(packed: Packed) -> Tensor: ...
 @overload
 def unpack_sparse(packed: Mapping[str, Packed]) -> dict[str, Tensor]: ...
 def unpack_sparse(packed: Packed | Mapping[str, Packed]) -> Tensor | dict[str, Tensor]:
-    """What :func:`pack_sparse` packed.
+    """Unpack what :func:`pack_sparse` packed.
+
+    Args:
+        packed: A packed tensor, or several by name.
 
     Raises:
-        ValueError: the parts do not fit each other.
+        ValueError: The parts do not fit each other.
+
+    Example:
+        See :func:`pack_sparse`.
     """
     if isinstance(packed, Packed):
         return unpack(packed)
     return {name: unpack(one) for name, one in packed.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class SparseFile:
-    """A file that was written.
-
-    Attributes:
-        path: of the file.
-        alphas: the levels in it, ascending.
-        size_bytes: of the file.
-        dense_bytes: of the same tensors of one level, dense.
-    """
-
-    path: Path
-    alphas: tuple[float, ...]
-    size_bytes: int
-    dense_bytes: int
 
 
 class SparseLevels:
@@ -131,7 +125,7 @@ def save_sparse(
     path: str | os.PathLike[str],
     alphas: float | Sequence[float] = 0.0,
     values: str = "float32",
-) -> SparseFile:
+) -> ExportedFile:
     """Write sparse levels into one file: safetensors with a JSON header, no pickle.
 
     The weights of the densest level stand in it, packed. A sparser level is a threshold for each of them, and its own
@@ -140,13 +134,16 @@ def save_sparse(
     magnitudes are common.
 
     Args:
-        model: a single network in unstructured mode.
-        path: of the file.
-        alphas: a level, or several.
-        values: of packed weights: see :func:`pack_sparse`.
+        model: A subspace with a single network in unstructured mode.
+        path: The path of the file.
+        alphas: A level, or several levels. The default is 0.
+        values: The type of packed weights; see :func:`pack_sparse`. The default is "float32".
 
     Raises:
-        ValueError: another mode, a level outside [0, 1], or a number that ``values`` can't hold.
+        ValueError: The mode is another one, a level is outside [0, 1], or a number does not fit ``values``.
+
+    Example:
+        See :func:`load_sparse`.
     """
     if not isinstance(model.mode, Unstructured) or len(model.parts) != 1:
         raise ValueError(
@@ -186,24 +183,39 @@ def save_sparse(
                 thresholds[name] = threshold
         _put(header["packed"], tensors, f"{alpha!r}/", pack_all(others, values))
         header["levels"].append({"alpha": alpha, "thresholds": thresholds, "tensors": sorted(others)})
-    target = Path(path)
-    with written_whole(target.parent) as scratch:
-        save_file(tensors, scratch / target.name, metadata={_KEY: json.dumps(header)})
-        size = (scratch / target.name).stat().st_size
-    dense = sum(value.numel() * value.element_size() for value in densest.values())
-    return SparseFile(target, tuple(chosen), size, dense)
+    return ExportedFile(
+        path=Path(path),
+        alphas=tuple(chosen),
+        size_bytes=write_tensors(path, _KEY, header, tensors),
+        dense_bytes=sum(value.numel() * value.element_size() for value in densest.values()),
+    )
 
 
 def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels:
     """Read a file of :func:`save_sparse` into a network of the same architecture; the densest level is set.
 
     Args:
-        path: of the file.
-        module: all of its parameters and buffers are written; where the subspace has ``norm=``, one with its norms
-            replaced.
+        path: The path of the file.
+        module: The network, with its norms replaced if the subspace has ``norm=``. All of its parameters and buffers
+            are overwritten.
 
     Raises:
-        ValueError: not such a file, a damaged one, or one of another architecture; the network is as it was then.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not of this kind, is damaged, or is of another architecture; the network is unchanged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import load_sparse, save_sparse
+        >>> def network():
+        ...     return torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+        >>> model = SubspaceModel(network(), mode="unstructured", subspace="point").eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = save_sparse(model, f"{folder}/sparse.safetensors", [0.0, 1.0])
+        ...     levels = load_sparse(file.path, network())
+        >>> levels.set_alpha(0.0)
+        >>> levels.alphas
+        (0.0, 1.0)
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")

@@ -1,4 +1,4 @@
-"""Files of levels without their network: how they are opened, and whether they are of a network."""
+"""Files of levels without their network: how they are written and opened, and whether they fit a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from lightning_lcs.utils.files import replacing_folder
+
+
+def write_tensors(path: str | os.PathLike[str], key: str, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> int:
+    """Write a safetensors file with a JSON header, whole or not at all.
+
+    Args:
+        path: The path of the file; its folder is made if it does not exist.
+        key: The key of the header among the metadata.
+        header: Plain data.
+        tensors: The tensors by name.
+
+    Returns:
+        The size of the file in bytes.
+    """
+    target = Path(path)
+    with replacing_folder(target.parent) as scratch:
+        save_file(tensors, scratch / target.name, metadata={key: json.dumps(header)})
+    return target.stat().st_size
 
 
 def read_tensors(path: str | os.PathLike[str], key: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

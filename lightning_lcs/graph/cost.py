@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -15,72 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_lcs.graph.channels.plan import PlanAtWidth
 from lightning_lcs.graph.program import Program
 from lightning_lcs.graph.tracing.example_inputs import samples_in
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Efficiency:
-    """The cost of one level.
-
-    Attributes:
-        alpha: The level that runs, in [0, 1]. With stored batch-norm statistics, it is the nearest stored level.
-        width: Share of channels kept, in (0, 1].
-        sparsity: Share of zeros in the weights that the mode compresses, in [0, 1). :meth:`SubspaceModel.report` names
-            the other weights.
-        bit_width: Number of bits of the weights that the mode compresses, except for those whose number is fixed.
-        params: Number of parameters, without those that compression sets to zero.
-        macs: Multiply-accumulates of convolutions and matrix products for one sample of the shape seen first (1 MAC is
-            2 FLOPs). Those with a zero weight are not counted, although dense kernels compute them.
-        size_bytes: Size of the parameters and of the buffers that evaluation reads, in bytes. A sparse weight counts
-            with its nonzero entries and one bit per entry, a quantized weight with its integers, scales and zero
-            points.
-
-    Example:
-        >>> import torch
-        >>> from lightning_lcs import SubspaceModel
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
-        >>> x = torch.zeros(1, 3, 8, 8)
-        >>> model = SubspaceModel(net, mode="structured", subspace="point", example_inputs=x).eval()
-        >>> model.efficiency(1.0)
-        Efficiency(alpha=1.0, width=1.0, sparsity=0.0, bit_width=32, params=516, macs=12384, size_bytes=2064)
-    """
-
-    alpha: float
-    width: float
-    sparsity: float
-    bit_width: int
-    params: int
-    macs: int
-    size_bytes: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CurvePoint(Efficiency):
-    """One level of a curve: its cost, and what was measured there.
-
-    Attributes:
-        alpha: The level, in [0, 1].
-        width: Share of channels kept; see :class:`Efficiency` for this and the following.
-        sparsity: Share of zeros in the weights that the mode compresses.
-        bit_width: Number of bits of the weights that the mode compresses.
-        params: Number of parameters, without those that compression sets to zero.
-        macs: Multiply-accumulates for one sample.
-        size_bytes: Size in bytes.
-        latency_ms: Median time of a forward with one sample, in milliseconds, on the machine that measured it. NaN
-            means that it was not measured.
-        metrics: The user's own validation metrics at this level, by name.
-
-    Example:
-        >>> from lightning_lcs.graph.cost import CurvePoint
-        >>> point = CurvePoint(
-        ...     alpha=0.0, width=0.25, sparsity=0.0, bit_width=32, params=131, macs=3144, size_bytes=524,
-        ...     latency_ms=0.8, metrics={"val_acc": 0.91},
-        ... )
-        >>> point.metrics["val_acc"]
-        0.91
-    """
-
-    latency_ms: float
-    metrics: Mapping[str, float]
 
 
 def count_macs(program: Program, at: PlanAtWidth, tensor: Callable[[str], Tensor]) -> int:

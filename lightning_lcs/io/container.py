@@ -13,12 +13,14 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_lcs.utils.files import replacing
 
 KEY = "lightning_lcs"
 DIGEST_KEY = "lightning_lcs_blake2b"
@@ -66,20 +68,8 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapp
     head += b" " * (-(len(head) + 8) % _ALIGNMENT)
     if len(head) > MOST_HEADER:
         raise ValueError(f"the header would have {len(head):,} bytes, and files may have {MOST_HEADER:,}")
-    _replace(Path(path), [struct.pack("<Q", len(head)), head, *contents.values()])
-
-
-def _replace(target: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path) as scratch, scratch.open("wb") as file:
+        file.writelines([struct.pack("<Q", len(head)), head, *contents.values()])
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from lightning_lcs.graph.channels.dims import Dim
 from lightning_lcs.graph.channels.plan import ChannelPlan, PlanAtWidth
-from lightning_lcs.graph.channels.rules import RULES
+from lightning_lcs.graph.channels.rules.registry import admitted
 from lightning_lcs.graph.program import Program
 from lightning_lcs.graph.tracing.trace import InputSpec, Trace
 from lightning_lcs.io.plan_json import MOST_SIZE, DimTable, checked_name, listed, natural, plan_from_data
@@ -236,8 +236,8 @@ def _target(name: Any) -> Any:
     if space == "python" and rest in _PYTHON:
         return _PYTHON[rest]
     base, _, overload = rest.partition(".")
-    known = space == "aten" and (base in RULES or base.rstrip("_") in RULES or base in _ALSO)
-    packet = getattr(torch.ops.aten, base, None) if known else None
+    known = admitted(space, base) or (space == "aten" and base in _ALSO)
+    packet = getattr(getattr(torch.ops, space), base, None) if known else None
     # Variants that write their result into an argument occur in no trace.
     op = getattr(packet, overload) if packet is not None and overload in _overloads(packet) else None
     if not isinstance(op, torch._ops.OpOverload) or any(argument.is_out for argument in op._schema.arguments):

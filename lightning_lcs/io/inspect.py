@@ -9,28 +9,28 @@ from pathlib import Path
 from lightning_lcs.graph.tracing.trace import InputSpec
 from lightning_lcs.io import container, lcs_file
 from lightning_lcs.io.graph_json import network_from_data
-from lightning_lcs.subspace.level_table import Level
+from lightning_lcs.subspace.level_table import NamedLevel
 from lightning_lcs.subspace.mode import Mode
 
 
 @dataclasses.dataclass(frozen=True)
-class FileSummary:
+class FileContents:
     """What is in a file whose checksums are right.
 
     Attributes:
-        path: of the file.
-        size_bytes: of the file.
-        version: of the format.
-        mode: of compression, with its options.
+        path: The path of the file.
+        size_bytes: The size of the file in bytes.
+        version: The version of the format.
+        mode: The compression mode, with its options.
         subspace: "line" or "point".
-        sections: number of tensors, each with a checksum.
-        tensors: tensors by kind: how many, and their bytes.
-        statistics: levels with batch-norm statistics of their own.
-        inputs: shape and type of each tensor that it takes; the batch is open, and so is a size that is "any". Empty
-            where the file holds no network.
-        ops: number of ops of the network; 0 where the file holds none.
-        levels: the level table.
-        class_names: names of the classes.
+        sections: The number of tensors, each of which has a checksum.
+        tensors: By kind of tensor, how many there are and their size in bytes.
+        statistics: The levels with batch-norm statistics of their own.
+        inputs: The shape and the type of each tensor that the network takes. The batch is open, and so is a size that
+            is "any". It is empty if the file holds no network.
+        ops: The number of ops of the network; 0 if the file holds no network.
+        levels: The level table.
+        class_names: The names of the classes.
     """
 
     path: Path
@@ -43,16 +43,29 @@ class FileSummary:
     statistics: tuple[float, ...]
     inputs: tuple[tuple[tuple[str, ...], str], ...]
     ops: int
-    levels: tuple[Level, ...]
+    levels: tuple[NamedLevel, ...]
     class_names: tuple[str, ...]
 
 
-def summary(path: str | os.PathLike[str]) -> FileSummary:
-    """Check a file and say what is in it; the network is neither needed nor run.
+def inspect_file(path: str | os.PathLike[str]) -> FileContents:
+    """Verify the checksums of a file and say what is in it, without its network and without running it.
+
+    Args:
+        path: The path of the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or a damaged one.
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a file that ``SubspaceModel.save`` wrote, or it is damaged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.io.inspect import inspect_file
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     SubspaceModel(net, torch.randn(2, 8), subspace="point").eval().save(f"{folder}/model.lcs")
+        ...     inspect_file(f"{folder}/model.lcs").ops
+        3
     """
     header, tensors = container.read(path)
     content = lcs_file.Content(header, tensors)
@@ -70,7 +83,7 @@ def summary(path: str | os.PathLike[str]) -> FileSummary:
             open_from = 2 if header["any_size"] else len(sizes)
             shape = (*sizes[:open_from], *(f"any (saved with {size})" for size in sizes[open_from:]))
             inputs.append((shape, str(spec.dtype).removeprefix("torch.")))
-    return FileSummary(
+    return FileContents(
         path=Path(path),
         size_bytes=Path(path).stat().st_size,
         version=header["version"],

@@ -18,8 +18,7 @@ from lightning_lcs.io import container
 from lightning_lcs.io.graph_json import network_from_data, network_to_data
 from lightning_lcs.io.loaded_network import StoredNetwork, runs_at_any_size, stored_endpoints, stored_module
 from lightning_lcs.io.plan_json import checked_name
-from lightning_lcs.subspace.level_table import Level as TableLevel
-from lightning_lcs.subspace.level_table import table_from_data, table_to_data
+from lightning_lcs.subspace.level_table import NamedLevel, table_from_data, table_to_data
 from lightning_lcs.subspace.mode import Level, Mode, check_alpha
 from lightning_lcs.subspace.modes.registry import check_subspace, mode_to_dict, parse_mode
 from lightning_lcs.subspace.network import TOGETHER, Part
@@ -40,7 +39,7 @@ def save(
     path: str | os.PathLike[str],
     state: SubspaceState,
     parts: Sequence[Part],
-    levels: Sequence[TableLevel],
+    levels: Sequence[NamedLevel],
     class_names: Sequence[str],
 ) -> None:
     """Write a subspace; see :meth:`SubspaceModel.save`."""
@@ -54,7 +53,7 @@ def save(
     write(path, {**header, **more}, own)
 
 
-def common_header(state: SubspaceState, levels: Sequence[TableLevel], class_names: Sequence[str]) -> dict[str, Any]:
+def common_header(state: SubspaceState, levels: Sequence[NamedLevel], class_names: Sequence[str]) -> dict[str, Any]:
     """What the header of every file holds, but for the aliases."""
     return {
         "version": VERSION,
@@ -166,7 +165,7 @@ class SavedSubspace:
     """
 
     state: SubspaceState
-    levels: tuple[TableLevel, ...]
+    levels: tuple[NamedLevel, ...]
     class_names: tuple[str, ...]
     part: Part | None
     weights: dict[str, Tensor]

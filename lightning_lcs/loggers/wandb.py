@@ -1,4 +1,4 @@
-"""The curve in Weights & Biases: the only module that imports wandb."""
+"""The curve in Weights & Biases; this is the only module that imports wandb."""
 
 from __future__ import annotations
 
@@ -6,31 +6,58 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_lcs.reporting.curve import Curve, alpha_key, level_axis, log_key, metric_names, rows
+from lightning_lcs.loggers.registry import Measurement
+from lightning_lcs.reporting.curve import alpha_key, level_axis, log_key
+from lightning_lcs.subspace.curve import Curve, metric_names
+from lightning_lcs.subspace.curve_file import rows
 from lightning_lcs.subspace.level_table import default_names
+from lightning_lcs.utils.extras import needed_for
+from lightning_lcs.utils.warning import warn
 
 PANEL_COSTS = ("macs", "size_bytes", "latency_ms")
+
+
+def draw(logger: Any, measurement: Measurement) -> None:
+    """Log the curves to the logger's run, and upload ``model.lcs`` where the user asked for it."""
+    log_curve(logger.experiment, measurement.curves, measurement.description)
+    if measurement.save is None:
+        return
+    path = measurement.folder / "model.lcs"
+    try:
+        measurement.save(path)
+    except (RuntimeError, ValueError) as error:  # an op that a file can't hold: not worth a lost training
+        warn(f"model.lcs is not uploaded: {error}")
+        return
+    log_artifact(logger.experiment, path, measurement.curves["latest"])
 
 
 def log_curve(run: Any, curves: Mapping[str, Curve], summary: Mapping[str, Any] | None = None) -> None:
     """Log a curve to a W&B run, which may be offline.
 
-    A panel per metric against width (or sparsity or bit width), MACs, size and latency, with a series for each of the
-    curves; a table of the latest one, which replaces the table of the evaluation before; costs by level in the run's
-    summary, where plots over many runs find them; and in its configuration, under ``lcs``, what was trained.
+    The run gets a panel per metric against the axis of the levels (such as width), MACs, size and latency, with a
+    series for each curve; a table of the latest curve, which replaces that of the evaluation before; costs by level in
+    its summary, where plots over many runs find them; and what was trained in its configuration, under ``lcs``.
 
     Args:
-        run: ``WandbLogger.experiment``.
-        curves: by name, as legends show it; the first is the latest. Empty ones are left out.
-        summary: see :func:`lightning_lcs.reporting.run_summary.summary_of`.
+        run: The run, such as ``WandbLogger.experiment``.
+        curves: The curves by name, as legends show it; the first one is the latest. Empty curves are left out.
+        summary: What was trained; see :func:`lightning_lcs.reporting.run_summary.summary_of`. The default is unknown.
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed.
+
+    Example:
+        >>> from lightning_lcs.loggers import log_curve
+        >>> log_curve(wandb_logger.experiment, {"latest": callback.curve})  # doctest: +SKIP
     """
-    import wandb
+    with needed_for("WandbLogger"):
+        import wandb
 
     latest = next(iter(curves.values()))
     header, table = rows({"": latest})
     content: dict[str, Any] = {"lcs/curve": wandb.Table(columns=[*header], data=table, log_mode="MUTABLE")}
     for metric in metric_names(latest):
-        for cost in (level_axis([latest]), *PANEL_COSTS):
+        for cost in (level_axis([latest]).name, *PANEL_COSTS):
             series = series_of(curves, cost, metric)
             if next(iter(curves)) in series:
                 content[log_key(metric, f"against_{cost}")] = wandb.plot.line_series(
@@ -52,17 +79,17 @@ def log_curve(run: Any, curves: Mapping[str, Curve], summary: Mapping[str, Any] 
 
 
 def series_of(curves: Mapping[str, Curve], cost: str, metric: str) -> dict[str, tuple[list[float], list[float]]]:
-    """By name, costs and metric of the levels at which both were measured; curves without any are left out."""
+    """By name, the costs and the metric of levels at which both were measured; curves without any are left out."""
     found = {}
     for name, curve in curves.items():
-        points = [p for p in curve if metric in p.metrics and getattr(p, cost) == getattr(p, cost)]
+        points = [p for p in curve if metric in p.metrics and p.value(cost) == p.value(cost)]
         if points:
-            found[name] = ([getattr(p, cost) for p in points], [p.metrics[metric] for p in points])
+            found[name] = ([p.value(cost) for p in points], [p.metrics[metric] for p in points])
     return found
 
 
 def config_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's configuration holds of a summary: settings, and how much of the network is compressed."""
+    """The part of a summary that a run's configuration holds: settings, and how much of the network is compressed."""
     plan = summary["plan"]
     counts = {"compressed_tensors": len(plan["compressed"]), "kept_whole": len(plan["whole"])}
     return {**summary["settings"], "plan": {**counts, "numbers": plan["numbers"], "kept_numbers": plan["kept_numbers"]}}
@@ -72,15 +99,16 @@ def log_artifact(run: Any, path: str | os.PathLike[str], curve: Curve) -> None:
     """Upload a deployment file as an artifact of type "model", with the table of levels as its metadata.
 
     Args:
-        run: ``WandbLogger.experiment``.
-        path: of the file, such as "model.lcs".
-        curve: its levels.
+        run: The run, such as ``WandbLogger.experiment``.
+        path: The path of the file, such as "model.lcs".
+        curve: The levels of the file.
     """
-    import wandb
+    with needed_for("WandbLogger"):
+        import wandb
 
     header, table = rows({"": curve})
     names = default_names([point.alpha for point in curve])
-    # JSON knows no NaN: a latency that was not measured.
+    # JSON has no NaN, which stands for a latency that was not measured.
     levels = [
         {"name": name, **{k: v for k, v in zip(header, row, strict=True) if v == v}}
         for name, row in zip(names, table, strict=True)

@@ -7,36 +7,37 @@ from typing import Any
 
 from lightning_lcs.reporting.curve import alpha_key, log_key
 from lightning_lcs.reporting.pareto import lower_is_better
+from lightning_lcs.utils.extras import needed_for
 
 COSTS = {"macs": "MACs", "size_bytes": "size in bytes", "latency_ms": "latency in ms"}
 
 
 def workspace(entity: str, project: str, metric: str, alphas: Sequence[float], name: str = "Trade-off curves") -> Any:
-    """A workspace that is not saved yet: nothing here needs the network.
+    """A workspace that is not saved yet, which is made offline.
 
-    Its sections: the curves of all runs overlaid, one panel per cost; at each of three levels, runs by cost and metric
-    with the Pareto front over them; the metric at every level over training; diagnostics.
+    Its sections are the curves of all runs with one panel per cost; the runs by cost and metric at three levels, with
+    the Pareto front over them; the metric at every level over training; and diagnostics.
 
     Args:
-        entity: user or team.
-        project: the project that runs were logged to.
-        metric: of the curves, such as "val_acc".
-        alphas: levels of the curves.
-        name: of the workspace.
+        entity: The user or the team.
+        project: The project that the runs were logged to.
+        metric: The metric of the curves, such as "val_acc".
+        alphas: The levels of the curves.
+        name: The name of the workspace. The default is "Trade-off curves".
 
     Returns:
         A ``wandb_workspaces.workspaces.Workspace``.
 
     Raises:
-        ModuleNotFoundError: wandb-workspaces is missing.
+        ModuleNotFoundError: wandb-workspaces is not installed.
+
+    Example:
+        >>> from lightning_lcs.loggers import workspace
+        >>> made = workspace("my-team", "my-project", "val_acc", [0.0, 0.5, 1.0])  # doctest: +SKIP
     """
-    try:
+    with needed_for("a dashboard"):
         import wandb_workspaces.workspaces as ws
         from wandb_workspaces.reports import v2
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "a dashboard needs wandb-workspaces: pip install 'lightning-lcs[dashboard]'"
-        ) from error
     wr: Any = v2  # its names are not declared as exported
     keys = [alpha_key(alpha) for alpha in alphas]
     front: dict[str, Any] = {"running_ymin": True} if lower_is_better(metric) else {"running_ymax": True}
@@ -82,24 +83,24 @@ def workspace(entity: str, project: str, metric: str, alphas: Sequence[float], n
 
 
 def save(made: Any) -> str:
-    """Save a workspace, and give its address.
+    """Save a workspace, and return its address.
 
     Args:
-        made: what :func:`workspace` gave.
+        made: A workspace, as :func:`workspace` makes it.
 
     Raises:
-        RuntimeError: W&B does not take it: no key, no such project, no network.
+        RuntimeError: W&B refuses it: there is no key, no such project, or no connection.
     """
     try:
         return str(made.save().url)
     except Exception as error:  # of wandb, which nothing here imports
         if not type(error).__module__.startswith("wandb"):
             raise
-        raise RuntimeError(f"W&B does not take the workspace: {error}") from error
+        raise RuntimeError(f"W&B refuses the workspace: {error}") from error
 
 
 def specification(workspace: Any) -> dict[str, Any]:
-    """A workspace as the JSON that would be sent."""
+    """The JSON of a workspace that saving would send."""
     spec: dict[str, Any] = workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     return spec
 

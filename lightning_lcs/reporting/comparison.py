@@ -1,4 +1,4 @@
-"""Curves of several methods and seeds beside each other."""
+"""Curves of several methods and seeds side by side."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Runs = Mapping[str, list[list[CurvePoint]]]
 
 
 def print_comparisons(runs: Runs, metric: str, console: Console | None = None) -> None:
-    """One table for each of width, sparsity and bit width: a row per level, a column per method.
+    """Print one table for each axis of levels, such as width: a row per level, a column per method.
 
-    With several seeds a cell is their mean, with the lowest and the highest below it.
+    With several seeds, a cell holds their mean, and the lowest and the highest value below it.
     """
     for axis, methods in by_axis(runs).items():
         table = Table(title=f"{metric} by {axis}", title_justify="left")
@@ -36,7 +36,7 @@ def print_comparisons(runs: Runs, metric: str, console: Console | None = None) -
 
 
 def plot_comparisons(runs: Runs, metric: str, folder: Path) -> list[Path]:
-    """One picture for each of width, sparsity and bit width, ``comparison_AXIS.png``: the means over seeds."""
+    """Draw one picture for each axis, ``comparison_AXIS.png``: the means over seeds."""
     return [
         plot_curves({name: mean_curve(c) for name, c in methods.items()}, metric, folder / f"comparison_{axis}.png")
         for axis, methods in by_axis(runs).items()
@@ -44,27 +44,21 @@ def plot_comparisons(runs: Runs, metric: str, folder: Path) -> list[Path]:
 
 
 def by_axis(runs: Runs) -> dict[str, dict[str, list[list[CurvePoint]]]]:
-    """The methods by what their levels change; without those that have no run."""
+    """The methods by the name of the axis along which their levels lie; methods without a run are left out."""
     groups: dict[str, dict[str, list[list[CurvePoint]]]] = {}
     for method, curves in runs.items():
         if curves:
-            groups.setdefault(_axis(curves[0]), {})[method] = curves
+            groups.setdefault(level_axis([curves[0]]).name, {})[method] = curves
     return groups
 
 
-def _axis(curve: Curve) -> str:
-    if any(point.bit_width != 32 for point in curve):
-        return "bit_width"
-    return level_axis([curve])
-
-
 def _level(point: CurvePoint, axis: str) -> float:
-    """Where a point stands: the same level of two methods may differ in the last digit."""
-    return round(float(getattr(point, axis)), 6)
+    """The value of a point on an axis, rounded: the same level of two methods may differ in the last digit."""
+    return round(float(point.value(axis)), 6)
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[CurvePoint]:
-    """Metrics averaged over curves of the same levels; costs are those of the first."""
+    """The mean of curves of the same levels: metrics are averaged, and costs are those of the first curve."""
     return [
         dataclasses.replace(
             points[0],
@@ -75,7 +69,7 @@ def mean_curve(curves: Sequence[Curve]) -> list[CurvePoint]:
 
 
 def cell(values: Sequence[float]) -> str:
-    """The mean, and the range of several; empty without any."""
+    """The mean of values, with the range of several values; empty if there are none."""
     if not values:
         return ""
     spread = f"\n{min(values):.4f} to {max(values):.4f}" if len(values) > 1 else ""

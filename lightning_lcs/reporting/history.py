@@ -1,4 +1,4 @@
-"""Every curve of a run, and when each was measured: the file ``curves.csv``."""
+"""All curves of a run, and when each was measured: the file ``curves.csv``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_lcs.reporting.curve import Curve, point_of, read_rows, rows, write_rows
+from lightning_lcs.subspace.curve import Curve
+from lightning_lcs.subspace.curve_file import point_of, read_rows, rows, write_rows
 
 _WHEN = ("stage", "epoch", "step")
 
@@ -17,10 +18,15 @@ class Evaluation:
     """A curve, and when it was measured.
 
     Attributes:
-        curve: by ascending alpha.
+        curve: The curve, by ascending alpha.
         stage: "fit", "validate" or "test".
-        epoch: as Lightning's loggers count it, from 0.
-        step: optimizer steps taken.
+        epoch: The epoch, which Lightning counts from 0.
+        step: The number of optimizer steps taken.
+
+    Example:
+        >>> from lightning_lcs.reporting.history import Evaluation
+        >>> Evaluation(curve=[], stage="fit", epoch=0, step=100).step
+        100
     """
 
     curve: Curve
@@ -30,15 +36,43 @@ class Evaluation:
 
 
 def followed(earlier: Sequence[Evaluation], latest: Evaluation) -> list[Evaluation]:
-    """Evaluations with the latest at the end; those that it repeats, at its step or later in its stage, are left out.
+    """Evaluations with the latest one at the end.
 
-    A run that goes on from a checkpoint repeats what was measured after that checkpoint.
+    Evaluations of the same stage at the same step or later are left out: a run that is resumed from a checkpoint
+    repeats what was measured after that checkpoint.
+
+    Args:
+        earlier: The evaluations so far.
+        latest: The latest evaluation.
+
+    Example:
+        >>> from lightning_lcs.reporting.history import Evaluation, followed
+        >>> first, second = (Evaluation(curve=[], stage="fit", epoch=epoch, step=100 * epoch) for epoch in (1, 2))
+        >>> [evaluation.step for evaluation in followed([first, second], second)]
+        [100, 200]
     """
     return [e for e in earlier if e.stage != latest.stage or e.step < latest.step] + [latest]
 
 
 def write_history(evaluations: Sequence[Evaluation], path: str | os.PathLike[str]) -> Path:
-    """Write evaluations to a CSV file, a row per level, whole or not at all."""
+    """Write evaluations to a CSV file with a row per level, whole or not at all.
+
+    Args:
+        evaluations: The evaluations.
+        path: The path of the file.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lcs.reporting.history import Evaluation, read_history, write_history
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_history([Evaluation(curve=[small], stage="fit", epoch=0, step=7)], f"{folder}/curves.csv")
+        ...     read_history(path)[0].step
+        7
+    """
     named = {str(number): evaluation.curve for number, evaluation in enumerate(evaluations)}
     # Two curves at least give each row a name in its first column, which is left out below.
     header, table = rows({**named, "": []})
@@ -47,10 +81,16 @@ def write_history(evaluations: Sequence[Evaluation], path: str | os.PathLike[str
 
 
 def read_history(path: str | os.PathLike[str]) -> list[Evaluation]:
-    """Evaluations as :func:`write_history` wrote them.
+    """Read the evaluations of a file that :func:`write_history` wrote.
+
+    Args:
+        path: The path of the file.
 
     Raises:
-        ValueError: the file holds none.
+        ValueError: The file holds no evaluations.
+
+    Example:
+        See :func:`write_history`.
     """
     found = read_rows(path)
     if not set(_WHEN) <= set(found[0]):

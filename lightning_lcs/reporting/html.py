@@ -1,4 +1,4 @@
-"""Runs as one HTML file that needs no network: curves, levels, what was compressed, where it ran."""
+"""Runs as one HTML file that works offline: curves, levels, what was compressed, and where it ran."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from lightning_lcs.reporting.curve import COSTS, Curve, CurvePoint, level_axis, metric_names, write_text
+from lightning_lcs.reporting.curve import level_axis
 from lightning_lcs.reporting.html_tables import Quantity, compressed, facts, level_table, overview, settings
 from lightning_lcs.reporting.pareto import lower_is_better, pareto_front
 from lightning_lcs.reporting.runs import Run
+from lightning_lcs.subspace.curve import Curve, CurvePoint, metric_names
+from lightning_lcs.subspace.curve_file import COSTS
+from lightning_lcs.utils.extras import needed_for
+from lightning_lcs.utils.files import write_text
 
-# What a chart may have below: name, and how it is written.
-AXES = {
-    "macs": Quantity("MACs per sample", "SI"),
-    "size_bytes": Quantity("Size", "SI", "B"),
-    "latency_ms": Quantity("Latency", "plain", "ms"),
-    "width": Quantity("Channel width", "plain"),
-    "sparsity": Quantity("Share of zeros", "plain"),
-    "bit_width": Quantity("Bits", "plain"),
+# The costs that a chart may have below; the axes of levels come from the modes.
+COST_AXES = {
+    "macs": Quantity("MACs per sample", "MACs", "SI"),
+    "size_bytes": Quantity("Size", "Size", "SI", "B"),
+    "latency_ms": Quantity("Latency", "Latency", "plain", "ms"),
 }
 
 
@@ -32,27 +33,37 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str], metric: str 
     """Write a page about runs, whole or not at all.
 
     Args:
-        runs: at least one.
-        path: of the file.
-        metric: what is shown first; by default the first metric that all curves have, preferably no loss.
+        runs: The runs, at least one.
+        path: The path of the file.
+        metric: The metric to show first. The default is the first metric that all curves have, preferably not a loss.
 
     Raises:
-        ModuleNotFoundError: plotly is missing.
-        ValueError: no curve has the metric, or any metric at all.
+        ModuleNotFoundError: plotly is not installed.
+        ValueError: No curve has the metric, or any metric at all.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lcs.reporting import read_runs, write_csv, write_report
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     runs = read_runs([write_csv({"": [small, full]}, f"{folder}/curve.csv")])
+        ...     write_report(runs, f"{folder}/a.html").name
+        'a.html'
     """
     return write_text(page(runs, plotly_code(), metric), path)
 
 
 def plotly_code() -> str:
-    """The JavaScript of plotly, to be put into a page.
+    """The JavaScript of plotly, which a page holds.
 
     Raises:
-        ModuleNotFoundError: plotly is missing.
+        ModuleNotFoundError: plotly is not installed.
     """
-    try:
+    with needed_for("a report"):
         from plotly.offline import get_plotlyjs
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("a report needs plotly: pip install 'lightning-lcs[report]'") from error
     code: str = get_plotlyjs()
     return code
 
@@ -61,13 +72,15 @@ def page(runs: Sequence[Run], plotly: str, metric: str | None = None) -> str:
     """The page as text.
 
     Args:
-        runs: at least one.
-        plotly: the library's JavaScript.
-        metric: as in :func:`write_report`.
+        runs: The runs, at least one.
+        plotly: The JavaScript of plotly.
+        metric: See :func:`write_report`.
     """
     series = series_of(runs)
     shown = chosen_metric(series, metric)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
+    if len(runs) > 1 and len(series) != len(runs):
+        title = f"{len(series)} curves of {len(runs)} runs compared"
     data = {
         "metric": shown,
         "metrics": {name: {"lower": lower_is_better(name)} for name in metrics_of(series)},
@@ -99,7 +112,7 @@ def page(runs: Sequence[Run], plotly: str, metric: str | None = None) -> str:
 
 
 def series_of(runs: Sequence[Run]) -> dict[str, Curve]:
-    """All curves of all runs by name: the run's, and the curve's own where a run has several."""
+    """All curves of all runs by the name of the run, and by the name of the curve if a run has several curves."""
     found: dict[str, Curve] = {}
     for run in runs:
         for name, curve in run.curves.items():
@@ -109,37 +122,37 @@ def series_of(runs: Sequence[Run]) -> dict[str, Curve]:
 
 
 def metrics_of(series: Mapping[str, Curve]) -> list[str]:
-    """Names of all metrics, in the order of the first curve that has each."""
+    """The names of all metrics, in the order of the first curve that has them."""
     return list(dict.fromkeys(name for curve in series.values() for name in metric_names(curve)))
 
 
 def chosen_metric(series: Mapping[str, Curve], asked: str | None) -> str:
-    """What is shown first; see :func:`write_report`."""
+    """The metric to show first; see :func:`write_report`."""
     known = metrics_of(series)
     if asked is not None and asked not in known:
         raise ValueError(f"metric={asked!r} is on none of the curves; they have {', '.join(known) or 'none'}")
     if not known:
-        raise ValueError("the curves hold costs and no metric: log one in validation_step")
+        raise ValueError("the curves hold costs and no metric: log a metric in validation_step")
     shared = [name for name in known if all(name in metric_names(curve) for curve in series.values())]
     candidates = shared or known
     return asked or next((name for name in candidates if not lower_is_better(name)), candidates[0])
 
 
 def axes_of(series: Mapping[str, Curve]) -> dict[str, Quantity]:
-    """What the charts may have below: costs that were measured, and what the levels change."""
+    """What the charts may have below, by name: costs that were measured, and the axes along which levels lie."""
     points = [point for curve in series.values() for point in curve]
-    changed = dict.fromkeys(level_axis([curve]) for curve in series.values())
-    costs = [
-        name for name in ("macs", "size_bytes", "latency_ms") if any(math.isfinite(getattr(p, name)) for p in points)
-    ]
-    return {name: AXES[name] for name in (*costs, *changed)}
+    costs = {
+        name: quantity for name, quantity in COST_AXES.items() if any(math.isfinite(getattr(p, name)) for p in points)
+    }
+    levels = [level_axis([curve]) for curve in series.values()]
+    return costs | {a.name: Quantity(a.label, a.label, "plain", a.unit, level=True) for a in levels}
 
 
 def fronts_of(series: Mapping[str, Curve]) -> dict[str, dict[str, list[list[int]]]]:
-    """Metric -> cost -> the Pareto front over all curves, each point as its curve's number and its own."""
+    """By metric and cost, the Pareto front over all curves: the number of each point's curve, and its own number."""
     where = [(number, index) for number, curve in enumerate(series.values()) for index in range(len(curve))]
     points = [point for curve in series.values() for point in curve]
-    costs = [cost for cost in axes_of(series) if cost in ("macs", "size_bytes", "latency_ms")]
+    costs = [name for name, axis in axes_of(series).items() if not axis.level]
     return {
         metric: {cost: [list(where[i]) for i in pareto_front(points, cost, metric)] for cost in costs}
         for metric in metrics_of(series)
@@ -147,7 +160,7 @@ def fronts_of(series: Mapping[str, Curve]) -> dict[str, dict[str, list[list[int]
 
 
 def learning_of(run: Run) -> dict[str, Any]:
-    """What the chart of a run over training shows: metrics by level, and losses; empty where nothing is known."""
+    """The content of a run's chart over training: metrics by level, and losses. It is empty if nothing is known."""
     fitted = [evaluation for evaluation in run.evaluations if evaluation.stage == "fit"]
     charts: dict[str, list[dict[str, Any]]] = {}
     if len(fitted) > 1:
@@ -176,10 +189,11 @@ def _by_level(evaluations: Sequence[tuple[int, Curve]], metric: str) -> dict[flo
 
 
 def subtitle(runs: Sequence[Run], series: Mapping[str, Curve]) -> str:
-    """One line on what was measured."""
+    """One line about what was measured."""
     parts = []
     settings = [run.summary["settings"] for run in runs if run.summary]
-    for words in ([s["network"] for s in settings], [f"{s['mode']['name']} {s['subspace']}" for s in settings]):
+    methods = [run.summary.get("method") or _subspace(run.summary["settings"]) for run in runs if run.summary]
+    for words in ([s["network"] for s in settings], methods):
         if words:
             parts.append(", ".join(dict.fromkeys(words)))
     counts = sorted({len(curve) for curve in series.values()})
@@ -191,18 +205,22 @@ def subtitle(runs: Sequence[Run], series: Mapping[str, Curve]) -> str:
     return " · ".join(parts)
 
 
+def _subspace(settings: Mapping[str, Any]) -> str:
+    return f"{settings['mode']['name']} {settings['subspace']}"
+
+
 def _drift(runs: Sequence[Run], name: str) -> dict[float, float]:
-    """Of the run whose only curve has this name."""
+    """The drift of the run whose only curve has this name."""
     found = next((run for run in runs if run.name == name and run.summary), None)
     return {} if found is None else dict(found.summary["drift"])
 
 
 def _point(point: CurvePoint) -> dict[str, Any]:
-    return {**{name: getattr(point, name) for name in COSTS}, "metrics": dict(point.metrics)}
+    return {**point.settings, **{name: getattr(point, name) for name in COSTS}, "metrics": dict(point.metrics)}
 
 
 def _finite(data: Any) -> Any:
-    """Data as JSON can hold it: no NaN, no infinity."""
+    """Data that JSON can hold: NaN and infinity become ``None``."""
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, Mapping):

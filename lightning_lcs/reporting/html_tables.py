@@ -14,27 +14,25 @@ from lightning_lcs.subspace.level_table import default_names
 
 NONE, MINUS, SIGMA = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{GREEK SMALL LETTER SIGMA}"
 _OPEN_UP_TO = 3  # curves or runs whose details are not folded
-_FORMATS = {
-    "width": ("Width", "", ".3f"),
-    "sparsity": ("Sparsity", "", ".3f"),
-    "bit_width": ("Bits", "", "d"),
-    "latency_ms": ("Latency", "ms", ".2f"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """How an axis is written.
+    """How the page's script writes the values of a chart's lower axis.
 
     Attributes:
-        label: its name.
-        form: "SI" for numbers with k, M and G; "plain".
-        unit: after them.
+        label: The title of the axis.
+        short: The title where room is short.
+        form: "SI" for numbers with k, M and G, "plain" for others.
+        unit: The unit after a value. The default is none.
+        level: Whether it is an axis along which levels lie, rather than a cost. The default is that it is a cost.
     """
 
     label: str
+    short: str
     form: str
     unit: str = ""
+    level: bool = False
 
     def as_data(self) -> dict[str, Any]:
         """For the page's script."""
@@ -118,7 +116,13 @@ def level_table(name: str, curve: Curve, drift: Mapping[float, float], metric: s
     units = {"macs": _unit([p.macs for p in curve]), "params": _unit([p.params for p in curve])}
     size_unit, size_scale = ("MB", 1e6) if curve[-1].size_bytes >= 1e5 else ("kB", 1e3)
     timed = any(point.latency_ms == point.latency_ms for point in curve)
-    heads = [("alpha", ""), ("Name", ""), _FORMATS[axis][:2], *((m, "") for m in metrics), ("MACs", units["macs"][0])]
+    heads = [
+        ("alpha", ""),
+        ("Name", ""),
+        (axis.label, axis.unit),
+        *((m, "") for m in metrics),
+        ("MACs", units["macs"][0]),
+    ]
     heads += [("Size", size_unit)] + [("Latency", "ms")] * timed + [("Params", units["params"][0])]
     heads += [("Norm drift", SIGMA)] * bool(drift)
     head = "".join(
@@ -130,11 +134,11 @@ def level_table(name: str, curve: Curve, drift: Mapping[float, float], metric: s
     for index, (point, level) in enumerate(zip(curve, names, strict=True)):
         cells = [
             level,
-            _formatted(getattr(point, axis), axis),
+            _formatted(point.value(axis.name), axis.format),
             *(f"<b>{_metric(point, m)}</b>" if point.metrics.get(m) == best[m] else _metric(point, m) for m in metrics),
             f"{point.macs / units['macs'][1]:.2f}",
             f"{point.size_bytes / size_scale:.2f}",
-            *([_formatted(point.latency_ms, "latency_ms")] if timed else []),
+            *([_formatted(point.latency_ms, ".2f")] if timed else []),
             f"{point.params / units['params'][1]:.2f}",
             *([f"{drift[point.alpha]:.2f}" if point.alpha in drift else NONE] if drift else []),
         ]
@@ -196,7 +200,8 @@ def settings(name: str, summary: Mapping[str, Any], runs: int) -> str:
     """Settings, endpoints, hyperparameters, environment."""
     chosen = dict(summary["settings"])
     mode = dict(chosen.pop("mode"))
-    subspace = {"mode": mode.pop("name"), **mode, **{k: v for k, v in chosen.items() if v is not None}}
+    method = {"method": summary["method"]} if "method" in summary else {}
+    subspace = {**method, "mode": mode.pop("name"), **mode, **{k: v for k, v in chosen.items() if v is not None}}
     measured = {f"endpoint {key}": f"{value:.6g}" for key, value in summary["endpoints"].items()}
     stored = summary["statistics"]
     if stored["levels"]:
@@ -233,8 +238,8 @@ def _unit(values: Sequence[float]) -> tuple[str, float]:
     return next(((unit, size) for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if largest >= size), ("", 1.0))
 
 
-def _formatted(value: float, name: str) -> str:
-    return f"{value:{_FORMATS[name][2]}}" if value == value else NONE
+def _formatted(value: float, form: str) -> str:
+    return f"{value:{form}}" if value == value else NONE
 
 
 def _metric(point: CurvePoint, metric: str) -> str:

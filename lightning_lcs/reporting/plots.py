@@ -8,45 +8,52 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lcs.reporting.curve import Curve, level_axis
-
-_LABELS = {
-    "width": ("channel width", 1.0),
-    "sparsity": ("share of zeros", 1.0),
-    "bit_width": ("bits", 1.0),
-    "macs": ("MACs per sample (millions)", 1e-6),
-}
+from lightning_lcs.utils.extras import needed_for
 
 
 def require_matplotlib() -> Any:
-    """matplotlib's ``Figure``, which draws into files without a display.
+    """The ``Figure`` of matplotlib, which draws into files without a display.
 
     Raises:
-        ModuleNotFoundError: matplotlib is missing.
+        ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
+    with needed_for("plots"):
         from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install 'lightning-lcs[plots]'") from error
     return Figure
 
 
 def plot_curves(curves: Mapping[str, Curve], metric: str, path: str | os.PathLike[str], title: str = "") -> Path:
-    """Draw one metric of one or more curves against width or sparsity and against MACs, into a PNG file.
+    """Draw one metric of one or more curves against the axis of the levels and against MACs, into a PNG file.
 
     Args:
-        curves: by name, as the legend shows it.
-        metric: name of the metric.
-        path: of the file.
-        title: above the picture.
+        curves: The curves by name, as the legend shows it.
+        metric: The name of the metric.
+        path: The path of the file; its folder is made if it does not exist.
+        title: The title of the picture. The default is none.
 
     Raises:
-        ModuleNotFoundError: matplotlib is missing.
-        ValueError: no curve has the metric.
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: No curve has the metric.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lcs.reporting import plot_curves
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_curves({"ours": [small, full]}, "val_acc", f"{folder}/curve.png").name
+        'curve.png'
     """
-    figure = curve_figure(curves, metric, title)
+    return save_figure(curve_figure(curves, metric, title), path, dpi=150)
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int) -> Path:
+    """Write a figure into a PNG file; its folder is made if it does not exist."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150)
+    figure.savefig(target, dpi=dpi)
     return target
 
 
@@ -58,11 +65,12 @@ def curve_figure(curves: Mapping[str, Curve], metric: str, title: str = "") -> A
         raise ValueError(f"metric={metric!r} is on none of the curves")
     if title:
         figure.suptitle(title)
-    costs = (level_axis(curves.values()), "macs")
-    for axes, cost in zip(figure.subplots(1, len(costs), sharey=True), costs, strict=True):
-        label, scale = _LABELS[cost]
+    axis = level_axis(curves.values())
+    label = f"{axis.label} ({axis.unit})" if axis.unit else axis.label
+    below = ((axis.name, label, 1.0), ("macs", "MACs per sample (millions)", 1e-6))
+    for axes, (cost, label, scale) in zip(figure.subplots(1, len(below), sharey=True), below, strict=True):
         for index, (name, curve) in enumerate(drawn.items()):
-            x = [scale * getattr(point, cost) for point in curve]
+            x = [scale * point.value(cost) for point in curve]
             y = [point.metrics[metric] for point in curve]
             axes.plot(x, y, marker="os^Dv"[index % 5], linestyle=("-", "--", ":", "-.")[index % 4], label=name)
         axes.set_xlabel(label)

@@ -3,6 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const DASHES = ["solid", "dash", "dot", "dashdot"];
+  const COSTS = Object.keys(data.axes).filter((name) => !data.axes[name].level);
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star"];
   const state = { metric: data.metric, cost: Object.keys(data.axes)[0], share: 0.5, run: 0, chart: null };
 
@@ -47,13 +48,13 @@
   const measured = (point) => point[state.cost] != null && point.metrics[state.metric] != null;
 
   function hover(series, point) {
-    const axis = ["sparsity", "bit_width", "width"].find((name) => name in data.axes) || "width";
+    const axis = Object.keys(data.axes).find((name) => data.axes[name].level && point[name] != null);
     const lines = [`<b>${escaped(series.name)}</b>`, `alpha ${point.alpha.toFixed(3)}`,
       `${escaped(state.metric)} ${number(point.metrics[state.metric])}`];
     if (!isCost()) lines.push(`${data.axes[state.cost].label} ${number(point[state.cost])}`);
-    else lines.push(`${data.axes[axis] ? data.axes[axis].label : axis} ${number(point[axis])}`);
-    for (const cost of ["macs", "size_bytes", "latency_ms"])
-      if (cost in data.axes && point[cost] != null) lines.push(`${data.axes[cost].label} ${text(cost, point[cost])}`);
+    else if (axis) lines.push(`${escaped(data.axes[axis].label)} ${number(point[axis])}`);
+    for (const cost of COSTS)
+      if (point[cost] != null) lines.push(`${data.axes[cost].label} ${text(cost, point[cost])}`);
     return lines.join("<br>");
   }
   const escaped = (value) => String(value).replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
@@ -122,7 +123,7 @@
     const { series, point } = found;
     const strong = document.createElement("strong");
     strong.textContent = `alpha ${point.alpha.toFixed(3)}`;
-    const costs = ["macs", "size_bytes", "latency_ms"].filter((c) => c in data.axes && point[c] != null)
+    const costs = COSTS.filter((c) => point[c] != null)
       .map((c) => said(c, point[c]));
     best.append(strong, `${data.series.length > 1 ? ` of ${series.name}` : ""}: ${state.metric} ${number(point.metrics[state.metric])}, ${costs.join(", ")}`);
   }
@@ -165,12 +166,11 @@
   fill($("metric"), Object.keys(data.metrics).map((name) => [name, name]), state.metric, (name) => { state.metric = name; drawCurves(); });
   fill($("learning-run"), data.learning.map((entry, i) => [String(i), entry.run]), "0", (value) => { state.run = Number(value); fillCharts(); drawLearning(); });
   fillCharts();
-  const SHORT = { macs: "MACs", size_bytes: "Size", latency_ms: "Latency", width: "Width", sparsity: "Sparsity", bit_width: "Bits" };
   for (const name of Object.keys(data.axes)) {
     const label = document.createElement("label");
     const radio = Object.assign(document.createElement("input"), { type: "radio", name: "cost", value: name, checked: name === state.cost });
     radio.onchange = () => { state.cost = name; drawCurves(); };
-    label.append(radio, SHORT[name]);
+    label.append(radio, data.axes[name].short);
     $("cost").append(label);
   }
   $("budget").oninput = (event) => { state.share = event.target.value / 1000; drawCurves(); };

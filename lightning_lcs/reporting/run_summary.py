@@ -8,13 +8,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_lcs.reporting.curve import write_text
 from lightning_lcs.subspace.describe import VERSION
+from lightning_lcs.utils.files import write_text
+
+SUMMARY = "summary.json"
 
 
 def write_summary(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write a summary as JSON, whole or not at all."""
     return write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", path)
+
+
+def name_method(folder: Path, method: str) -> None:
+    """Note in the ``summary.json`` of a run by which training method it was made.
+
+    A network that was trained plainly is measured as a structured point, and is not one.
+
+    Args:
+        folder: The folder of the run.
+        method: The name of the method; see :meth:`LCSCallback.method`.
+    """
+    path = folder / SUMMARY
+    if path.exists():
+        write_summary({**read_summary(path), "method": method}, path)
 
 
 def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,18 +12,27 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
-from lightning_lcs.subspace.level_table import Level
+from lightning_lcs.subspace.level_table import NamedLevel
+from lightning_lcs.subspace.mode import Axis
 
 _Column: TypeAlias = tuple[str, list[str]]  # a heading, and a cell for each level
 
 
 def print_curves(curves: Mapping[str, Curve], console: Console | None = None, metric: str | None = None) -> None:
-    """Print curves side by side: one row per level, the costs of the first curve, the metrics of all.
+    """Print curves side by side: one row per level, the costs of the first curve, and the metrics of all curves.
 
     Args:
-        curves: by name; all measured at the same levels.
-        console: where to print; the terminal by default.
-        metric: the only one that is printed; all by default.
+        curves: The curves by name, all of them measured at the same levels.
+        console: Where to print. The default is the terminal.
+        metric: The only metric to print. The default is all metrics.
+
+    Example:
+        >>> from lightning_lcs.reporting import print_curves
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> print_curves({"": [small, full]})  # doctest: +SKIP
     """
     level, *costs = _costs(next(iter(curves.values())), level_axis(curves.values()))
     metrics = [
@@ -35,12 +44,12 @@ def print_curves(curves: Mapping[str, Curve], console: Console | None = None, me
     _print("Accuracy-efficiency curve", level, [*costs, *metrics], console)
 
 
-def print_levels(levels: Sequence[Level], console: Console | None = None) -> None:
+def print_levels(levels: Sequence[NamedLevel], console: Console | None = None) -> None:
     """Print a level table: one row per level.
 
     Args:
-        levels: the table.
-        console: where to print; the terminal by default.
+        levels: The table.
+        console: Where to print. The default is the terminal.
     """
     names = ("name", [level.name for level in levels])
     metrics = [(name, _values(levels, name)) for name in metric_names(levels)]
@@ -49,7 +58,7 @@ def print_levels(levels: Sequence[Level], console: Console | None = None) -> Non
 
 
 def _print(title: str, first: _Column, columns: Sequence[_Column], console: Console | None, **style: Any) -> None:
-    """Print a table, and where the terminal is too narrow for it, the rest of its columns in others below."""
+    """Print a table; if the terminal is too narrow for it, the other columns follow in tables below."""
     console = console or Console()
     unbounded = console.options.update(max_width=sys.maxsize)
     shown: list[_Column] = []
@@ -76,10 +85,10 @@ def _values(points: Sequence[CurvePoint], name: str) -> list[str]:
     return ["" if value is None else f"{value:.4f}" for value in values]
 
 
-def _costs(points: Sequence[CurvePoint], axis: str) -> list[_Column]:
+def _costs(points: Sequence[CurvePoint], axis: Axis) -> list[_Column]:
     return [
         ("alpha", [f"{point.alpha:.3f}" for point in points]),
-        (axis, [f"{getattr(p, axis):.3f}" if axis != "bit_width" else str(p.bit_width) for p in points]),
+        (axis.name, [axis.formatted(value) if (value := p.value(axis.name)) == value else "" for p in points]),
         ("params", [scaled(point.params) for point in points]),
         ("MACs", [scaled(point.macs) for point in points]),
         ("size", [sized(point.size_bytes) for point in points]),
@@ -88,12 +97,12 @@ def _costs(points: Sequence[CurvePoint], axis: str) -> list[_Column]:
 
 
 def sized(size_bytes: float) -> str:
-    """A number of bytes with a unit: 1234567 -> "1.23 MB"."""
+    """A number of bytes with its unit: 1234567 becomes "1.23 MB"."""
     return f"{_digits(size_bytes / 1e6)} MB" if size_bytes >= 1e6 else f"{_digits(size_bytes / 1e3)} kB"
 
 
 def scaled(number: float) -> str:
-    """A count with a unit: 1234567 -> "1.23 M"."""
+    """A count with its unit: 1234567 becomes "1.23 M"."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{_digits(number / size)} {unit}"
@@ -101,5 +110,5 @@ def scaled(number: float) -> str:
 
 
 def _digits(number: float) -> str:
-    """Three significant digits, trailing zeros included; all digits before the point."""
+    """A number with three significant digits, trailing zeros included, and with all digits before the point."""
     return f"{number:#.3g}".rstrip(".") if number < 1e3 else f"{number:.0f}"

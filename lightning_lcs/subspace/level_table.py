@@ -1,13 +1,16 @@
-"""The level table: levels by name, with what each costs and what was measured there, and a level for a budget."""
+"""The level table: levels by name with their costs and measurements, and the choice of a level for a budget."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from lightning_lcs.graph.cost import CurvePoint, Efficiency
+from lightning_lcs.subspace.curve import CurvePoint, Efficiency
+from lightning_lcs.subspace.curve_file import read_csv
 from lightning_lcs.subspace.mode import Mode, check_alpha
 
 # Every table of two to seven levels has a "small"; the level of alpha = 1 is "full" in each.
@@ -25,11 +28,20 @@ MOST_TEXT = 200  # characters of a name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Level(CurvePoint):
-    """A level that goes by a name: its cost and what was measured there; see :class:`CurvePoint`.
+class NamedLevel(CurvePoint):
+    """A row of a level table: a level with its name, its cost and what was measured there; see :class:`CurvePoint`.
 
     Attributes:
-        name: unique in its table.
+        name: The name of the level, unique in its table: 1 to 200 printable characters.
+
+    Raises:
+        ValueError: The name is not such a text.
+
+    Example:
+        >>> from lightning_lcs.subspace.level_table import NamedLevel
+        >>> cost = {"width": 0.25, "sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40}
+        >>> NamedLevel(name="small", alpha=0.0, **cost, latency_ms=1.5, metrics={"val_acc": 0.9}).name
+        'small'
     """
 
     name: str
@@ -40,34 +52,53 @@ class Level(CurvePoint):
 
 
 def default_names(alphas: Sequence[float]) -> list[str]:
-    """Names of levels given by ascending alpha.
+    """The default names of levels.
 
-    alpha = 1 is "full". Below it one level is "small", two are "small" and "medium", three "small", "medium" and
-    "large"; a fourth is "tiny", a fifth "xlarge", a sixth "nano". Seven or more are "level_1", "level_2" and so on,
-    from the most compressed.
+    alpha = 1 is "full". Below it, one level is "small"; two levels are "small" and "medium"; three are "small",
+    "medium" and "large". A fourth level is "tiny", a fifth "xlarge", a sixth "nano". Seven or more levels are
+    "level_1", "level_2" and so on, from the most compressed level.
+
+    Args:
+        alphas: The levels, ascending.
+
+    Example:
+        >>> from lightning_lcs.subspace.level_table import default_names
+        >>> default_names([0.0, 0.5, 1.0])
+        ['small', 'medium', 'full']
     """
     below = [alpha for alpha in alphas if alpha != 1.0]
     words = _WORDS.get(len(below), tuple(f"level_{number}" for number in range(1, len(below) + 1)))
     return [*words, *(["full"] if len(below) < len(alphas) else [])]
 
 
+GivenLevels: TypeAlias = Mapping[str, float | CurvePoint] | Sequence[float | CurvePoint] | str | os.PathLike[str] | None
+"""What a level table is made from; see :func:`make_table`."""
+
+
 def make_table(
-    given: Mapping[str, float | CurvePoint] | Sequence[float | CurvePoint] | None,
+    given: GivenLevels,
     mode: Mode,
     efficiency: Callable[[float], Efficiency],
-) -> tuple[Level, ...]:
+) -> tuple[NamedLevel, ...]:
     """A level table by ascending alpha.
 
     Args:
-        given: levels by name, or levels that get names by default: alphas, or the points of a measured curve, which
-            bring their metrics and latencies; ``None`` for the alphas 0, 0.25, 0.5, 0.75 and 1, or for every bit width.
-        mode: of compression.
-        efficiency: cost of an alpha, at the level that runs there.
+        given: The levels: alphas; the points of a measured curve, which bring their metrics and latencies; the path of
+            a curve file, such as "runs/version_0/curve.csv"; or alphas or points by name. Levels without a name get
+            :func:`default_names`. The default, ``None``, stands for the alphas 0, 0.25, 0.5, 0.75 and 1, and for every
+            bit width in quantized mode.
+        mode: The compression mode.
+        efficiency: Gives the cost of an alpha, at the level that runs there.
 
     Raises:
-        ValueError: an alpha outside [0, 1], no level, two levels of one name, or a point whose cost is not this
-            model's.
+        FileNotFoundError: There is no such curve file.
+        ValueError: An alpha is outside [0, 1], there is no level, two levels have one name, the file does not hold
+            exactly one curve, or a point's cost is not that of this model.
     """
+    if isinstance(given, (str, os.PathLike)):
+        if not os.path.exists(given):
+            raise FileNotFoundError(f"levels={os.fspath(given)!r} does not exist: give the path of a curve.csv")
+        given = read_csv(given)
     if given is None:
         given = mode.default_alphas()
     named = list(given.items()) if isinstance(given, Mapping) else [(_own_name(value), value) for value in given]
@@ -79,35 +110,33 @@ def make_table(
         # Several alphas may stand for one level; the first of them counts, and a name is never dropped.
         if point.alpha in found and name is not None:
             raise ValueError(
-                f"levels: {name!r} is alpha={point.alpha:g}, which another of the levels is already; leave one out"
+                f"levels: {name!r} is alpha={point.alpha:g}, which is already another level of the table; leave one out"
             )
         found.setdefault(point.alpha, (name, point))
     ordered = [found[alpha] for alpha in sorted(found)]
     defaults = default_names([point.alpha for _, point in ordered])
     levels = [
-        Level(**{**vars(point), "name": default if name is None else name})
+        NamedLevel(**{**vars(point), "name": default if name is None else name})
         for (name, point), default in zip(ordered, defaults, strict=True)
     ]
     return check_table(levels)
 
 
 def _own_name(value: Any) -> str | None:
-    return value.name if isinstance(value, Level) else None
+    return value.name if isinstance(value, NamedLevel) else None
 
 
 def _point(value: float | CurvePoint, efficiency: Callable[[float], Efficiency]) -> CurvePoint:
     if not isinstance(value, CurvePoint):
         return CurvePoint(**vars(efficiency(check_alpha(value))), latency_ms=math.nan, metrics={})
     cost = efficiency(value.alpha)
-    different = [
-        f.name for f in dataclasses.fields(Efficiency) if not _equal(getattr(cost, f.name), getattr(value, f.name))
-    ]
-    if different:
-        field = different[0]
-        raise ValueError(
-            f"levels: the point at alpha={value.alpha:g} has {field}={getattr(value, field)!r}, and this model has "
-            f"{getattr(cost, field)!r} there: the curve was measured on another model or before its levels changed"
-        )
+    names = [field.name for field in dataclasses.fields(Efficiency) if field.name != "settings"]
+    for name in dict.fromkeys([*names, *cost.settings, *value.settings]):
+        if not _equal(cost.value(name), value.value(name)):
+            raise ValueError(
+                f"levels: the point at alpha={value.alpha:g} has {name}={value.value(name)!r}, and this model has "
+                f"{cost.value(name)!r} there: the curve was measured on another model, or before its levels changed"
+            )
     return value
 
 
@@ -115,7 +144,7 @@ def _equal(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
 
 
-def check_table(levels: Sequence[Level]) -> tuple[Level, ...]:
+def check_table(levels: Sequence[NamedLevel]) -> tuple[NamedLevel, ...]:
     """The levels as a table.
 
     Raises:
@@ -124,34 +153,33 @@ def check_table(levels: Sequence[Level]) -> tuple[Level, ...]:
     names = [level.name for level in levels]
     twice = next((name for name in names if names.count(name) > 1), None) if len(names) <= MOST_LEVELS else None
     if twice is not None:
-        raise ValueError(f"levels: {twice!r} is the name of two levels; names are unique in a table")
+        raise ValueError(f"levels: two levels have the name {twice!r}; give each level a name of its own")
     if len(names) > MOST_LEVELS:
-        raise ValueError(f"levels: {len(names)} are more than {MOST_LEVELS}")
+        raise ValueError(f"levels: a table has at most {MOST_LEVELS} levels, and these are {len(names)}")
     return tuple(levels)
 
 
-def named_level(levels: Sequence[Level], name: str) -> Level:
+def named_level(levels: Sequence[NamedLevel], name: str) -> NamedLevel:
     """The level of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is no such level.
     """
     found = next((level for level in levels if level.name == name), None)
     if found is None:
-        there_are = "there are: " if levels else ""
-        raise ValueError(f"name={name!r} is no level; {there_are}{_names(levels)}")
+        raise ValueError(f"there is no level {name!r}: {_known(levels)}")
     return found
 
 
 def level_for_budget(
-    levels: Sequence[Level],
+    levels: Sequence[NamedLevel],
     *,
     macs: float | None = None,
     latency_ms: float | None = None,
     size_bytes: float | None = None,
     accuracy: float | None = None,
     metric: str | None = None,
-) -> Level:
+) -> NamedLevel:
     """The level that fits a budget; see :meth:`SubspaceModel.fit_budget`."""
     limits = {"macs": macs, "latency_ms": latency_ms, "size_bytes": size_bytes}
     limits = {cost: limit for cost, limit in limits.items() if limit is not None}
@@ -161,12 +189,12 @@ def level_for_budget(
     if not limits and accuracy is None:
         raise ValueError("fit_budget() needs a limit: macs=, latency_ms=, size_bytes= or accuracy=")
     if not levels:
-        raise ValueError(f"no level to choose from: {_names(levels)}")
+        raise ValueError(f"there is no level to choose from: {_known(levels)}")
     fitting = list(levels)
     for cost, limit in limits.items():
         known = [level for level in fitting if not math.isnan(getattr(level, cost))]
         if not known:
-            raise ValueError(f"no level fits: {cost} of the levels was not measured")
+            raise ValueError(f"no level fits, because {cost} was not measured at any of them")
         fitting = [level for level in known if getattr(level, cost) <= limit]
         if not fitting:
             nearest = min(known, key=lambda level: getattr(level, cost))
@@ -178,14 +206,14 @@ def level_for_budget(
     reaching = [level for level in measured if level.metrics[metric] >= accuracy]
     if not reaching:
         if not measured:
-            raise ValueError(f"no level fits: {metric} was not measured at those within the other limits")
+            raise ValueError(f"no level fits, because {metric} was not measured at any level within the other limits")
         nearest = max(measured, key=lambda level: level.metrics[metric])
         raise ValueError(_misses(f"{metric} >= {accuracy:g}", nearest, f"{metric}={nearest.metrics[metric]:g}"))
     choose = max if limits else min
     return choose(reaching, key=lambda level: level.alpha)
 
 
-def _metric(levels: Sequence[Level], metric: str | None) -> str:
+def _metric(levels: Sequence[NamedLevel], metric: str | None) -> str:
     names = list(dict.fromkeys(name for level in levels for name in level.metrics))
     if metric is not None:
         if metric not in names:
@@ -194,52 +222,59 @@ def _metric(levels: Sequence[Level], metric: str | None) -> str:
     found = [name for name in names if "acc" in name.lower()]
     if len(found) != 1:
         raise ValueError(
-            f"accuracy= needs metric= here: of the measured metrics ({', '.join(names) or 'none'}) "
-            f"{len(found)} have 'acc' in their name"
+            f"accuracy= needs metric= here, because {len(found)} of the measured metrics "
+            f"({', '.join(names) or 'none'}) have 'acc' in their name"
         )
     return found[0]
 
 
-def _misses(limit: str, nearest: Level, value: str) -> str:
-    return f"no level has {limit} (within the other limits): the nearest is {nearest.name!r} with {value}"
+def _misses(limit: str, nearest: NamedLevel, value: str) -> str:
+    return f"no level has {limit} within the other limits; the nearest level is {nearest.name!r} with {value}"
 
 
-def _names(levels: Sequence[Level]) -> str:
+def _known(levels: Sequence[NamedLevel]) -> str:
     if not levels:
-        return "this model has no level table; it comes with a file that save(path, levels=...) wrote"
-    return ", ".join(repr(level.name) for level in levels)
+        return "this model has no level table; SubspaceModel.load() brings the table that save(path, levels=...) wrote"
+    return f"the levels are {', '.join(repr(level.name) for level in levels)}"
 
 
-def table_to_data(levels: Sequence[Level]) -> list[dict[str, Any]]:
+def table_to_data(levels: Sequence[NamedLevel]) -> list[dict[str, Any]]:
     """Plain data for a file; a number that was not measured is ``None``."""
     rows = []
     for level in levels:
-        row = {field.name: getattr(level, field.name) for field in dataclasses.fields(Level)}
+        row = {field.name: getattr(level, field.name) for field in dataclasses.fields(NamedLevel)}
+        # Rows of the built-in modes have no axis of their own.
+        row["settings"] = {name: float(value) for name, value in level.settings.items()}
+        row = {name: value for name, value in row.items() if name != "settings" or value}
         row["latency_ms"] = level.latency_ms if math.isfinite(level.latency_ms) else None
         row["metrics"] = {k: float(v) if math.isfinite(v) else None for k, v in level.metrics.items()}
         rows.append(row)
     return rows
 
 
-def table_from_data(rows: Any) -> tuple[Level, ...]:
+def table_from_data(rows: Any) -> tuple[NamedLevel, ...]:
     """A table out of what :func:`table_to_data` gave.
 
     Raises:
         ValueError: it holds something else.
     """
     if not isinstance(rows, list) or len(rows) > MOST_LEVELS:
-        raise ValueError(f"the level table in the file is no list of at most {MOST_LEVELS} levels")
+        raise ValueError(f"the level table in the file is not a list of at most {MOST_LEVELS} levels")
     return check_table([_level(row) for row in rows])
 
 
-def _level(row: Any) -> Level:
-    fields = {field.name for field in dataclasses.fields(Level)}
-    if not isinstance(row, dict) or row.keys() != fields:
-        raise ValueError(f"the level table in the file is malformed: a level has {', '.join(sorted(fields))}")
-    metrics = row["metrics"]
+def _level(row: Any) -> NamedLevel:
+    fields = {field.name for field in dataclasses.fields(NamedLevel)}
+    if not isinstance(row, dict) or {*row, "settings"} != fields:
+        raise ValueError(
+            f"the level table in the file is malformed: a level has {', '.join(sorted(fields - {'settings'}))}"
+        )
+    metrics, settings = row["metrics"], row.get("settings", {})
+    if not isinstance(settings, dict) or not all(_is_axis(name, value) for name, value in settings.items()):
+        raise ValueError("the level table in the file is malformed: settings do not map names of axes to numbers")
     if not isinstance(metrics, dict) or not all(isinstance(name, str) for name in metrics):
-        raise ValueError("the level table in the file is malformed: metrics are no mapping of names")
-    numbers = {k: _number(k, v) for k, v in row.items() if k not in ("name", "metrics")}
+        raise ValueError("the level table in the file is malformed: metrics do not map names to numbers")
+    numbers = {k: _number(k, v) for k, v in row.items() if k not in ("name", "metrics", "settings")}
     whole = {k: numbers[k] for k in ("bit_width", "params", "macs", "size_bytes")}
     if not all(isinstance(value, int) and 0 <= value < 2**62 for value in whole.values()):
         raise ValueError(f"the level table in the file is malformed: {whole} are not all counts")
@@ -250,12 +285,19 @@ def _level(row: Any) -> Level:
     if numbers["latency_ms"] < 0.0:
         raise ValueError(f"the level table in the file is malformed: latency_ms={numbers['latency_ms']!r} is negative")
     costs: dict[str, Any] = {**numbers, **whole}
-    return Level(**costs, name=row["name"], metrics={name: _number(name, value) for name, value in metrics.items()})
+    measured = {name: _number(name, value) for name, value in metrics.items()}
+    return NamedLevel(**costs, name=row["name"], metrics=measured, settings=settings)
+
+
+def _is_axis(name: Any, value: Any) -> bool:
+    known = {field.name for field in dataclasses.fields(NamedLevel)}
+    is_name = isinstance(name, str) and re.fullmatch(r"[a-z0-9_]{1,200}", name) is not None and name not in known
+    return is_name and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _number(name: str, value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"the level table in the file is malformed: {name}={value!r} is no number")
+        raise ValueError(f"the level table in the file is malformed: {name}={value!r} is not a number")
     return value

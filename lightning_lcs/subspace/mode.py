@@ -215,10 +215,6 @@ class Mode:
         """How a training step visits the levels unless the user says otherwise."""
         return SamplingDefaults()
 
-    def settings(self, alpha: float) -> dict[str, float]:
-        """The value of the axis by its name, as in :class:`Efficiency`."""
-        return {self.axis.name: self.value(alpha)}
-
     # -- a network --------------------------------------------------------------------------------------------------
 
     def select_weights(self, module: nn.Module) -> Selected:

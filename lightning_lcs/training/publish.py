@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 
-from lightning_lcs.loggers.wandb import log_artifact, log_curve
+from lightning_lcs.loggers.registry import Measurement, draw_curves
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.reporting.curve import CURVE, TEST_CURVE, Curve, alpha_key, log_values, metric_names, write_csv
+from lightning_lcs.reporting.curve import alpha_key, log_values
 from lightning_lcs.reporting.history import Evaluation, followed, read_history, write_history
-from lightning_lcs.reporting.plots import curve_figure
 from lightning_lcs.reporting.run_summary import write_summary
+from lightning_lcs.subspace.curve import Curve
+from lightning_lcs.subspace.curve_file import CURVE, TEST_CURVE, write_csv
 from lightning_lcs.training.progress import show_curves
 
 OWN_FOLDER = "lightning_lcs_logs"
@@ -64,13 +63,16 @@ def publish(
     write_summary({**summary, "hyperparameters": hyperparameters(module)}, folder / "summary.json")
     before = next((e.curve for e in reversed(evaluations[:-1]) if e.stage == stage), [])
     shown = {"latest": curve, "previous": before, "baseline": baseline}
+    measurement = Measurement(
+        curves={name: c for name, c in shown.items() if c},
+        description=summary,
+        step=step,
+        folder=folder,
+        save=(lambda path: model.save(path, levels=curve)) if artifact else None,
+    )
     for logger in trainer.loggers:
         logger.log_metrics(values, step=step)
-        _log_pictures(logger, {name: c for name, c in shown.items() if c}, step)
-        if any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__):  # of either namespace
-            log_curve(logger.experiment, shown, summary)  # type: ignore[attr-defined]
-            if artifact:
-                _upload(logger.experiment, model, folder, curve)  # type: ignore[attr-defined]
+        draw_curves(logger, measurement)
     show_curves(trainer, {"": curve})
     return evaluations
 
@@ -104,27 +106,3 @@ def directory(trainer: Trainer) -> str:
     below = (logger.name, version if isinstance(version, str) else f"version_{version}")
     path = os.path.join(logger.save_dir or trainer.default_root_dir, *map(str, filter(None, below)))
     return str(trainer.strategy.broadcast(path))
-
-
-def _log_pictures(logger: Logger, curves: Mapping[str, Curve], step: int) -> None:
-    """Log a figure for each metric where a logger takes figures (TensorBoard does) and matplotlib is installed."""
-    add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
-    if add_figure is None:
-        return
-    for metric in metric_names(curves["latest"]):
-        having = {name: c for name, c in curves.items() if any(metric in point.metrics for point in c)}
-        try:
-            figure = curve_figure(having, metric)
-        except ModuleNotFoundError:
-            return
-        add_figure(f"lcs/{metric}", figure, global_step=step)
-
-
-def _upload(run: Any, model: SubspaceModel, folder: Path, curve: Curve) -> None:
-    path = folder / "model.lcs"
-    try:
-        model.save(path, levels=curve)
-    except (RuntimeError, ValueError) as error:  # an op that a file can't hold must not end the training
-        warnings.warn(f"model.lcs is not uploaded: {error}", stacklevel=2)
-        return
-    log_artifact(run, path, curve)

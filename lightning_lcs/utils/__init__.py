@@ -1,1 +1,1 @@
-"""Files, timing, and what the packages' own interfaces share: options and lazy names."""
+"""What all parts of the package share: files, timing, warnings, optional packages, lazy names."""

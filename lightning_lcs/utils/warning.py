@@ -1,22 +1,36 @@
-"""Warnings that point at the user's own line."""
+"""Warnings that point to the user's line."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from pathlib import Path
+from types import FrameType
 
-_PACKAGE = f"{Path(__file__).parents[1]}/"
+# Packages whose frames stand between the user's code and a warning: this one, and those that call it back.
+_BETWEEN = {__name__.partition(".")[0], "torch", "lightning", "lightning_fabric", "pytorch_lightning", "contextlib"}
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the first line outside of this package that led here.
+    """Warn at the nearest line that is the user's own: outside of this package, torch and Lightning.
 
     Args:
         message: The text of the warning.
-        category: The class of the warning.
+        category: The class of the warning. The default is ``UserWarning``.
+
+    Example:
+        >>> import warnings
+        >>> from lightning_lcs.utils.warning import warn
+        >>> with warnings.catch_warnings(record=True) as found:
+        ...     warnings.simplefilter("always")
+        ...     warn("the network is small")
+        >>> print(found[0].message)
+        the network is small
     """
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level - 1)
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and _is_between(frame):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_between(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _BETWEEN

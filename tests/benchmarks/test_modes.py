@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from lightning_lcs import LCSCallback, SubspaceModel
-from lightning_lcs.subspace.weights import Compression, setting_of
+from lightning_lcs.subspace.mode import Level
+from lightning_lcs.subspace.weights import LevelWeights
 from tests.benchmarks.timing import images, medians
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]
@@ -125,10 +126,10 @@ def test_setting_a_level(mode):
     known: dict[str, float | None] = {}
 
     def level(thresholds: dict[str, float | None]) -> None:
-        compression = Compression(part, setting_of(model.mode, 0.5), thresholds=thresholds)
+        weights_at = LevelWeights(part, Level(model.mode, 0.5), thresholds)
         with torch.inference_mode():
             for name in part.compressed:
-                compression.tensor(name)
+                weights_at.tensor(name)
 
     def copied() -> None:
         for weight, target in zip(weights, copies, strict=True):

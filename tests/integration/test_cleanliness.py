@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from lightning_lcs.subspace.evaluation import Prepared
+from lightning_lcs.subspace.evaluation import Evaluation
 from tests.integration.support import Data, Module, digits, lcs, trainer
 
 IMAGES = digits(0, 8).tensors[0]
@@ -184,16 +184,16 @@ class Alive:
 
     def __init__(self, monkeypatch):
         self.prepared = []
-        original = Prepared.get
+        original = Evaluation._tensors
 
-        def spy(prepared, part, execution, mode, alpha, stored, make):
-            ready = original(prepared, part, execution, mode, alpha, stored, make)
+        def spy(evaluation, part, execution, level):
+            ready = original(evaluation, part, execution, level)
             module = part.network.module
-            own = {id(tensor) for tensor in tensors_in([*module.parameters(), *module.buffers(), stored])}
+            own = {id(tensor) for tensor in tensors_in([*module.parameters(), *module.buffers(), level.statistics])}
             self.prepared += [weakref.ref(tensor) for tensor in tensors_in(ready) if id(tensor) not in own]
             return ready
 
-        monkeypatch.setattr(Prepared, "get", spy)
+        monkeypatch.setattr(Evaluation, "_tensors", spy)
 
     def count(self):
         return sum(reference() is not None for reference in self.prepared)

@@ -56,7 +56,7 @@ def test_bench_names_the_machine(file, capsys):
         (["inspect", "none.lcs"], "does not exist"),
         (["levels", __file__], "not a lightning-lcs file"),
         (["materialize", "FILE"], "either --alpha or --level"),
-        (["materialize", "FILE", "--level", "huge"], "there are: 'little'"),
+        (["materialize", "FILE", "--level", "huge"], "the levels are 'little'"),
         (["materialize", "FILE", "--alpha", "7"], "alpha=7"),
         (["bench", "FILE", "--repeats", "0"], "at least 1"),
     ],

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import BatchNormRecalibration, LCSCallback, SubspaceModel, TradeoffMonitor
-from lightning_lcs.training import publish
+from lightning_lcs.loggers import wandb
 from tests.integration.support import Net, digits, lcs, loader
 
 # Losses near 2.3: Lightning averages those of alpha = 1 in float32 at the end of fit, the curve averages in float64.
@@ -224,7 +224,7 @@ def test_wandb(tmp_path, pl, theirs, data, trainer, monkeypatch):
             pass
 
     drawn = []
-    monkeypatch.setattr(publish, "log_curve", lambda experiment, *_: drawn.append(experiment))
+    monkeypatch.setattr(wandb, "log_curve", lambda experiment, *_: drawn.append(experiment))
     logger = Logger()
     trainer(lcs(), logger=logger).fit(theirs(), datamodule=data)
     assert "lcs/val_loss/mean" in logger.logged

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
@@ -12,6 +13,7 @@ from lightning_lcs.reporting.curve import write_csv
 from lightning_lcs.reporting.history import read_history
 from lightning_lcs.reporting.html import page
 from lightning_lcs.reporting.pareto import pareto_front
+from lightning_lcs.reporting.run_summary import name_method
 from lightning_lcs.reporting.runs import read_runs
 from tests.integration.support import Data, Module, lcs, trainer
 
@@ -193,3 +195,25 @@ def test_validation_and_resumed_training_go_on_with_the_history(tmp_path):
     assert sorted(steps) == [("fit", 3), ("fit", 6), ("fit", 9), ("validate", found[-1].step)]
     trainer(tmp_path, lcs()).fit(Module(), datamodule=Data())
     assert [(e.stage, e.step) for e in read_history(tmp_path / "curves.csv")] == [("fit", 3)], "a new run starts anew"
+
+
+def test_the_folder_of_a_comparison_shows_each_run_by_its_method(folder, tmp_path):
+    """METHOD-SEED.csv of each run, and beside it the folder of those that were trained by this version."""
+    for method in ("plain", "us"):
+        write_csv({"": read_runs([folder / "point"])[0].curves[""]}, tmp_path / "compare" / f"{method}-0.csv")
+    shutil.copytree(folder / "point", tmp_path / "compare" / "plain-0")
+    name_method(tmp_path / "compare" / "plain-0", "plain")
+    runs = read_runs([tmp_path / "compare"])
+    assert [run.name for run in runs] == ["plain-0", "us-0"]
+    text = page(runs, NO_PLOTLY)
+    assert [series["name"] for series in data_of(text)["series"]] == ["plain-0", "us-0"]
+    subtitle = re.search(r'<p class="quiet">(.*?)</p>', text).group(1)
+    assert "plain" in subtitle
+    assert "structured point" not in subtitle
+
+
+def test_the_title_counts_runs_and_their_curves(folder, tmp_path):
+    curve = read_runs([folder / "line"])[0].curves[""]
+    both = write_csv({"ours": curve, "plain": curve}, tmp_path / "both.csv")
+    assert "<h1>2 runs compared</h1>" in page(read_runs([folder]), NO_PLOTLY)
+    assert "<h1>3 curves of 2 runs compared</h1>" in page(read_runs([both, folder / "line"]), NO_PLOTLY)

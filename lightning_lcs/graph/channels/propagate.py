@@ -11,8 +11,9 @@ from torch import Tensor, fx
 
 from lightning_lcs.graph.channels.dims import Dim, Structure
 from lightning_lcs.graph.channels.plan import ChannelPlan
-from lightning_lcs.graph.channels.rules import RULES, Call, Dims
-from lightning_lcs.graph.channels.rules.call import hint, op_name
+from lightning_lcs.graph.channels.rules import Call, Dims
+from lightning_lcs.graph.channels.rules.call import hint
+from lightning_lcs.graph.channels.rules.registry import rule_of
 from lightning_lcs.graph.tracing.trace import Trace
 
 # An integer argument that is the size of a dimension: the node, the path into its arguments, and the dimension.
@@ -92,8 +93,8 @@ def kept_by(patterns: Iterable[str], name: str) -> str | None:
 def _apply(call: Call) -> Any:
     value = call.node.meta.get("val")
     if not isinstance(value, (Tensor, list, tuple)):
-        return None  # the op computes a size
-    rule = RULES.get(op_name(call.node)) or RULES.get(call.name)
+        return None  # a computed size
+    rule = rule_of(call.node)
     if rule is not None and (call.name == "getitem" or _all_known(call)):
         result = rule(call)
         if not isinstance(value, Tensor) or _has_traced_sizes(call, result):

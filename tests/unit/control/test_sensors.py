@@ -96,7 +96,7 @@ def test_temperatures_that_are_not_plausible_are_left_out():
 
 def test_psutil_is_asked_for_only_where_it_is_needed(monkeypatch):
     def missing(name, *rest):
-        raise ModuleNotFoundError(name)
+        raise ModuleNotFoundError(name, name=name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
     assert set(SystemReader(["cpu_pressure", "cpu_load"])()) == {"cpu_pressure", "cpu_load"}

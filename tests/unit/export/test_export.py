@@ -13,7 +13,7 @@ from lightning_lcs.cli.main import main
 from lightning_lcs.export import onnx as deployed
 from lightning_lcs.export.base import check_difference
 from lightning_lcs.export.onnx import METADATA_KEY, export_onnx, session
-from lightning_lcs.export.onnx_levels import Level, several_levels
+from lightning_lcs.export.onnx_levels import LevelGraph, several_levels
 from lightning_lcs.export.torch_export import export_torch
 from tests.helpers import Chain, Mlp, relative, scramble
 
@@ -165,7 +165,7 @@ def test_a_file_that_computes_something_else_is_an_error_and_nothing_stays(tmp_p
 def test_control_flow_of_a_network_s_own_is_named():
     graph = onnx.helper.make_graph([], "empty", [], [])
     choice = onnx.helper.make_node("If", ["x"], ["y"], then_branch=graph, else_branch=graph)
-    level = Level(onnx.helper.make_model(onnx.helper.make_graph([choice], "level", [], [])), {})
+    level = LevelGraph(onnx.helper.make_model(onnx.helper.make_graph([choice], "level", [], [])), {})
     with pytest.raises(ValueError, match=r"holds If.*several=False"):
         several_levels([level, level])
 

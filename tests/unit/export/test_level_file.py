@@ -7,10 +7,10 @@ import timm
 import torch
 
 from lightning_lcs import Structured, SubspaceModel
-from lightning_lcs.cli.level_times import machine, time_levels
 from lightning_lcs.export.level_file import save_level
-from lightning_lcs.graph.cost import CurvePoint
-from lightning_lcs.io.inspect import summary
+from lightning_lcs.export.level_times import machine, time_levels
+from lightning_lcs.io.inspect import inspect_file
+from lightning_lcs.subspace.curve import CurvePoint
 from tests.helpers import Chain, Mlp, Nested, relative, scramble
 
 TOLERANCE = 1e-5  # relative to the largest output: batch norms are folded in both
@@ -31,7 +31,7 @@ def file(tmp_path_factory):
 
 
 def test_a_summary_says_what_is_in_a_file(file):
-    found = summary(file)
+    found = inspect_file(file)
     assert found.size_bytes == file.stat().st_size
     assert found.mode == Structured()
     assert found.subspace == "line"
@@ -48,7 +48,7 @@ def test_a_summary_of_a_file_of_tensors_needs_no_module(tmp_path):
     with model.at_alpha(0.5):
         model(torch.randn(2, 6))
     model.save(tmp_path / "m.lcs")
-    found = summary(tmp_path / "m.lcs")
+    found = inspect_file(tmp_path / "m.lcs")
     assert found.ops == 0
     assert found.inputs == ()
     assert len(found.levels) == 5
@@ -59,7 +59,7 @@ def test_a_damaged_file_has_no_summary(file, tmp_path):
     content[-5] ^= 1
     (tmp_path / "bad.lcs").write_bytes(content)
     with pytest.raises(ValueError, match="checksum of the tensor"):
-        summary(tmp_path / "bad.lcs")
+        inspect_file(tmp_path / "bad.lcs")
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -120,7 +120,7 @@ def test_networks_with_mappings_and_flags_are_timed_and_summed_up(tmp_path):
     model = SubspaceModel(Nested(), subspace="point").eval()
     model(batch, extra, squash=True)
     model.save(tmp_path / "m.lcs")
-    assert [shape for shape, _ in summary(tmp_path / "m.lcs").inputs] == [
+    assert [shape for shape, _ in inspect_file(tmp_path / "m.lcs").inputs] == [
         ("batch", "3", "8", "8"),
         ("batch", "5"),
         ("batch", "1"),

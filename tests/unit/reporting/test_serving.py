@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lightning_lcs.cli.serving_report import Phase, ServedBatch, plot_served, running_accuracy, summary, write_served
+from lightning_lcs.cli.serving_report import Phase, ServedBatch, by_phase, plot_served, running_accuracy, write_served
 
 PHASES = [Phase(begin_s=0.0, end_s=5.0, processes=0), Phase(begin_s=5.0, end_s=10.0, processes=2)]
 
@@ -33,7 +33,7 @@ def test_running_accuracy_is_that_of_the_last_images():
 
 def test_a_phase_is_summed_up_and_an_empty_one_is_unknown():
     served = [batch(1.0, latency_ms=10.0, full_latency_ms=30.0), batch(2.0, latency_ms=21.0, alpha=1.0)]
-    first, second = summary(served, PHASES, 20.0)
+    first, second = by_phase(served, PHASES, 20.0)
     assert (first["in_target"], first["full_in_target"], first["alpha"]) == (0.5, 0.0, 0.75)
     assert (first["accuracy"], first["full_accuracy"]) == (0.75, 1.0)
     assert math.isnan(second["in_target"])

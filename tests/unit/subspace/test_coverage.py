@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
-from lightning_lcs.graph.cost import Efficiency
+from lightning_lcs.subspace.curve import Efficiency
 from lightning_lcs.subspace.norms import ConvertedNorm
 from tests.helpers import relative
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lcs.graph.cost import CurvePoint, Efficiency
+from lightning_lcs.subspace.curve import CurvePoint, Efficiency
 from lightning_lcs.subspace.level_table import (
-    Level,
+    NamedLevel,
     default_names,
     level_for_budget,
     make_table,
@@ -69,7 +69,7 @@ def test_names_of_ones_own_and_their_order():
     table = make_table({"roof": 1.0, "cellar": 0.1}, Structured(), cost)
     assert [(level.name, level.alpha) for level in table] == [("cellar", 0.1), ("roof", 1.0)]
     assert named_level(table, "roof").macs == 10000
-    with pytest.raises(ValueError, match="name='attic' is no level; there are: 'cellar', 'roof'"):
+    with pytest.raises(ValueError, match="there is no level 'attic': the levels are 'cellar', 'roof'"):
         named_level(table, "attic")
 
 
@@ -125,7 +125,7 @@ def test_a_budget_that_no_level_fits_names_the_nearest(budget, message):
 
 def test_what_was_not_measured_fits_no_budget():
     table = make_table(None, Structured(), cost)
-    with pytest.raises(ValueError, match="latency_ms of the levels was not measured"):
+    with pytest.raises(ValueError, match="latency_ms was not measured at any"):
         level_for_budget(table, latency_ms=1e9)
     with pytest.raises(ValueError, match="accuracy= needs metric="):
         level_for_budget(table, accuracy=0.0)
@@ -139,7 +139,7 @@ def test_the_level_chosen_is_the_largest_within_all_limits(macs, size):
     if fitting:
         assert level_for_budget(TABLE, macs=macs, size_bytes=size) == fitting[-1]
     else:
-        with pytest.raises(ValueError, match="the nearest is 'tiny'"):
+        with pytest.raises(ValueError, match="the nearest level is 'tiny'"):
             level_for_budget(TABLE, macs=macs, size_bytes=size)
 
 
@@ -154,4 +154,4 @@ def test_a_table_survives_json():
 def test_a_level_is_frozen():
     with pytest.raises(AttributeError):
         TABLE[0].name = "other"  # type: ignore[misc]
-    assert isinstance(TABLE[0], Level)
+    assert isinstance(TABLE[0], NamedLevel)

@@ -5,10 +5,29 @@ notes which integer arguments of the op are sizes that shrink with a level. An o
 its inputs whole, so a missing rule costs compression, but never correctness.
 """
 
-from lightning_lcs.graph.channels.rules import indexing, layers, pointwise, products, recurrent, reductions, shapes
+# The rules register themselves when their modules are imported.
+from lightning_lcs.graph.channels.rules import (
+    indexing as indexing,
+)
+from lightning_lcs.graph.channels.rules import (
+    layers as layers,
+)
+from lightning_lcs.graph.channels.rules import (
+    pointwise as pointwise,
+)
+from lightning_lcs.graph.channels.rules import (
+    products as products,
+)
+from lightning_lcs.graph.channels.rules import (
+    recurrent as recurrent,
+)
+from lightning_lcs.graph.channels.rules import (
+    reductions as reductions,
+)
+from lightning_lcs.graph.channels.rules import (
+    shapes as shapes,
+)
 from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
+from lightning_lcs.graph.channels.rules.registry import RULES, register_rule, rule
 
-_ROOMS = (pointwise, layers, products, recurrent, reductions, shapes, indexing)
-RULES: dict[str, Rule] = {name: rule for room in _ROOMS for name, rule in room.RULES.items()}
-
-__all__ = ["RULES", "Call", "Dims"]
+__all__ = ["RULES", "Call", "Dims", "Rule", "register_rule", "rule"]

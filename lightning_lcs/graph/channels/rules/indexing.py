@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from torch import fx
 
-from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule, hint
+from lightning_lcs.graph.channels.rules.call import Call, Dims, hint
+from lightning_lcs.graph.channels.rules.registry import rule
+
+_ALONG = {"roll": 2, "flip": 1, "cumsum": 1, "cumprod": 1}
+_ORDERED = {"sort": 1, "topk": 2}
 
 
 def _axis(call: Call, position: int, rank: int, default: int = 0) -> int:
     return int(call.arg(position, "dim", default)) % rank
 
 
+@rule("select", in_files=True)
 def select(call: Call) -> Dims:
     """One entry of a dimension, which the result does not have."""
     x = call.dims(call.arg(0, "self"))
@@ -19,6 +24,7 @@ def select(call: Call) -> Dims:
     return [*x[:axis], *x[axis + 1 :]]
 
 
+@rule("unbind", in_files=True)
 def unbind(call: Call) -> list[Dims]:
     """All entries of a dimension, which the results do not have."""
     x = call.dims(call.arg(0, "self"))
@@ -27,6 +33,7 @@ def unbind(call: Call) -> list[Dims]:
     return [[*x[:axis], *x[axis + 1 :]] for _ in call.node.meta["val"]]
 
 
+@rule("index", in_files=True)
 def index(call: Call) -> Dims:
     """Indexing with tensors: the indexed dimensions are replaced by those of the indices."""
     x, indices = call.dims(call.arg(0, "self")), list(call.arg(1, "indices"))
@@ -48,6 +55,7 @@ def index(call: Call) -> Dims:
     return [*out[:at], *picked, *out[at:]]
 
 
+@rule("index_select", in_files=True)
 def index_select(call: Call) -> Dims:
     """Entries of one dimension at the positions in a list."""
     x = call.dims(call.arg(0, "self"))
@@ -56,6 +64,7 @@ def index_select(call: Call) -> Dims:
     return [*x[:axis], *call.whole_dims([call.out_shape[axis]], call.why), *x[axis + 1 :]]
 
 
+@rule("embedding", in_files=True)
 def embedding(call: Call) -> Dims:
     """The row of a table for each index."""
     weight, indices = call.dims(call.arg(0, "weight")), call.arg(1, "indices")
@@ -63,6 +72,7 @@ def embedding(call: Call) -> Dims:
     return [*call.dims(indices), weight[1]]
 
 
+@rule(*_ALONG, in_files=True)
 def along(call: Call) -> Dims:
     """Entries change places, or are accumulated, along dimensions."""
     x = call.dims(call.arg(0, "self"))
@@ -72,6 +82,7 @@ def along(call: Call) -> Dims:
     return x
 
 
+@rule(*_ORDERED, in_files=True)
 def ordered(call: Call) -> list[Dims]:
     """All entries of a dimension in sorted order, or the first of them: values and indices."""
     x = call.dims(call.arg(0, "self"))
@@ -81,6 +92,7 @@ def ordered(call: Call) -> list[Dims]:
     return [[*x[:axis], *picked, *x[axis + 1 :]] for _ in range(2)]
 
 
+@rule("gather", in_files=True)
 def gather(call: Call) -> Dims:
     """Entries picked along one dimension, separately for each entry of the other dimensions."""
     x, picked = call.dims(call.arg(0, "self")), call.arg(2, "index")
@@ -93,18 +105,3 @@ def gather(call: Call) -> Dims:
         else:
             call.unify(ours, theirs)
     return [call.structure.resolve(dim) for dim in out]
-
-
-# Position of the dimension among the arguments.
-_ALONG = {"roll": 2, "flip": 1, "cumsum": 1, "cumprod": 1}
-_ORDERED = {"sort": 1, "topk": 2}
-RULES: dict[str, Rule] = {
-    "select": select,
-    "unbind": unbind,
-    "index": index,
-    "index_select": index_select,
-    "embedding": embedding,
-    "gather": gather,
-    **dict.fromkeys(_ALONG, along),
-    **dict.fromkeys(_ORDERED, ordered),
-}

@@ -5,9 +5,20 @@ from __future__ import annotations
 from torch import fx
 
 from lightning_lcs.graph.channels.dims import Dim
-from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
+from lightning_lcs.graph.channels.rules.call import Call, Dims
+from lightning_lcs.graph.channels.rules.registry import rule
+
+_SPATIAL = {
+    f"{kind}{n}d": n
+    for n in (1, 2, 3)
+    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
+}
+_SPATIAL |= {"upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_linear1d": 1, "upsample_trilinear3d": 3}
+_SPATIAL |= {f"_upsample_nearest_exact{n}d": n for n in (1, 2, 3)}
+_SPATIAL |= {f"_upsample_{kind}2d_aa": 2 for kind in ("bilinear", "bicubic", "lanczos")}
 
 
+@rule("linear", in_files=True)
 def linear(call: Call) -> Dims:
     """``(..., in) x (out, in) -> (..., out)``."""
     x, weight, bias = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "weight")), call.arg(2, "bias")
@@ -17,6 +28,7 @@ def linear(call: Call) -> Dims:
     return [*x[:-1], weight[0]]
 
 
+@rule("conv1d", "conv2d", "conv3d", in_files=True)
 def convolution(call: Call) -> Dims:
     """``(N, in, *) x (out, in / groups, *) -> (N, out, *)``.
 
@@ -66,6 +78,7 @@ def _grouped(call: Call, x: Dim, into: Dim, per_group: Dim, groups: int) -> Dim:
     return into
 
 
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", in_files=True)
 def conv_transpose(call: Call) -> Dims:
     """``(N, in, *) x (in, out / groups, *) -> (N, out, *)``, with groups as in :func:`convolution`."""
     x, weight, bias = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "weight")), call.arg(2, "bias")
@@ -85,6 +98,7 @@ def conv_transpose(call: Call) -> Dims:
     return [x[0], call.structure.resolve(out), *call.whole_dims(call.out_shape[2:], "spatial")]
 
 
+@rule("batch_norm", in_files=True)
 def batch_norm(call: Call) -> Dims:
     """All tensors have one entry per channel, dimension 1."""
     x = call.dims(call.arg(0, "input"))
@@ -94,11 +108,13 @@ def batch_norm(call: Call) -> Dims:
     return [call.structure.resolve(dim) for dim in x]
 
 
+@rule("instance_norm", in_files=True)
 def instance_norm(call: Call) -> Dims:
     """The same as batch norm."""
     return batch_norm(call)
 
 
+@rule("group_norm", in_files=True)
 def group_norm(call: Call) -> Dims:
     """The channels within each group shrink, and the number of groups stays; with one channel per group it shrinks."""
     x = call.dims(call.arg(0, "input"))
@@ -115,6 +131,7 @@ def group_norm(call: Call) -> Dims:
     return [call.structure.resolve(dim) for dim in x]
 
 
+@rule("layer_norm", "rms_norm", in_files=True)
 def layer_norm(call: Call) -> Dims:
     """Statistics over the last dimensions, of the channels that are kept; RMS norm has no bias."""
     x = call.dims(call.arg(0, "input"))
@@ -128,6 +145,7 @@ def layer_norm(call: Call) -> Dims:
     return [call.structure.resolve(dim) for dim in x]
 
 
+@rule(*_SPATIAL, in_files=True)
 def pool(call: Call) -> Dims:
     """Batch and channels pass, and the spatial dimensions are new."""
     x = call.dims(call.arg(0, "self"))
@@ -137,6 +155,7 @@ def pool(call: Call) -> Dims:
     return [*x[:-spatial], *call.whole_dims(call.out_shape[-spatial:], "spatial")]
 
 
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", in_files=True)
 def sampled(call: Call) -> Dims:
     """Values of an image at the positions in a grid: batch and channels pass."""
     x, grid = call.dims(call.arg(0, "input")), call.dims(call.arg(1, "grid"))
@@ -145,17 +164,7 @@ def sampled(call: Call) -> Dims:
     return [*x[:2], *call.whole_dims(call.out_shape[2:], "spatial")]
 
 
-# Number of spatial dimensions.
-_SPATIAL = {
-    f"{kind}{n}d": n
-    for n in (1, 2, 3)
-    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
-}
-_SPATIAL |= {"upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_linear1d": 1, "upsample_trilinear3d": 3}
-_SPATIAL |= {f"_upsample_nearest_exact{n}d": n for n in (1, 2, 3)}
-_SPATIAL |= {f"_upsample_{kind}2d_aa": 2 for kind in ("bilinear", "bicubic", "lanczos")}
-
-
+@rule("pad", "constant_pad_nd", in_files=True)
 def pad(call: Call) -> Dims:
     """Padding of a channel dimension, as in a shortcut into a wider stage, adds channels that are kept whole."""
     x, amounts = call.dims(call.arg(0, "self")), call.arg(1, "pad")
@@ -176,6 +185,7 @@ def pad(call: Call) -> Dims:
     return out
 
 
+@rule("_weight_norm", in_files=True)
 def weight_norm(call: Call) -> Dims:
     """A weight that is divided by its norms along all dimensions but one, and multiplied by a length for each entry."""
     weight, length = call.dims(call.arg(0, "v")), call.dims(call.arg(1, "g"))
@@ -183,19 +193,3 @@ def weight_norm(call: Call) -> Dims:
         if call.structure.size(theirs) > 1:
             call.unify(ours, theirs)
     return [call.structure.resolve(dim) for dim in weight]
-
-
-RULES: dict[str, Rule] = {
-    "_weight_norm": weight_norm,
-    "linear": linear,
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
-    "batch_norm": batch_norm,
-    "instance_norm": instance_norm,
-    "group_norm": group_norm,
-    **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
-    **dict.fromkeys(_SPATIAL, pool),
-    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), sampled),
-    "pad": pad,
-    "constant_pad_nd": pad,
-}

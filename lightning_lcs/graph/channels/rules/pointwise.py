@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
-
-
-def elementwise(call: Call) -> Dims:
-    """All tensors are broadcast together."""
-    return call.broadcast(call.tensors())
-
-
-def prelu(call: Call) -> Dims:
-    """One slope for all channels, or one for each channel (dimension 1)."""
-    x, weight = call.dims(call.arg(0, "self")), call.dims(call.arg(1, "weight"))
-    if call.structure.size(weight[0]) > 1:
-        call.unify(x[1], weight[0])
-    return x
-
+from lightning_lcs.graph.channels.rules.call import Call, Dims
+from lightning_lcs.graph.channels.rules.registry import rule
 
 NAMES = (
     # activations
@@ -33,9 +20,22 @@ NAMES = (
 ).split()
 
 
+@rule(*NAMES, in_files=True)
+def elementwise(call: Call) -> Dims:
+    """All tensors broadcast together."""
+    return call.broadcast(call.tensors())
+
+
+@rule("prelu", in_files=True)
+def prelu(call: Call) -> Dims:
+    """One slope for all, or one per channel (dimension 1)."""
+    x, weight = call.dims(call.arg(0, "self")), call.dims(call.arg(1, "weight"))
+    if call.structure.size(weight[0]) > 1:
+        call.unify(x[1], weight[0])
+    return x
+
+
+@rule("type_as", in_files=True)
 def first(call: Call) -> Dims:
     """The dimensions of the first tensor, whatever those of the others are."""
     return call.dims(call.arg(0, "self"))
-
-
-RULES: dict[str, Rule] = {**dict.fromkeys(NAMES, elementwise), "prelu": prelu, "type_as": first}

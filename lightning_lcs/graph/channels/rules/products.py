@@ -5,14 +5,17 @@ from __future__ import annotations
 from torch import fx
 
 from lightning_lcs.graph.channels.dims import ONE, Dim
-from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
+from lightning_lcs.graph.channels.rules.call import Call, Dims
+from lightning_lcs.graph.channels.rules.registry import rule
 
 
+@rule("matmul", "bmm", "mm", "mv", "dot", "vdot", in_files=True)
 def matmul(call: Call) -> Dims:
     """``(..., m, k) x (..., k, n) -> (..., m, n)`` with broadcast leading dimensions; a vector has no m, or no n."""
     return _product(call, call.dims(call.arg(0, "self")), call.dims(call.arg(1, "other")))
 
 
+@rule("addmm", "baddbmm", in_files=True)
 def added_product(call: Call) -> Dims:
     """The matrix product of the second and the third argument, to which the first one is added."""
     out = _product(call, call.dims(call.arg(1, "mat1")), call.dims(call.arg(2, "mat2")))
@@ -43,6 +46,7 @@ def leading(call: Call, *groups: Dims) -> Dims:
     return out
 
 
+@rule("scaled_dot_product_attention", in_files=True)
 def attention(call: Call) -> Dims:
     """``(..., L, E), (..., S, E), (..., S, V) -> (..., L, V)``.
 
@@ -65,6 +69,7 @@ def attention(call: Call) -> Dims:
     return [call.structure.resolve(dim) for dim in [*batch, query[-2], value[-1]]]
 
 
+@rule("einsum", in_files=True)
 def einsum(call: Call) -> Dims:
     """Dimensions with the same letter are the same."""
     terms, _, result = str(call.arg(0, "equation")).replace(" ", "").partition("->")
@@ -80,11 +85,3 @@ def einsum(call: Call) -> Dims:
             elif call.structure.size(dim) > 1:
                 call.unify(letters[letter], dim)
     return [call.structure.resolve(letters[letter]) for letter in result]
-
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "vdot"), matmul),
-    **dict.fromkeys(("addmm", "baddbmm"), added_product),
-    "scaled_dot_product_attention": attention,
-    "einsum": einsum,
-}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from lightning_lcs.graph.channels.dims import Dim, concatenated
-from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
+from lightning_lcs.graph.channels.rules.call import Call, Dims
+from lightning_lcs.graph.channels.rules.registry import rule
+
+# Cells of one layer share the hidden size, and by this rule the kept channels: the states are one tensor.
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
+@rule(*_GATES, in_files=True)
 def recurrent(call: Call) -> list[Dims]:
     """A recurrent layer. Each weight stacks the gates, and each gate keeps the first hidden channels.
 
@@ -36,6 +41,7 @@ def recurrent(call: Call) -> list[Dims]:
     return [[*x[:-1], concatenated([hidden] * directions)], *after]
 
 
+@rule(*(f"{name}_cell" for name in _GATES), in_files=True)
 def cell(call: Call) -> Dims | list[Dims]:
     """One step of a cell, with arguments ``(input, state, input weight, hidden weight, biases)``.
 
@@ -62,8 +68,3 @@ def _gates(call: Call, hidden: Dim) -> Dim:
     count = _GATES[call.name.removesuffix("_cell")]
     gates = call.structure.fresh(count, kept_whole="gates of a recurrent layer")
     return call.structure.times(gates, hidden, call.why)
-
-
-# Number of gates. The states of all cells of a layer are one tensor, so the cells keep the same hidden channels.
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-RULES: dict[str, Rule] = {**dict.fromkeys(_GATES, recurrent), **{f"{name}_cell": cell for name in _GATES}}

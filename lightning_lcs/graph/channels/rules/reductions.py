@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lightning_lcs.graph.channels.dims import ONE
-from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
+from lightning_lcs.graph.channels.rules.call import Call, Dims
+from lightning_lcs.graph.channels.rules.registry import rule
+
+# Position of the axes among the arguments.
+_AXES = {"mean": 1, "sum": 1, "amax": 1, "amin": 1, "var": 1, "std": 1, "linalg_vector_norm": 2}
 
 
+@rule(*_AXES, in_files=True)
 def reduction(call: Call) -> Dims:
     """The reduced dimensions disappear, or have size 1 with ``keepdim``."""
     source = call.arg(0, "self")
@@ -25,6 +30,7 @@ def _reduced(call: Call, rank: int) -> set[int]:
     return {axis % rank for axis in ([axes] if isinstance(axes, int) else axes)}
 
 
+@rule("max", "min", "argmax", "argmin", in_files=True)
 def extreme(call: Call) -> Dims | list[Dims]:
     """The maximum or minimum of two tensors, of a tensor, or along a dimension: values and their indices.
 
@@ -52,16 +58,7 @@ def _keep_axes_whole(call: Call, x: Dims, axes: Iterable[int]) -> Dims:
     return []
 
 
+@rule("softmax", "log_softmax", in_files=True)
 def softmax(call: Call) -> Dims:
     """The result has the dimensions of the input."""
     return call.dims(call.arg(0, "self"))
-
-
-# Position of the dimensions among the arguments.
-_AXES = {"mean": 1, "sum": 1, "amax": 1, "amin": 1, "var": 1, "std": 1, "linalg_vector_norm": 2}
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(_AXES, reduction),
-    **dict.fromkeys(("max", "min", "argmax", "argmin"), extreme),
-    **dict.fromkeys(("softmax", "log_softmax"), softmax),
-}

@@ -7,9 +7,14 @@ from math import prod
 import torch
 
 from lightning_lcs.graph.channels.dims import ONE, Dim, concatenated
-from lightning_lcs.graph.channels.rules.call import Call, Dims, Rule
+from lightning_lcs.graph.channels.rules.call import Call, Dims
+from lightning_lcs.graph.channels.rules.registry import rule
+
+# Of ops that do not say which.
+_SWAPPED = {"t": (0, 1), "numpy_T": (0, 1), "matrix_H": (0, 1), "mT": (-2, -1), "mH": (-2, -1), "adjoint": (-2, -1)}
 
 
+@rule("flatten", "squeeze", in_files=True)
 def regroup(call: Call) -> Dims:
     """Any reshape: runs of dimensions with the same number of entries are flattened and then factored anew."""
     source = call.arg(0, "self")
@@ -50,6 +55,7 @@ def _regroup(call: Call, dims: Dims, sizes: list[int]) -> Dims:
     return call.structure.factor(merged, sizes, call.why) if sizes else []
 
 
+@rule("view", "reshape", "_unsafe_view", in_files=True)
 def view(call: Call) -> Dims:
     """A reshape whose sizes are arguments. A view as another dtype has no rule."""
     if not isinstance(call.node.args[1], (list, tuple)):
@@ -67,6 +73,7 @@ def view(call: Call) -> Dims:
     return out
 
 
+@rule("unflatten", in_files=True)
 def unflatten(call: Call) -> Dims:
     """One dimension becomes several."""
     out = regroup(call)
@@ -76,6 +83,7 @@ def unflatten(call: Call) -> Dims:
     return out
 
 
+@rule("reshape_as", "view_as", in_files=True)
 def reshape_as(call: Call) -> Dims:
     """A reshape to the sizes of another tensor."""
     out = regroup(call)
@@ -84,6 +92,7 @@ def reshape_as(call: Call) -> Dims:
     return [call.structure.resolve(dim) for dim in out]
 
 
+@rule("expand", in_files=True)
 def expand(call: Call) -> Dims:
     """Size 1 becomes any size: a new dimension, which a later op may unify with channels."""
     x, shape = call.dims(call.arg(0, "self")), call.out_shape
@@ -100,12 +109,14 @@ def expand(call: Call) -> Dims:
     return out
 
 
+@rule("permute", in_files=True)
 def permute(call: Call) -> Dims:
     """Dimensions in another order."""
     x = call.dims(call.arg(0, "self"))
     return [x[axis % len(x)] for axis in call.arg(1, "dims")]
 
 
+@rule("transpose", "swapaxes", *_SWAPPED, in_files=True)
 def transpose(call: Call) -> Dims:
     """Two dimensions swapped."""
     x = call.dims(call.arg(0, "self"))
@@ -115,10 +126,7 @@ def transpose(call: Call) -> Dims:
     return x
 
 
-# The dimensions that are swapped by ops without arguments for them.
-_SWAPPED = {"t": (0, 1), "numpy_T": (0, 1), "matrix_H": (0, 1), "mT": (-2, -1), "mH": (-2, -1), "adjoint": (-2, -1)}
-
-
+@rule("cat", "concat", in_files=True)
 def cat(call: Call) -> Dims:
     """The joined dimension is the sum of those of the tensors; all others agree."""
     tensors = call.arg(0, "tensors")
@@ -133,6 +141,7 @@ def cat(call: Call) -> Dims:
     return [call.structure.resolve(dim) for dim in out]
 
 
+@rule("split_with_sizes", in_files=True)
 def split(call: Call) -> list[Dims]:
     """A dimension is split into parts of given sizes."""
     x, sizes = call.dims(call.arg(0, "self")), call.arg(1, "split_sizes")
@@ -143,6 +152,7 @@ def split(call: Call) -> list[Dims]:
     return [[*x[:axis], part, *x[axis + 1 :]] for part in parts]
 
 
+@rule("slice", in_files=True)
 def cut(call: Call) -> Dims:
     """A range of a dimension; with steps other than 1 the dimension is kept whole."""
     x, shape = call.dims(call.arg(0, "self")), call.shape(call.arg(0, "self"))
@@ -169,11 +179,13 @@ def cut(call: Call) -> Dims:
     return [*x[:axis], kept, *x[axis + 1 :]]
 
 
+@rule("expand_as", in_files=True)
 def expand_as(call: Call) -> Dims:
     """Dimensions of size 1 are expanded to the sizes of another tensor."""
     return call.broadcast(call.tensors())
 
 
+@rule("new_empty", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "empty", in_files=True)
 def filled(call: Call) -> Dims:
     """A new tensor of given sizes, whose dimensions a later op may unify with channels."""
     place = 1 if call.name.startswith("new_") else 0
@@ -186,12 +198,14 @@ def filled(call: Call) -> Dims:
     return out
 
 
+@rule("getitem", in_files=True)
 def getitem(call: Call) -> Dims:
     """One of several results."""
     dims: Dims = call.known[call.node.args[0]][call.node.args[1]]  # type: ignore[index]
     return [call.structure.resolve(dim) for dim in dims]
 
 
+@rule("unsqueeze", in_files=True)
 def unsqueeze(call: Call) -> Dims:
     """A new dimension of size 1."""
     x = call.dims(call.arg(0, "self"))
@@ -199,6 +213,7 @@ def unsqueeze(call: Call) -> Dims:
     return x
 
 
+@rule("stack", in_files=True)
 def stack(call: Call) -> Dims:
     """All dimensions agree, and the new one is kept whole."""
     tensors = call.arg(0, "tensors")
@@ -211,6 +226,7 @@ def stack(call: Call) -> Dims:
     return out
 
 
+@rule("repeat", "tile", in_files=True)
 def repeat(call: Call) -> Dims:
     """Copies of a dimension side by side."""
     x, counts = call.dims(call.arg(0, "self")), call.arg(1, "repeats")
@@ -226,6 +242,7 @@ def repeat(call: Call) -> Dims:
     return out
 
 
+@rule("repeat_interleave", in_files=True)
 def repeat_interleave(call: Call) -> Dims:
     """Copies of each entry of a dimension."""
     x, count, axis = call.dims(call.arg(0, "self")), call.arg(1, "repeats"), call.arg(2, "dim")
@@ -237,6 +254,7 @@ def repeat_interleave(call: Call) -> Dims:
     return x
 
 
+@rule("movedim", "moveaxis", in_files=True)
 def movedim(call: Call) -> Dims:
     """Some dimensions move to other positions, and the rest keep their order."""
     x = call.dims(call.arg(0, "self"))
@@ -247,6 +265,7 @@ def movedim(call: Call) -> Dims:
     return [x[moved[place]] if place in moved else x[next(rest)] for place in range(len(x))]
 
 
+@rule("narrow", in_files=True)
 def narrow(call: Call) -> Dims:
     """A slice that is given by its start and its length."""
     axis, start, length = call.node.args[1:4]
@@ -258,6 +277,7 @@ def narrow(call: Call) -> Dims:
     return cut(call)
 
 
+@rule("glu", in_files=True)
 def glu(call: Call) -> Dims:
     """The first half of a dimension, gated by the second."""
     x = call.dims(call.arg(0, "self"))
@@ -269,6 +289,7 @@ def glu(call: Call) -> Dims:
     return x
 
 
+@rule("pixel_shuffle", in_files=True)
 def pixel_shuffle(call: Call) -> Dims:
     """``(N, C * r * r, H, W) -> (N, C, H * r, W * r)``."""
     x, factor = call.dims(call.arg(0, "self")), int(call.arg(1, "upscale_factor"))
@@ -278,6 +299,7 @@ def pixel_shuffle(call: Call) -> Dims:
     return [*x[:-3], kept, *call.whole_dims(call.out_shape[-2:], "spatial")]
 
 
+@rule("pixel_unshuffle", in_files=True)
 def pixel_unshuffle(call: Call) -> Dims:
     """``(N, C, H * r, W * r) -> (N, C * r * r, H, W)``."""
     x, factor = call.dims(call.arg(0, "self")), int(call.arg(1, "downscale_factor"))
@@ -287,6 +309,7 @@ def pixel_unshuffle(call: Call) -> Dims:
     return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole_dims(call.out_shape[-2:], "spatial")]
 
 
+@rule("im2col", in_files=True)
 def patches(call: Call) -> Dims:
     """``(N, C, H, W) -> (N, C * k * k, L)``: the patch under a kernel at each position."""
     x, kernel = call.dims(call.arg(0, "self")), call.arg(1, "kernel_size")
@@ -296,6 +319,7 @@ def patches(call: Call) -> Dims:
     return [*x[:-3], call.structure.times(x[-3], places, call.why), *call.whole_dims(call.out_shape[-1:], "spatial")]
 
 
+@rule("col2im", in_files=True)
 def folded(call: Call) -> Dims:
     """``(N, C * k * k, L) -> (N, C, H, W)``: the transpose of :func:`patches`."""
     x, kernel = call.dims(call.arg(0, "self")), call.arg(2, "kernel_size")
@@ -305,6 +329,7 @@ def folded(call: Call) -> Dims:
     return [*x[:-2], kept, *call.whole_dims(call.out_shape[-2:], "spatial")]
 
 
+@rule("unfold", in_files=True)
 def windows(call: Call) -> Dims:
     """``Tensor.unfold``: a dimension becomes a dimension of windows, and their entries a new last dimension."""
     x = call.dims(call.arg(0, "self"))
@@ -312,32 +337,3 @@ def windows(call: Call) -> Dims:
     call.structure.keep_whole(x[axis], call.why)
     new = call.whole_dims([call.out_shape[axis], call.out_shape[-1]], call.why)
     return [*x[:axis], new[0], *x[axis + 1 :], new[1]]
-
-
-RULES: dict[str, Rule] = {
-    "stack": stack,
-    **dict.fromkeys(("repeat", "tile"), repeat),
-    "repeat_interleave": repeat_interleave,
-    **dict.fromkeys(("movedim", "moveaxis"), movedim),
-    "narrow": narrow,
-    "glu": glu,
-    "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": pixel_unshuffle,
-    "im2col": patches,
-    "col2im": folded,
-    "unfold": windows,
-    **dict.fromkeys(("view", "reshape", "_unsafe_view"), view),
-    "unflatten": unflatten,
-    **dict.fromkeys(("flatten", "squeeze"), regroup),
-    **dict.fromkeys(("reshape_as", "view_as"), reshape_as),
-    "expand": expand,
-    "permute": permute,
-    **dict.fromkeys(("transpose", "swapaxes", *_SWAPPED), transpose),
-    **dict.fromkeys(("cat", "concat"), cat),
-    "split_with_sizes": split,
-    "slice": cut,
-    "expand_as": expand_as,
-    **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "empty"), filled),
-    "getitem": getitem,
-    "unsqueeze": unsqueeze,
-}

@@ -1,4 +1,4 @@
-"""What the levels of a loaded file take on this machine: a forward, a switch, memory."""
+"""How long the levels of a loaded file take on this machine: a forward, and a switch of the level."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ import dataclasses
 import os
 import platform
 import statistics
-import time
 import warnings
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lightning_lcs.graph.tracing.example_inputs import with_noise
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.level_table import Level
+from lightning_lcs.subspace.level_table import NamedLevel
+from lightning_lcs.utils.timing import elapsed
 
 
 @dataclasses.dataclass(frozen=True)
 class LevelTiming:
-    """What a level took here.
+    """The measured times of a level, all of them medians in milliseconds.
 
     Attributes:
-        level: of the level table.
-        latency_ms: median time of a forward.
-        narrow_ms: median time of a forward of the network natively built at this level, ``materialize(alpha)``.
-        switch_ms: median time of a switch to it, from the level before it in the table.
-        copy_ms: median time of one copy of its parameters and buffers.
+        level: The level, as it stands in the level table.
+        latency_ms: A forward at this level.
+        narrow_ms: A forward of the plain network of this level, as ``materialize(alpha)`` gives it.
+        switch_ms: A switch to this level, from the level before it in the table.
+        copy_ms: One copy of the parameters and buffers of this level.
     """
 
-    level: Level
+    level: NamedLevel
     latency_ms: float
     narrow_ms: float
     switch_ms: float
@@ -39,22 +38,35 @@ class LevelTiming:
 
 
 def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list[LevelTiming]:
-    """Time every level of the level table; levels, switches and copies take turns, so that drift hits all alike.
+    """Time every level of the level table.
 
-    The level that was set is set again at the end.
+    Forwards, switches and copies take turns, so that drift of the machine hits all alike. The level that was set before
+    is set again at the end.
 
     Args:
-        model: structured, from a file.
-        repeats: measurements of each, at least 1.
-        batch: samples of a forward.
+        model: A structured model from a file.
+        repeats: The number of measurements of each level, at least 1. The default is 30.
+        batch: The number of samples of a forward, at least 1. The default is 1.
 
     Raises:
-        ValueError: the model has no level table, runs without a runtime, or a number is below 1.
+        ValueError: The model has no level table or was not loaded from a structured file, or a number is below 1.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import time_levels
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> model = SubspaceModel(net, torch.randn(2, 8), subspace="point").eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/model.lcs", levels=[0.0, 1.0])
+        ...     timings = time_levels(SubspaceModel.load(f"{folder}/model.lcs"), repeats=2)
+        >>> [timing.level.name for timing in timings]
+        ['small', 'full']
     """
     if repeats < 1 or batch < 1:
         raise ValueError(f"repeats={repeats} and batch={batch} must both be at least 1")
     if model.runtime is None or not model.levels:
-        raise ValueError("timing needs a structured model with a level table, from SubspaceModel.load")
+        raise ValueError("time_levels() needs a structured model with a level table: load one with SubspaceModel.load")
     program = model.parts[0].network.in_mode(False)
     args, kwargs = with_noise(program.example_inputs(batch, torch.device("cpu")))
     copies = {level.name: torch.zeros(2, max(1, level.size_bytes), dtype=torch.uint8) for level in model.levels}
@@ -66,11 +78,11 @@ def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list
             for level in model.levels:
                 source, target = copies[level.name]
                 taken = {
-                    "switch": _seconds(model.set_alpha, level.alpha),
-                    "first": _seconds(model, *args, **kwargs),
-                    "latency": _seconds(model, *args, **kwargs),
-                    "narrow": _seconds(narrow[level.name], *args, **kwargs),
-                    "copy": _seconds(target.copy_, source),
+                    "switch": elapsed(partial(model.set_alpha, level.alpha)),
+                    "first": elapsed(partial(model, *args, **kwargs)),
+                    "latency": elapsed(partial(model, *args, **kwargs)),
+                    "narrow": elapsed(partial(narrow[level.name], *args, **kwargs)),
+                    "copy": elapsed(partial(target.copy_, source)),
                 }
                 for what, seconds in taken.items() if number else ():
                     times.setdefault((level.name, what), []).append(1e3 * seconds)
@@ -99,9 +111,3 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _seconds(call: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-    begin = time.perf_counter()
-    call(*args, **kwargs)
-    return time.perf_counter() - begin

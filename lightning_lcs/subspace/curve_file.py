@@ -1,0 +1,156 @@
+"""Curves as tables and CSV files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_lcs.subspace.curve import Curve, CurvePoint, metric_names
+from lightning_lcs.utils.files import write_text
+
+COSTS = ("alpha", "width", "sparsity", "bit_width", "params", "macs", "size_bytes", "latency_ms")
+# In a table, the axes of users' own modes stand before this column.
+_AFTER_AXES = "params"
+# The files of a run's last curve on validation data, and on test data.
+CURVE, TEST_CURVE = "curve.csv", "test_curve.csv"
+
+
+def rows(curves: Mapping[str, Curve]) -> tuple[list[str], list[list[Any]]]:
+    """The header and the rows of named curves; several curves have a column with their names."""
+    names = list(dict.fromkeys(name for curve in curves.values() for name in metric_names(curve)))
+    own = dict.fromkeys(name for curve in curves.values() for point in curve for name in point.settings)
+    at = COSTS.index(_AFTER_AXES)
+    several = len(curves) > 1
+    header = [*(["curve"] if several else []), *COSTS[:at], *own, *COSTS[at:], *names]
+    table = [
+        [
+            *([title] if several else []),
+            *(getattr(point, cost) for cost in COSTS[:at]),
+            *(point.settings.get(name) for name in own),
+            *(getattr(point, cost) for cost in COSTS[at:]),
+            *(point.metrics.get(n) for n in names),
+        ]
+        for title, curve in curves.items()
+        for point in curve
+    ]
+    return header, table
+
+
+def write_csv(curves: Mapping[str, Curve], path: str | os.PathLike[str]) -> Path:
+    """Write curves to a CSV file, whole or not at all.
+
+    Args:
+        curves: The curves by name; several curves have a column "curve" with their names.
+        path: The path of the file; its folder is made if it does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lcs.reporting import read_csv, write_csv
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_csv({"": [small, full]}, f"{folder}/curve.csv")
+        ...     read_csv(path) == [small, full]
+        True
+    """
+    return write_rows(*rows(curves), path)
+
+
+def write_rows(header: Sequence[str], table: Iterable[Sequence[Any]], path: str | os.PathLike[str]) -> Path:
+    """Write a table to a CSV file, whole or not at all; its folder is made if it does not exist."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(table)
+    return write_text(content.getvalue(), path)
+
+
+def read_csv(path: str | os.PathLike[str]) -> list[CurvePoint]:
+    """Read the curve of a file that :func:`write_csv` wrote.
+
+    Args:
+        path: The path of the file.
+
+    Raises:
+        ValueError: The file does not hold exactly one curve.
+
+    Example:
+        See :func:`write_csv`.
+    """
+    found = read_rows(path)
+    if "curve" in found[0]:
+        raise ValueError(f"{path} holds several curves, and one is needed: its first column is curve instead of alpha")
+    return [point_of(row) for row in found]
+
+
+def read_curves(path: str | os.PathLike[str]) -> dict[str, list[CurvePoint]]:
+    """Read all curves of a file that :func:`write_csv` wrote, by name; a single curve has an empty name.
+
+    Args:
+        path: The path of the file.
+
+    Raises:
+        ValueError: The file holds no curve.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lcs.reporting import read_curves, write_csv
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     list(read_curves(write_csv({"ours": [small], "theirs": [full]}, f"{folder}/both.csv")))
+        ['ours', 'theirs']
+    """
+    curves: dict[str, list[CurvePoint]] = {}
+    for row in read_rows(path):
+        curves.setdefault(row.pop("curve", ""), []).append(point_of(row))
+    return curves
+
+
+def is_curve_file(path: Path) -> bool:
+    """Whether a CSV file has the columns of a curve."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        header = next(csv.reader(file), [])
+    return set(COSTS) <= set(header)
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Read the rows of a CSV file that holds points of curves.
+
+    Raises:
+        ValueError: There are no rows, or columns of costs are missing.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    if not found or not set(COSTS) <= set(found[0]):
+        raise ValueError(f"{path} holds no curve: among its columns should be {', '.join(COSTS)}")
+    return found
+
+
+def point_of(row: Mapping[str, str]) -> CurvePoint:
+    """A point of a curve from a row of :func:`read_rows`.
+
+    Columns between "alpha" and "params" that are not costs are axes of users' own modes; all other columns that are not
+    costs are metrics.
+
+    Raises:
+        ValueError: A value is not a number.
+    """
+    whole = ("bit_width", "params", "macs", "size_bytes")
+    costs: dict[str, Any] = {name: (int if name in whole else float)(row[name]) for name in COSTS}
+    columns = list(row)
+    own = columns[columns.index(COSTS[0]) : columns.index(_AFTER_AXES)]
+    others = {name: float(value) for name, value in row.items() if name not in costs and value}
+    return CurvePoint(
+        **costs,
+        settings={name: value for name, value in others.items() if name in own},
+        metrics={name: value for name, value in others.items() if name not in own},
+    )
