@@ -25,7 +25,7 @@ from lightning_lcs.subspace.level_table import GivenLevels, NamedLevel, level_fo
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.materialize import own_part
 from lightning_lcs.subspace.mode import Level, Mode
-from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
+from lightning_lcs.subspace.modes.registry import check_subspace, name_of, parse_mode
 from lightning_lcs.subspace.network import TOGETHER, Part, cosine_between, endpoint_pairs
 from lightning_lcs.subspace.norms import convert_norms
 from lightning_lcs.subspace.option_places import model_places
@@ -478,7 +478,7 @@ class SubspaceModel(nn.Module):
                     saved.part, model.runner.level(1.0), layout, max((level.macs for level in saved.levels), default=0)
                 )
             elif module is None:
-                name = type(saved.state.mode).__name__.lower()
+                name = name_of(saved.state.mode)
                 raise ValueError(
                     f"it is {name}, and holds the tensors of a network without its code: give SubspaceModel.load(path, "
                     "module=...) the network that it was trained from"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import ChannelPlan
-from lightning_lcs.subspace.cost import Cost, macs_of, parameter_cost
+from lightning_lcs.subspace.cost import Cost, macs_of
 from lightning_lcs.subspace.coverage import kept_whole, warn_of_whole
 from lightning_lcs.subspace.forward import Execution, Inputs
 from lightning_lcs.subspace.layers import layer_weights
@@ -287,11 +287,28 @@ class Mode:
     def cost(self, part: Part, level: Level) -> Cost:
         """What a level of a network costs; by default a compressed weight has as many numbers as the level keeps."""
         transform = self.transform(part, level, partial(part.on_line, alpha=level.alpha), None)
-        parameters = dict(part.user_parameters())
-        kept = {name: transform.kept_entries(name) for name in part.compressed}
-        density = {name: entries / parameters[name].numel() for name, entries in kept.items()}
-        count, size_bytes = parameter_cost(parameters, kept)
-        return Cost(count, macs_of(part, density), size_bytes + part.buffer_bytes())
+        density: dict[str, float] = {}
+        params = size_bytes = 0
+        for name, value in part.user_parameters():
+            kept, weight_bytes = value.numel(), value.numel() * value.element_size()
+            if name in part.compressed:
+                kept = transform.kept_entries(name)
+                weight_bytes = self.weight_bytes(part, level, name, value, kept)
+                density[name] = kept / value.numel()
+            params, size_bytes = params + kept, size_bytes + weight_bytes
+        return Cost(params, macs_of(part, density), size_bytes + part.buffer_bytes())
+
+    def weight_bytes(self, part: Part, level: Level, name: str, value: Tensor, kept: int) -> int:
+        """The bytes of a compressed weight at a level; by default those of the numbers that it keeps.
+
+        Args:
+            part: The network.
+            level: The level.
+            name: The qualified name of the weight.
+            value: The weight in full.
+            kept: How many numbers the level keeps of it.
+        """
+        return kept * value.element_size()
 
     def describe(self, part: Part) -> Description:
         """What the most compressed level (alpha = 0) has of the tensors of a network."""

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, round_to_grid, value_range
-from lightning_lcs.subspace.cost import Cost, macs_of
 from lightning_lcs.subspace.layers import layer_of, layer_weights
 from lightning_lcs.subspace.mode import Axis, Level, Mode, SamplingDefaults, Selected, check_alpha
 from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
@@ -151,18 +150,10 @@ class Quantized(Mode):
         """The inputs quantized with the range of each batch."""
         return Collecting(add, part.prefix, layer_bits(part, level))
 
-    def cost(self, part: Part, level: Level) -> Cost:
-        """All numbers, of fewer bits; each range adds a float32 scale and an int8 zero point."""
-        bits = layer_bits(part, level)
-        count = size_bytes = 0
-        for name, value in part.user_parameters():
-            count += value.numel()
-            if name in part.compressed:
-                ranges = value.shape[0] if self.per_channel else 1
-                size_bytes += -(-value.numel() * bits(layer_of(name)) // 8) + 5 * ranges
-            else:
-                size_bytes += value.numel() * value.element_size()
-        return Cost(count, macs_of(part, {}), size_bytes + part.buffer_bytes())
+    def weight_bytes(self, part: Part, level: Level, name: str, value: Tensor, kept: int) -> int:
+        """The integers, and for each range a float32 scale and an int8 zero point."""
+        ranges = value.shape[0] if self.per_channel else 1
+        return -(-kept * layer_bits(part, level)(layer_of(name)) // 8) + 5 * ranges
 
     def left(self, part: Part, name: str, kept: int, numbers: int) -> str:
         """The bits of a weight at alpha = 0, in words."""

@@ -139,6 +139,11 @@ class Unstructured(Mode):
         """The largest entries of each weight, and zeros."""
         return SparseWeights(part.compressed, level.strength * self.sparsity(level.alpha), self.scope, on_line, known)
 
+    def weight_bytes(self, part: Part, level: Level, name: str, value: Tensor, kept: int) -> int:
+        """The entries that are kept, and one bit per entry that says which these are."""
+        mask_bytes = -(-value.numel() // 8) if kept < value.numel() else 0
+        return kept * value.element_size() + mask_bytes
+
 
 class SparseWeights:
     """The weights of a network at a sparsity.
