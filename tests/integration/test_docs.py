@@ -135,6 +135,7 @@ def imports_of_the_docs(code):
 @pytest.mark.parametrize("page", PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")  # the mode of one's own, beside one's project
     names = reader()
     before = trained("structured", names["my_data"])
     before.save_checkpoint("last.ckpt")
@@ -198,8 +199,7 @@ def test_every_public_name_is_in_the_reference():
     listed = re.findall(r"^::: (\S+)$", reference, re.M)
     assert len(listed) > 20
     for name in lightning_lcs.__all__:
-        home = getattr(lightning_lcs, name).__module__
-        assert f"{home}.{name}" in listed or home in listed, name
+        assert f"lightning_lcs.{name}" in listed, name
 
 
 def test_the_notebook_was_run_in_order_and_shows_no_machine():
