@@ -24,6 +24,7 @@ from lightning_lcs.utils.files import replacing
 
 KEY = "lightning_lcs"
 DIGEST_KEY = "lightning_lcs_blake2b"
+_ZIP = b"PK\x03\x04"
 MOST_HEADER = 2**25  # bytes; a network of a thousand layers has about one million
 MOST_AXES = 16
 _ALIGNMENT = 64
@@ -99,6 +100,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
         if status.st_size < 10:
             raise ValueError(f"it has {status.st_size} bytes only")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if mapped[:4] == _ZIP:
+        raise ValueError(
+            "it is a zip archive, as torch.save() and Lightning write: open a checkpoint with "
+            "SubspaceModel.from_checkpoint(path, module)"
+        )
     (length,) = struct.unpack_from("<Q", mapped)
     if length > min(len(mapped) - 8, MOST_HEADER):
         raise ValueError(

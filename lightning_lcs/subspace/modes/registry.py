@@ -70,6 +70,8 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
     """
     if isinstance(mode, Mode):
         return mode
+    if isinstance(mode, (list, tuple, set)):
+        raise ValueError(f"mode={mode!r} names several modes, and a subspace has one: choose one of {', '.join(MODES)}")
     options = dict(mode) if isinstance(mode, Mapping) else {"name": mode}
     name = options.pop("name", "structured")
     if not isinstance(name, str) or name not in MODES:

@@ -307,3 +307,9 @@ def test_a_whole_file_is_the_control(whole, folder, expected):
     assert not refused_or_the_same(whole.read_bytes(), folder / "copy.lcs", expected)
     outer, header, payload = taken_apart(whole)
     assert not refused_or_the_same(put_together(outer, header, payload), folder / "sealed.lcs", expected)
+
+
+def test_a_checkpoint_is_told_from_a_file(tmp_path):
+    torch.save({"state_dict": Chain(4, 6, 3).state_dict()}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last.ckpt .* zip archive.* SubspaceModel.from_checkpoint\(path, module\)"):
+        SubspaceModel.load(tmp_path / "last.ckpt")
