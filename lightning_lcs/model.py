@@ -208,7 +208,7 @@ class SubspaceModel(nn.Module):
 
     @property
     def statistics(self) -> Mapping[float, Mapping[str, Tensor]]:
-        """The stored batch-norm statistics, by level and qualified name; assign a mapping to replace them."""
+        """The stored batch-norm statistics, by level and qualified name: a copy. Assign a mapping to replace them."""
         return self.runner.statistics
 
     @statistics.setter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -93,8 +92,8 @@ class LevelRunner:
 
     @property
     def statistics(self) -> Mapping[float, Mapping[str, Tensor]]:
-        """The stored batch-norm statistics, by level and qualified name."""
-        return MappingProxyType(self._statistics)
+        """The stored batch-norm statistics, by level and qualified name; a copy of the mapping."""
+        return dict(self._statistics)
 
     @statistics.setter
     def statistics(self, levels: Mapping[float, Mapping[str, Tensor]]) -> None:
@@ -104,7 +103,7 @@ class LevelRunner:
     @property
     def ranges(self) -> Mapping[float, Mapping[str, Tensor]]:
         """The ranges of quantized inputs that training moved, by level and qualified name."""
-        return MappingProxyType(self._ranges)
+        return dict(self._ranges)
 
     @ranges.setter
     def ranges(self, levels: Mapping[float, Mapping[str, Tensor]]) -> None:

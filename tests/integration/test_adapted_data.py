@@ -91,7 +91,7 @@ def test_attributes_are_read_through_it_and_copies_work():
 
 
 def test_what_is_no_data_module_is_named():
-    with pytest.raises(TypeError, match=r"datamodule=3 has no train_dataloader\(\) method"):
+    with pytest.raises(TypeError, match=r"datamodule=3 has no method train_dataloader\(\)"):
         AdaptedDataModule(3)
 
 

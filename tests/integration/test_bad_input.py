@@ -24,7 +24,7 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: LCSCallback("pruned"), r"mode='pruned' is not known; choose one of 'structured'"),
+        (lambda: LCSCallback("pruned"), r"mode='pruned' is not known; choose one of 'quantized'"),
         (lambda: LCSCallback({"name": "pruned"}), r"mode='pruned' is not known"),
         (lambda: LCSCallback(subspace="curve"), r"subspace='curve' is not known; choose one of 'line', 'point'"),
         (

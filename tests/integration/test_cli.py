@@ -246,7 +246,7 @@ def test_what_there_is(capsys):
 
 def test_the_help_of_own_commands_fits_a_screen(capsys):
     for name, command in command_line.COMMANDS.items():
-        if command.home.startswith("training."):
+        if command.home.startswith("fit."):
             continue  # LightningCLI's own help is as long as the trainer has options
         with pytest.raises(SystemExit) as error:
             command_line.main([name, "--help"])

@@ -67,12 +67,12 @@ def test_validate_and_test_after_fit_in_the_same_trainer(tmp_path):
     run, module = trainer(tmp_path, callback), Module()
     run.fit(module, datamodule=Data())
     at_the_end = list(callback.curve)
-    statistics = callback.subspace_model.statistics
+    statistics = callback.subspace_model.statistics[0.0]
     run.validate(module, datamodule=Data(), verbose=False)
     assert_same_metrics(callback.curve, at_the_end)
     run.test(module, datamodule=Data(), verbose=False)
     assert "test_acc" in callback.curve[0].metrics
-    assert callback.subspace_model.statistics is statistics
+    assert callback.subspace_model.statistics[0.0] is statistics
 
 
 def test_validate_of_a_plainly_trained_network(tmp_path):

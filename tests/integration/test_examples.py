@@ -104,7 +104,7 @@ def test_a_network_is_deployed_and_controlled(tmp_path):
     command = [sys.executable, "examples/deploy_and_control.py", *tiny]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "replayed, they are the same: True" in done.stdout
-    assert {path.name for path in tmp_path.iterdir()} >= {"curve.csv", "model.lcs", "trace.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"curve.csv", "model.lcs", "recording.jsonl"}
 
 
 def test_a_pretrained_network_is_loaded_by_order_wrapped_and_finetuned(monkeypatch, tmp_path):

@@ -135,7 +135,7 @@ class OneAtATime:
 
 @pytest.mark.parametrize(
     "every_n_train_steps",
-    [3, pytest.param(1, marks=pytest.mark.filterwarnings("ignore:no statistics of the levels are collected"))],
+    [3, pytest.param(1, marks=pytest.mark.filterwarnings("ignore:the statistics of the levels are not collected"))],
 )
 def test_a_loader_that_is_its_own_iterator(tmp_path, every_n_train_steps):
     """Checkpoints within an epoch, whose statistics need images, take none from the training."""

@@ -101,9 +101,9 @@ def test_each_layer_draws_bits_of_its_own(tmp_path, train, val, monkeypatch):
     seen = []
     original = LevelRunner.training_level
 
-    def spy(self, *args, layer_bits=None, **options):
-        seen.append(dict(layer_bits))
-        return original(self, *args, layer_bits=layer_bits, **options)
+    def spy(self, *args, drawn=None, **options):
+        seen.append(dict(drawn))
+        return original(self, *args, drawn=drawn, **options)
 
     monkeypatch.setattr(LevelRunner, "training_level", spy)
     callback = lcs(mode="quantized", subspace="point", sampling={"sampler": "uniform_draws_per_layer", "warmup": 0.0})
