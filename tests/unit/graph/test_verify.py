@@ -55,7 +55,7 @@ def between(function: Callable[[Tensor], Tensor]) -> nn.Module:
 
 @pytest.mark.parametrize("function", [Reversal.apply, StraightThrough.apply])
 def test_a_custom_backward_is_an_error_that_names_the_layer_before_it(function: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(TraceError, match=r"2 of its 4 parameters, the last of them a\.bias.*unstructured"):
+    with pytest.raises(TraceError, match=r"2 of its 4 parameters, the last of which is a\.bias.*unstructured"):
         subspace(between(function))
 
 
@@ -74,14 +74,14 @@ class Hidden(torch.autograd.Function):
 
 def test_a_trace_in_which_nothing_is_trained_is_an_error() -> None:
     net = Lambda(lambda m, x: Hidden.apply(m.head(m.a(x).mean((2, 3)))), a=nn.Conv2d(3, 8, 3), head=nn.Linear(8, 5))
-    with pytest.raises(TraceError, match=r"4 of its 4 parameters, the last of them head\.bias"):
+    with pytest.raises(TraceError, match=r"4 of its 4 parameters, the last of which is head\.bias"):
         subspace(net)
 
 
 def test_a_hook_on_gradients_is_an_error() -> None:
     net = Chain()
     net.conv2.register_full_backward_hook(lambda module, into, out: (2 * into[0],))
-    with pytest.raises(TraceError, match=r"the last of them bn1\.bias"):
+    with pytest.raises(TraceError, match=r"the last of which is bn1\.bias"):
         subspace(net)
 
 
