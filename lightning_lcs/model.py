@@ -111,7 +111,7 @@ class SubspaceModel(nn.Module):
         self.subspace = subspace
         self.line = line
         self.norm = norm
-        self.settled = False  # trained or loaded as a subspace
+        self.trained = False  # trained or loaded as a subspace
         self.levels: tuple[NamedLevel, ...] = ()
         self.class_names: tuple[str, ...] = ()
         self.runner = LevelRunner(parts, mode)
@@ -325,13 +325,13 @@ class SubspaceModel(nn.Module):
         """The cosine between the endpoints; see :func:`lightning_lcs.subspace.network.cosine_between`."""
         return cosine_between(self.endpoint_pairs())
 
-    def settle_endpoints(self) -> None:
+    def start_endpoints(self) -> None:
         """Before training: endpoint 0 starts from the weights as they are now, unless it was trained or loaded."""
         for part in self.parts:
-            if not endpoints.is_settled(part.network.module):
+            if not endpoints.is_trained(part.network.module):
                 endpoints.restart(part.network.module, part.endpoints, self.line.start, self.seed)
-                endpoints.settle(part.network.module)
-        self.settled = True
+                endpoints.mark_trained(part.network.module)
+        self.trained = True
 
     def sort_channels(self) -> None:
         """Sort the channels of every group, the strongest first; see ``Structured(order="importance")``.
@@ -380,7 +380,7 @@ class SubspaceModel(nn.Module):
     def _take(self, state: SubspaceState) -> None:
         state.apply(self.parts)
         self.runner.ranges, self.runner.statistics = state.ranges, state.statistics
-        self.settled = True
+        self.trained = True
 
     @classmethod
     def _from_state(
@@ -391,7 +391,7 @@ class SubspaceModel(nn.Module):
         weights: Mapping[str, Tensor],
     ) -> SubspaceModel:
         """A model of networks inside of a module, all of whose weights are replaced."""
-        trained = endpoints.is_settled(module)
+        trained = endpoints.is_trained(module)
         line = Line(parameters=state.line_parameters)
         model = cls(networks, mode=state.mode, subspace=state.subspace, line=line, norm=state.norm)
         try:
@@ -496,7 +496,7 @@ class SubspaceModel(nn.Module):
         nn.Module.__init__(model)
         model._replaced_norms, model.seed = [], 0
         model._set_up([part], state.mode, state.subspace, Line(parameters=state.line_parameters), state.norm)
-        model.statistics, model.settled, model.training = state.statistics, True, False
+        model.statistics, model.trained, model.training = state.statistics, True, False
         model.runtime = model.runner.server = Runtime(part, model.runner.evaluation)
         return model
 

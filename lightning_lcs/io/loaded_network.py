@@ -174,7 +174,7 @@ def stored_module(
             holder.add_module(ENDPOINT_NAME, endpoints.Endpoint())
         end = shared.setdefault(id(value), nn.Parameter(value, requires_grad=False))
         holder.get_submodule(ENDPOINT_NAME).register_parameter(leaf, end)
-    endpoints.settle(root)
+    endpoints.mark_trained(root)
     return root
 
 

@@ -27,10 +27,10 @@ class Endpoint(nn.Module):
     user's own.
 
     Attributes:
-        settled: it was trained or loaded, and is not to start anew.
+        trained: it was trained or loaded, and is not to start anew.
     """
 
-    settled = False
+    trained = False
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         pass
@@ -79,14 +79,14 @@ def attach(modules: Sequence[nn.Module], line: Line, seed: int) -> list[dict[str
         ValueError: nothing of any network is on the line, or a trained line of other parameters.
     """
     which = line.parameters
-    settled = any(is_settled(module) for module in modules)
+    trained = any(is_trained(module) for module in modules)
     on_line = [list(_on_line(module, which)) for module in modules]
     if not any(on_line):
         raise ValueError(
             f"Line(parameters={which!r}) finds {NOTHING_ON_LINE[which]} in the network; use "
             "line=Line(parameters='all') or subspace='point'"
         )
-    if settled:
+    if trained:
         return [_existing(module, found, which) for module, found in zip(modules, on_line, strict=True)]
     for module in modules:
         detach(module)
@@ -127,16 +127,16 @@ def _endpoint_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]
             yield name, parameter
 
 
-def is_settled(module: nn.Module) -> bool:
+def is_trained(module: nn.Module) -> bool:
     """Whether second endpoints of a network were trained or loaded."""
-    return any(isinstance(child, Endpoint) and child.settled for child in module.modules())
+    return any(isinstance(child, Endpoint) and child.trained for child in module.modules())
 
 
-def settle(module: nn.Module) -> None:
+def mark_trained(module: nn.Module) -> None:
     """Mark a network's second endpoints as trained or loaded."""
     for child in module.modules():
         if isinstance(child, Endpoint):
-            child.settled = True
+            child.trained = True
 
 
 def _on_line(module: nn.Module, which: str) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:

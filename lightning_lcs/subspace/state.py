@@ -79,7 +79,7 @@ class SubspaceState:
             for part in parts:
                 for name, endpoint in part.endpoints.items():
                     endpoint.copy_(self.endpoint_0[part.prefix + name])
-                endpoints.settle(part.network.module)
+                endpoints.mark_trained(part.network.module)
         for part, arguments in zip(parts, self.inputs, strict=False):
             if arguments is not None:
                 part.network.remember(*arguments)
