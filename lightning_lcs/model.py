@@ -111,7 +111,7 @@ class SubspaceModel(nn.Module):
         self.subspace = subspace
         self.line = line
         self.norm = norm
-        self.trained = False  # trained or loaded as a subspace
+        self.trained = False  # whether the subspace was trained or loaded
         self.levels: tuple[NamedLevel, ...] = ()
         self.class_names: tuple[str, ...] = ()
         self.runner = LevelRunner(parts, mode)
@@ -266,7 +266,7 @@ class SubspaceModel(nn.Module):
         """
         part = self._only_part("plan")
         if not self.mode.runs_as_graph:
-            raise RuntimeError(f"a plan of channels belongs to structured mode: {self.mode} keeps all")
+            raise RuntimeError(f"a channel plan needs structured mode, and this mode keeps all channels: {self.mode}")
         part.network.in_mode(False)
         return part.network.plan
 
@@ -326,7 +326,7 @@ class SubspaceModel(nn.Module):
         return cosine_between(self.endpoint_pairs())
 
     def start_endpoints(self) -> None:
-        """Before training: endpoint 0 starts from the weights as they are now, unless it was trained or loaded."""
+        """Set endpoint 0 from the present weights before training, unless it was trained or loaded."""
         for part in self.parts:
             if not endpoints.is_trained(part.network.module):
                 endpoints.restart(part.network.module, part.endpoints, self.line.start, self.seed)
@@ -390,7 +390,7 @@ class SubspaceModel(nn.Module):
         module: nn.Module,
         weights: Mapping[str, Tensor],
     ) -> SubspaceModel:
-        """A model of networks inside of a module, all of whose weights are replaced."""
+        """Build a model of networks inside a module, and replace all weights of the module."""
         trained = endpoints.is_trained(module)
         line = Line(parameters=state.line_parameters)
         model = cls(networks, mode=state.mode, subspace=state.subspace, line=line, norm=state.norm)
@@ -472,7 +472,7 @@ class SubspaceModel(nn.Module):
         with lcs_file.errors_of(path):
             if saved.part is not None:
                 if module is not None:
-                    raise ValueError("it holds its network: leave module= out")
+                    raise ValueError("it holds its own network: leave module= out")
                 model = cls._of_part(saved.state, saved.part)
                 lay_out(
                     saved.part, model.runner.level(1.0), layout, max((level.macs for level in saved.levels), default=0)
@@ -480,8 +480,8 @@ class SubspaceModel(nn.Module):
             elif module is None:
                 name = name_of(saved.state.mode)
                 raise ValueError(
-                    f"it is {name}, and holds the tensors of a network without its code: give SubspaceModel.load(path, "
-                    "module=...) the network that it was trained from"
+                    f"it is {name}: the file holds the tensors of the network without its code, so give "
+                    "SubspaceModel.load(path, module=...) the network that it was trained from"
                 )
             else:
                 lcs_file.check_weights(saved, module)
@@ -491,7 +491,7 @@ class SubspaceModel(nn.Module):
 
     @classmethod
     def _of_part(cls, state: SubspaceState, part: Part) -> SubspaceModel:
-        """A model of a network out of a file."""
+        """Build a model of a network from a file."""
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         model._replaced_norms, model.seed = [], 0

@@ -1,4 +1,4 @@
-"""A network of one level, with tensors of its own."""
+"""A separate network for one level, with its own tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_lcs.subspace.weights import LevelWeights, level_tensors
 def own_part(
     part: Part, execution: Execution, level: Level, statistics: Mapping[str, Tensor], train: bool
 ) -> nn.Module:
-    """A network of one level; see :meth:`SubspaceModel.materialize`."""
+    """A separate network for one level; see :meth:`SubspaceModel.materialize`."""
     with torch.inference_mode(False), torch.no_grad():
         tensors = level_tensors(LevelWeights(part, level), execution, statistics, complete=True)
         return own_network(part, execution, tensors, train, level.mode.evaluation_inputs(part, level))
@@ -29,7 +29,7 @@ def own_part(
 def own_network(
     part: Part, execution: Execution, tensors: Sequence[Tensor | None], train: bool, inputs: Inputs | None
 ) -> nn.Module:
-    """A network with these tensors as its own parameters and buffers, and with inputs of layers changed."""
+    """A network with these tensors as its parameters and buffers; ``inputs`` changes the inputs of its layers."""
     values = {name: value.detach().clone() for name, value in zip(execution.names, tensors, strict=True)}  # type: ignore[union-attr]
     module = part.network.module
     if isinstance(execution, Traced):
