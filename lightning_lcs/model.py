@@ -472,7 +472,7 @@ class SubspaceModel(nn.Module):
         with lcs_file.errors_of(path):
             if saved.part is not None:
                 if module is not None:
-                    raise ValueError("it holds its own network: leave module= out")
+                    raise ValueError("the file holds its network: leave module= out")
                 model = cls._of_part(saved.state, saved.part)
                 lay_out(
                     saved.part, model.runner.level(1.0), layout, max((level.macs for level in saved.levels), default=0)
