@@ -23,7 +23,7 @@ from lightning_lcs.subspace.curve import Efficiency
 from lightning_lcs.subspace.describe import describe
 from lightning_lcs.subspace.level_table import GivenLevels, NamedLevel, level_for_budget, make_table, named_level
 from lightning_lcs.subspace.line import Line
-from lightning_lcs.subspace.materialize import own_part
+from lightning_lcs.subspace.materialize import materialized_part
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, name_of, parse_mode
 from lightning_lcs.subspace.network import TOGETHER, Part, cosine_between, endpoint_pairs
@@ -306,14 +306,14 @@ class SubspaceModel(nn.Module):
             small tensors, else a copy of the network; for several networks a ``ModuleDict`` of them.
         """
         level = self.runner.level(alpha)
-        made: dict[str, nn.Module] = {}
+        networks: dict[str, nn.Module] = {}
         for part in self.parts:
             execution = self.mode.example_execution(part, level, train)
             statistics = {} if level.is_full else self.runner.evaluation.statistics_of(part, execution, level)
-            made[part.name] = own_part(part, execution, level, statistics, train)
+            networks[part.name] = materialized_part(part, execution, level, statistics, train)
         if len(self.parts) == 1:
-            return made[self.parts[0].name]
-        return nn.ModuleDict({name.replace(".", "_"): module for name, module in made.items()})
+            return networks[self.parts[0].name]
+        return nn.ModuleDict({name.replace(".", "_"): module for name, module in networks.items()})
 
     # -- the line ---------------------------------------------------------------------------------------------------
 

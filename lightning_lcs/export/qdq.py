@@ -83,16 +83,18 @@ class Graph:
         from onnx import helper
 
         if (name, quantization) not in self._quantizations:
-            own = f"{name}/grid_{len(self._quantizations)}"
-            scale = self.constant(f"{own}/scale", quantization.scale, np.float32)
-            zero_point = self.constant(f"{own}/zero_point", quantization.zero_point, np.uint8)
+            prefix = f"{name}/grid_{len(self._quantizations)}"
+            scale = self.constant(f"{prefix}/scale", quantization.scale, np.float32)
+            zero_point = self.constant(f"{prefix}/zero_point", quantization.zero_point, np.uint8)
             self.proto.node.extend(
                 [
-                    helper.make_node("QuantizeLinear", [name, scale, zero_point], [f"{own}/integers"]),
-                    helper.make_node("DequantizeLinear", [f"{own}/integers", scale, zero_point], [f"{own}/values"]),
+                    helper.make_node("QuantizeLinear", [name, scale, zero_point], [f"{prefix}/integers"]),
+                    helper.make_node(
+                        "DequantizeLinear", [f"{prefix}/integers", scale, zero_point], [f"{prefix}/values"]
+                    ),
                 ]
             )
-            self._quantizations[name, quantization] = f"{own}/values"
+            self._quantizations[name, quantization] = f"{prefix}/values"
         return self._quantizations[name, quantization]
 
     def quantization(self, name: str) -> QuantizationParameters | None:
@@ -192,7 +194,7 @@ def to_integers(
         The names of the weights that stay float because another kind of node reads them; and the outputs of
         convolutions, which need a quantization, too, so that the convolutions run with integers.
     """
-    kept_float, made = [], []
+    kept_float, outputs = [], []
     for name, weight in weights.items():
         nodes = _layers(graph, name)
         if nodes is None:
@@ -202,20 +204,20 @@ def to_integers(
             quantization = quantizations[name]
             taken = node.input[0]
             if node.op_type == "Conv" and len(nodes) == 1:
-                own, bias = fold_batch_norm(graph, node, weight)
+                folded, bias = fold_batch_norm(graph, node, weight)
             else:
-                own = _scaled(weight, np.ones(weight.integers.shape[0])) if node.op_type == "Conv" else weight
+                folded = _scaled(weight, np.ones(weight.integers.shape[0])) if node.op_type == "Conv" else weight
                 known = len(node.input) > 2 and node.input[2]
                 bias = graph.arrays[node.input[2]] if known else None
             key = name if len(nodes) == 1 else f"{name}/{node.output[0]}"
-            inputs = [graph.quantized(taken, quantization), _weight_of(graph, node, key, own)]
+            inputs = [graph.quantized(taken, quantization), _weight_of(graph, node, key, folded)]
             if bias is not None:
-                inputs.append(_bias_of(graph, key, bias, quantization.scale * own.scale))
+                inputs.append(_bias_of(graph, key, bias, quantization.scale * folded.scale))
             node.input[:] = inputs
             if node.op_type == "Conv":
-                made.append(node.output[0])
+                outputs.append(node.output[0])
     graph.index()
-    return kept_float, list(dict.fromkeys(_after_relu(graph, name) for name in made))
+    return kept_float, list(dict.fromkeys(_after_relu(graph, name) for name in outputs))
 
 
 def quantize_convolution_outputs(
@@ -235,18 +237,18 @@ def quantize_convolution_outputs(
     for node in list(graph.proto.node):
         if node.op_type == "Add":
             for name in (*node.input, _after_relu(graph, node.output[0])):
-                own = graph.quantization(name)
-                if own is not None:
-                    _for_all(graph, name, own)
+                quantized = graph.quantization(name)
+                if quantized is not None:
+                    _for_all(graph, name, quantized)
 
 
 def quantization_after(graph: Graph, name: str) -> QuantizationParameters | None:
     """The quantization of a value, or that of the max pooling of it, which does not change the range of values."""
-    own = graph.quantization(name)
+    quantized = graph.quantization(name)
     pool = graph.only_consumer(name)
-    if own is None and pool is not None and pool.op_type == "MaxPool":
+    if quantized is None and pool is not None and pool.op_type == "MaxPool":
         return graph.quantization(pool.output[0])
-    return own
+    return quantized
 
 
 def _for_all(graph: Graph, name: str, quantization: QuantizationParameters) -> None:

@@ -47,10 +47,10 @@ def save(
         raise NotImplementedError(f"save() writes a single network, and this subspace model has several; {TOGETHER}")
     header = common_header(state, levels, class_names)
     if state.mode.runs_as_graph:
-        own, more = _network_tensors(state, parts[0])
+        tensors, details = _network_tensors(state, parts[0])
     else:
-        own, more = _module_tensors(state, parts[0])
-    write(path, {**header, **more}, own)
+        tensors, details = _module_tensors(state, parts[0])
+    write(path, {**header, **details}, tensors)
 
 
 def common_header(state: SubspaceState, levels: Sequence[NamedLevel], class_names: Sequence[str]) -> dict[str, Any]:

@@ -88,14 +88,14 @@ def attach(modules: Sequence[nn.Module], line: Line, seed: int) -> list[dict[str
             "line=Line(parameters='all') or subspace='point'"
         )
     if trained:
-        return [_existing(module, found, which) for module, found in zip(modules, on_line, strict=True)]
+        return [_existing(module, entries, which) for module, entries in zip(modules, on_line, strict=True)]
     for module in modules:
         detach(module)
     partners: dict[int, nn.Parameter] = {}
     lines = []
-    for module, found in zip(modules, on_line, strict=True):
+    for module, entries in zip(modules, on_line, strict=True):
         endpoints: dict[str, nn.Parameter] = {}
-        for name, child, leaf, parameter in found:
+        for name, child, leaf, parameter in entries:
             if id(parameter) not in partners:
                 copy = parameter.detach().clone()
                 partners[id(parameter)] = nn.Parameter(copy, requires_grad=parameter.requires_grad)
@@ -109,17 +109,17 @@ def attach(modules: Sequence[nn.Module], line: Line, seed: int) -> list[dict[str
 
 
 def _existing(
-    module: nn.Module, found: Sequence[tuple[str, nn.Module, str, nn.Parameter]], which: str
+    module: nn.Module, entries: Sequence[tuple[str, nn.Module, str, nn.Parameter]], which: str
 ) -> dict[str, nn.Parameter]:
     """The second endpoints that a network already has."""
-    expected = [name for name, *_ in found]
+    expected = [name for name, *_ in entries]
     have = [name.replace(f"{ENDPOINT_NAME}.", "") for name, _ in _endpoint_parameters(module)]
     if sorted(expected) != sorted(have):
         raise ValueError(
             f"the network was trained on a line of other parameters than those of Line(parameters={which!r}): give the "
             "option that it was trained with, or a new network"
         )
-    return {name: child.get_submodule(ENDPOINT_NAME).get_parameter(leaf) for name, child, leaf, _ in found}
+    return {name: child.get_submodule(ENDPOINT_NAME).get_parameter(leaf) for name, child, leaf, _ in entries}
 
 
 def _endpoint_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

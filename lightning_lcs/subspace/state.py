@@ -58,20 +58,22 @@ class SubspaceState:
             ValueError: The model has another mode, subspace, line, norm or architecture.
         """
         for key in ("mode", "subspace", "line_parameters", "norm"):
-            theirs, mine = _plain(getattr(self, key)), _plain(getattr(model, key))
-            if mine != theirs and not (key == "line_parameters" and self.subspace == "point"):
+            saved, present = _plain(getattr(self, key)), _plain(getattr(model, key))
+            if present != saved and not (key == "line_parameters" and self.subspace == "point"):
                 option = key.replace("_", ".")
                 raise ValueError(
-                    f"the checkpoint holds {option}={theirs!r}, and this model was built with {option}={mine!r}; build "
-                    "it as it was trained"
+                    f"the checkpoint holds {option}={saved!r}, and this model was built with {option}={present!r}; "
+                    "build it as it was trained"
                 )
         if model.shapes != self.shapes:
             raise ValueError(
                 f"the checkpoint is of another architecture: {shape_difference(model.shapes, self.shapes)}"
             )
-        here, there = ({name: list(v.shape) for name, v in state.endpoint_0.items()} for state in (model, self))
-        if here != there:
-            raise ValueError(f"the checkpoint lies on another line: {shape_difference(here, there)}")
+        present_line, saved_line = (
+            {name: list(v.shape) for name, v in state.endpoint_0.items()} for state in (model, self)
+        )
+        if present_line != saved_line:
+            raise ValueError(f"the checkpoint lies on another line: {shape_difference(present_line, saved_line)}")
 
     def apply(self, parts: Sequence[Part]) -> None:
         """Copy the second endpoint and the example calls into networks that have the shapes of this state."""
