@@ -1,6 +1,6 @@
 """A data module and the schedule of lightning-bolts 0.7.0, with ``lightning.pytorch``'s trainer.
 
-pip install -e '.[bolts,demo]' in an environment of its own, then
+First run pip install -e '.[bolts,demo]' in a separate environment, then
 python examples/bolts_data.py
 """
 

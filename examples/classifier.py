@@ -1,4 +1,4 @@
-"""A plain LightningModule, as many projects have one: it knows nothing of lightning-lcs."""
+"""A plain LightningModule, as in many projects, without any reference to lightning-lcs."""
 
 import lightning as L
 import timm

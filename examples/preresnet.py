@@ -1,6 +1,6 @@
 """cPreResNet, the CIFAR network of arXiv 2110.04252: a pre-activation ResNet of bottlenecks (arXiv 1603.05027).
 
-timm has none for small images. Depth is ``9 * blocks + 2``: three stages of ``blocks`` bottlenecks each.
+timm has no such network for small images. The depth is ``9 * blocks + 2``: three stages of ``blocks`` bottlenecks.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
-    """Norm, ReLU, convolution, three times (1x1, 3x3, 1x1); the input is added."""
+    """Three times norm, ReLU and convolution (1x1, 3x3, 1x1), plus the input."""
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -23,20 +23,20 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature maps, at half the size where the stride is 2."""
+        """Compute the feature maps, at half the size if the stride is 2."""
         y = self.conv1(self.bn1(x).relu())
         y = self.conv2(self.bn2(y).relu())
         return self.conv3(self.bn3(y).relu()) + self.shortcut(x)
 
 
 class PreResNet(nn.Module):
-    """Images of 32 x 32 pixels to logits.
+    """A network that maps images of 32 x 32 pixels to logits.
 
-    Weights start as torch draws them; docs/results.md says what else was tried, and why not.
+    Weights have torch's own initialisation; docs/results.md says what else was tried, and with what result.
 
     Args:
-        blocks: bottlenecks per stage: 2 make the paper's cPreResNet20.
-        num_classes: number of classes.
+        blocks: The number of bottlenecks per stage; 2 gives the paper's cPreResNet20.
+        num_classes: The number of classes.
     """
 
     def __init__(self, blocks: int = 2, num_classes: int = 10) -> None:

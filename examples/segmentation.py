@@ -1,4 +1,4 @@
-"""Segmentation at every width: which digit each pixel belongs to, by a U-Net with skips and transposed convolutions.
+"""Segmentation at every width: a U-Net with skips and transposed convolutions finds the digit of each pixel.
 
 python examples/segmentation.py
 """
@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from lightning_lcs import LCSCallback
 from lightning_lcs.data import DigitsDataModule
 
-PAPER = 10  # the class of pixels without ink, beside the ten digits
+PAPER = 10  # the class of pixels without ink, after the ten digits
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:

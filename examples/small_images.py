@@ -1,14 +1,14 @@
 """ResNet-18 and VGG-19 for images of 32 x 32 pixels, as arXiv 2110.04252 trains them on CIFAR-10.
 
-timm's are made for 224 pixels: its ResNet shrinks images to a quarter before the first block, and its VGG ends in two
-layers of 4,096 units.
+The networks in timm are made for 224 pixels: its ResNet shrinks images to a quarter before the first block, and its
+VGG ends in two layers of 4,096 units.
 """
 
 import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-# Channels of each convolution; 0 stands for pooling.
+# The channels of each convolution; 0 stands for pooling.
 VGG19_LAYERS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)
 
 

@@ -2,7 +2,7 @@
 
 python examples/sparse_for_storage.py     # two minutes on one core
 
-One file holds all levels: the weights of the densest, and a threshold per weight for each other.
+One file holds all levels: the weights of the densest level, and a threshold per weight for each other level.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     L.seed_everything(0, verbose=False)
     data = DigitsDataModule(image_size=16)
-    # A point stays dense during its warm-up; by default that is 0.8 of the training, which is short here.
+    # A point stays dense during its warm-up. The default, 0.8 of the training, is too long for this short run.
     lcs = LCSCallback(
         mode=Unstructured(max_sparsity=0.9),
         subspace="point",

@@ -1,10 +1,10 @@
-"""Batch norm between the stored levels: how much accuracy a level loses against statistics recalibrated exactly there.
+"""Batch norm between stored levels: the accuracy that a level loses compared with statistics recalibrated at the level.
 
     python examples/stored_levels.py     # needs runs/fashion/point/model.ckpt, which examples/fashion_mnist.py makes
 
-For 16 random alphas, three ways to serve them from a grid of stored levels: run the nearest stored level (snap), run
-the alpha asked for on the nearest level's statistics (nearest), or on statistics interpolated linearly between the
-two levels around it (linear), all cut to the alpha's own width.
+Sixteen random alphas are run from a grid of stored levels in three ways: at the nearest stored level (snap), at the
+alpha itself with the statistics of the nearest level (nearest), or with statistics interpolated linearly between the
+two levels around it (linear). Statistics are cut to the width of the alpha.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def accuracy(model: SubspaceModel, alpha: float, loader) -> float:
 
 
 def served(model: SubspaceModel, stored: dict[float, Statistics], alpha: float, how: str) -> Statistics:
-    """Statistics of a level's own width out of those of a grid."""
+    """The statistics for a level, cut to its width, from those of a grid of levels."""
     levels = sorted(stored)
     lower = max((level for level in levels if level <= alpha), default=levels[0])
     upper = min((level for level in levels if level >= alpha), default=levels[-1])
@@ -40,7 +40,7 @@ def served(model: SubspaceModel, stored: dict[float, Statistics], alpha: float, 
         share = float(round(share))
     found = {}
     for name, high in stored[upper].items():
-        # A channel that the lower level lacks has statistics in the upper one only.
+        # A channel that the lower level lacks has statistics only in the upper level.
         wide, kept = high.clone(), stored[lower][name]
         wide[: len(kept)] = (1 - share) * kept + share * high[: len(kept)]
         size = at.shape(name)[0]

@@ -1,4 +1,4 @@
-"""DDP on two processes: the same alphas on both, one synchronisation per step, the curve over the data of both.
+"""DDP on two processes: both draw the same alphas and synchronise once per step, and the curve uses the data of both.
 
 python examples/two_processes.py
 """
@@ -20,7 +20,7 @@ def main() -> None:
     arguments = parser.parse_args()
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
-        accelerator="cpu",  # or "gpu": nothing else changes
+        accelerator="cpu",  # or "gpu", with no other change
         strategy="ddp",
         devices=2,
         max_epochs=arguments.epochs,

@@ -1,6 +1,6 @@
-"""The curve in Weights & Biases: panels against width, MACs, size and latency, and a table, with no clicks.
+"""The curve in Weights & Biases: panels against width, MACs, size and latency, and a table, set up automatically.
 
-wandb login, or WANDB_MODE=offline; then
+First run wandb login or set WANDB_MODE=offline, then
 python examples/wandb_curve.py
 """
 
@@ -25,7 +25,7 @@ def main() -> None:
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
         max_epochs=arguments.epochs,
-        # A curve every second epoch: each shows the one before it, too.
+        # A curve is measured every second epoch, and is shown together with the one before it.
         callbacks=[LCSCallback(mode="structured", every_n_epochs=2)],
         logger=WandbLogger(project=arguments.project, save_dir=arguments.folder),
         default_root_dir=arguments.folder,

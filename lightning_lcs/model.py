@@ -23,7 +23,7 @@ from lightning_lcs.subspace.curve import Efficiency
 from lightning_lcs.subspace.describe import describe
 from lightning_lcs.subspace.level_table import GivenLevels, NamedLevel, level_for_budget, make_table, named_level
 from lightning_lcs.subspace.line import Line
-from lightning_lcs.subspace.materialize import own_part
+from lightning_lcs.subspace.materialize import materialized_part
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, name_of, parse_mode
 from lightning_lcs.subspace.network import TOGETHER, Part, cosine_between, endpoint_pairs
@@ -111,7 +111,7 @@ class SubspaceModel(nn.Module):
         self.subspace = subspace
         self.line = line
         self.norm = norm
-        self.settled = False  # trained or loaded as a subspace
+        self.trained = False  # whether the subspace was trained or loaded
         self.levels: tuple[NamedLevel, ...] = ()
         self.class_names: tuple[str, ...] = ()
         self.runner = LevelRunner(parts, mode)
@@ -266,7 +266,7 @@ class SubspaceModel(nn.Module):
         """
         part = self._only_part("plan")
         if not self.mode.runs_as_graph:
-            raise RuntimeError(f"a plan of channels belongs to structured mode: {self.mode} keeps all")
+            raise RuntimeError(f"a channel plan needs structured mode, and this mode keeps all channels: {self.mode}")
         part.network.in_mode(False)
         return part.network.plan
 
@@ -306,14 +306,14 @@ class SubspaceModel(nn.Module):
             small tensors, else a copy of the network; for several networks a ``ModuleDict`` of them.
         """
         level = self.runner.level(alpha)
-        made: dict[str, nn.Module] = {}
+        networks: dict[str, nn.Module] = {}
         for part in self.parts:
             execution = self.mode.example_execution(part, level, train)
             statistics = {} if level.is_full else self.runner.evaluation.statistics_of(part, execution, level)
-            made[part.name] = own_part(part, execution, level, statistics, train)
+            networks[part.name] = materialized_part(part, execution, level, statistics, train)
         if len(self.parts) == 1:
-            return made[self.parts[0].name]
-        return nn.ModuleDict({name.replace(".", "_"): module for name, module in made.items()})
+            return networks[self.parts[0].name]
+        return nn.ModuleDict({name.replace(".", "_"): module for name, module in networks.items()})
 
     # -- the line ---------------------------------------------------------------------------------------------------
 
@@ -325,13 +325,13 @@ class SubspaceModel(nn.Module):
         """The cosine between the endpoints; see :func:`lightning_lcs.subspace.network.cosine_between`."""
         return cosine_between(self.endpoint_pairs())
 
-    def settle_endpoints(self) -> None:
-        """Before training: endpoint 0 starts from the weights as they are now, unless it was trained or loaded."""
+    def start_endpoints(self) -> None:
+        """Set endpoint 0 from the present weights before training, unless it was trained or loaded."""
         for part in self.parts:
-            if not endpoints.is_settled(part.network.module):
+            if not endpoints.is_trained(part.network.module):
                 endpoints.restart(part.network.module, part.endpoints, self.line.start, self.seed)
-                endpoints.settle(part.network.module)
-        self.settled = True
+                endpoints.mark_trained(part.network.module)
+        self.trained = True
 
     def sort_channels(self) -> None:
         """Sort the channels of every group, the strongest first; see ``Structured(order="importance")``.
@@ -380,7 +380,7 @@ class SubspaceModel(nn.Module):
     def _take(self, state: SubspaceState) -> None:
         state.apply(self.parts)
         self.runner.ranges, self.runner.statistics = state.ranges, state.statistics
-        self.settled = True
+        self.trained = True
 
     @classmethod
     def _from_state(
@@ -390,8 +390,8 @@ class SubspaceModel(nn.Module):
         module: nn.Module,
         weights: Mapping[str, Tensor],
     ) -> SubspaceModel:
-        """A model of networks inside of a module, all of whose weights are replaced."""
-        trained = endpoints.is_settled(module)
+        """Build a model of networks inside a module, and replace all weights of the module."""
+        trained = endpoints.is_trained(module)
         line = Line(parameters=state.line_parameters)
         model = cls(networks, mode=state.mode, subspace=state.subspace, line=line, norm=state.norm)
         try:
@@ -472,7 +472,7 @@ class SubspaceModel(nn.Module):
         with lcs_file.errors_of(path):
             if saved.part is not None:
                 if module is not None:
-                    raise ValueError("it holds its network: leave module= out")
+                    raise ValueError("the file holds its network: leave module= out")
                 model = cls._of_part(saved.state, saved.part)
                 lay_out(
                     saved.part, model.runner.level(1.0), layout, max((level.macs for level in saved.levels), default=0)
@@ -480,8 +480,8 @@ class SubspaceModel(nn.Module):
             elif module is None:
                 name = name_of(saved.state.mode)
                 raise ValueError(
-                    f"it is {name}, and holds the tensors of a network without its code: give SubspaceModel.load(path, "
-                    "module=...) the network that it was trained from"
+                    f"it is {name}: the file holds the tensors of the network without its code, so give "
+                    "SubspaceModel.load(path, module=...) the network that it was trained from"
                 )
             else:
                 lcs_file.check_weights(saved, module)
@@ -491,12 +491,12 @@ class SubspaceModel(nn.Module):
 
     @classmethod
     def _of_part(cls, state: SubspaceState, part: Part) -> SubspaceModel:
-        """A model of a network out of a file."""
+        """Build a model of a network from a file."""
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         model._replaced_norms, model.seed = [], 0
         model._set_up([part], state.mode, state.subspace, Line(parameters=state.line_parameters), state.norm)
-        model.statistics, model.settled, model.training = state.statistics, True, False
+        model.statistics, model.trained, model.training = state.statistics, True, False
         model.runtime = model.runner.server = Runtime(part, model.runner.evaluation)
         return model
 

@@ -240,7 +240,7 @@ class LCSCallback(pl.Callback):
         train_endpoints_alike(model, trainer.optimizers)
         # Weights may have been loaded since the endpoints were made.
         sort_untrained(trainer, pl_module, model, self.seed)
-        model.settle_endpoints()
+        model.start_endpoints()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse monitors of the curve that would look for it before it is measured."""

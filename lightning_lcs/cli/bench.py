@@ -57,7 +57,7 @@ def bench(file: Path, repeats: int = 30, batch: int = 1, threads: int | None = N
         table.add_column(heading, justify="left" if heading == "level" else "right", overflow="fold")
     full = timings[-1].latency_ms
     for timing in timings:
-        # The only level is never switched to.
+        # A file with a single level has no switch.
         switch = ("", "", "") if len(timings) == 1 else _switch(timing)
         table.add_row(
             timing.level.name,

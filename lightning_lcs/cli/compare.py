@@ -22,7 +22,7 @@ from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.training.methods import METHODS, method_settings
 
-# Settings of a method that are the wrapper's; all others are the callback's.
+# The settings of a method that belong to the wrapper; all others belong to the callback.
 _OF_MODEL = ("mode", "subspace", "norm", "line")
 
 
@@ -74,9 +74,11 @@ def compare(args: Sequence[str]) -> None:
     own: Chosen = call(options, [args[0], *known], f"Methods: {'; '.join(METHODS)}.")
     levels = {} if own.alphas is None else {"alphas": own.alphas}
     for method in own.methods:
-        LCSCallback.method(method, **levels)  # before the first run, not after hours; the same for what draws the plot
+        LCSCallback.method(
+            method, **levels
+        )  # Errors should come before the first run, not after hours; so should a missing plotting library.
     require_matplotlib()
-    # Lightning would name the devices before every run.
+    # Otherwise Lightning prints the devices before every run.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     begin = time.monotonic()
     runs: Runs = {method: [] for method in own.methods}
@@ -103,7 +105,7 @@ def _train(method: str, seed: int, folder: Path, recipe: Sequence[str], levels: 
     here = [f"--seed_everything={seed}", "--trainer.logger=false", f"--trainer.default_root_dir={folder}"]
     cli = read_recipe([*recipe, *given, *here], run=False, save_config_callback=None)
     lcs = LCSCallback.method(method, seed=seed, **levels)
-    # Every method writes to the same places: checkpoints of one would stand in the way of the next.
+    # All methods would write their checkpoints to the same place.
     others = [c for c in cli.trainer.callbacks if not isinstance(c, (LCSCallback, ModelCheckpoint))]  # type: ignore[attr-defined]
     cli.trainer.callbacks = [lcs, *others]  # type: ignore[attr-defined]
     cli.trainer.fit(cli.model, cli.datamodule)

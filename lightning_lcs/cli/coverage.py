@@ -20,7 +20,7 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.modes import Structured
 from lightning_lcs.utils.extras import needed_for
 
-SHOWN = 2  # reasons for which dimensions stay whole; --whole names the dimensions
+SHOWN = 2  # The number of reasons that are shown; --whole lists the dimensions.
 TORCHVISION = "torchvision:"
 
 
@@ -73,7 +73,7 @@ def coverage(networks: list[str], width: float = 0.5, image_size: int | None = N
             net, x = build(name, image_size)
             model, seconds = prepared(net, x, Structured(min_width=width))
             found = measured(model, x, 0.0, seconds)
-        except Exception as error:  # whatever a network raises
+        except Exception as error:  # A network may raise any error.
             failed.append(f"{name} failed: {error} ({type(error).__name__})")
             continue
         below.append(f"{name}: {model.report(0.0)}")
@@ -147,7 +147,7 @@ def prepared(net: nn.Module, x: Tensor, mode: Structured | None = None) -> tuple
     """
     started = time.monotonic()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*stay whole at every level")  # the table says so
+        warnings.filterwarnings("ignore", ".*stay whole at every level")  # The table shows this already.
         model = SubspaceModel(net, x[:2], mode=mode or Structured(), subspace="point").eval()
     model.runner.evaluation.warns = False
     return model, time.monotonic() - started

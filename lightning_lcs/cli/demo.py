@@ -1,4 +1,4 @@
-"""``lightning-lcs demo``: one training run on real images, every width; beside it the same network trained plainly."""
+"""``lightning-lcs demo``: one training run on real images for every width, compared with a plainly trained network."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def demo(epochs: int = 8, output: Path = Path("runs/demo")) -> None:
     Takes about two minutes on two cores, and needs no download. Writes curve.csv, curve.png and model.lcs.
 
     Args:
-        epochs: of each of the two trainings.
-        output: folder of what is written.
+        epochs: The number of epochs of each of the two training runs. The default is 8.
+        output: The folder for the written files. The default is runs/demo.
     """
     if epochs <= 0:
         raise ValueError(f"epochs={epochs!r} should be above 0")
-    require_matplotlib()  # now, not after minutes
+    require_matplotlib()  # fails now instead of after minutes
     console, start = Console(), time.monotonic()
     console.print("Training resnet10t as a compressible subspace ...")
     subspace = LCSCallback(mode="structured")

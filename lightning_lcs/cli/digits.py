@@ -1,4 +1,4 @@
-"""Training on scikit-learn's digits, for commands that show something without data of the user's."""
+"""Training on scikit-learn's digits, for commands that need no data from the user."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def train_on_digits(callback: LCSCallback, epochs: int, folder: Path, progress: 
     """Train timm's resnet10t on the CPU, from seed 0.
 
     Args:
-        callback: it says how.
-        epochs: of training.
-        folder: where the curve is written.
-        progress: show Lightning's bar.
+        callback: The callback that trains the network.
+        epochs: The number of epochs.
+        folder: The folder for the curve.
+        progress: Whether to show Lightning's progress bar.
 
     Returns:
         The trained subspace, in evaluation.
@@ -31,7 +31,7 @@ def train_on_digits(callback: LCSCallback, epochs: int, folder: Path, progress: 
     quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False)
     quiet["enable_progress_bar"] = progress
     with warnings.catch_warnings():
-        # Lightning's advice on workers and logging intervals is for larger data than 1,797 digits.
+        # Lightning's advice on workers and logging intervals does not apply to 1,797 small images.
         warnings.filterwarnings("ignore", module="lightning")
         pl.seed_everything(0, verbose=False)
         wrapper = CompressibleSubspaceWrapper(

@@ -11,7 +11,7 @@ def training(args: Sequence[str]) -> None:
     """Run a subcommand of LightningCLI.
 
     Args:
-        args: the subcommand, and what follows it.
+        args: The subcommand and its arguments.
     """
-    # Without overwriting, the second run of the same command would stop at its own configuration.
+    # Without overwriting, a second run of the same command would stop at the configuration file of the first.
     read_recipe(args, seed_everything_default=0, save_config_kwargs={"overwrite": True})

@@ -1,4 +1,4 @@
-"""``lightning-lcs inspect``: what is in a file, after its checksums were verified."""
+"""``lightning-lcs inspect``: verifies the checksums of a file, and prints its contents."""
 
 from __future__ import annotations
 

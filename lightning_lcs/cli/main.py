@@ -28,7 +28,7 @@ class Command(NamedTuple):
     parses: bool = False
 
 
-# What a device runs imports neither Lightning nor timm: a command's module is imported when it is used.
+# A command's module is imported when the command is used: commands for devices need neither Lightning nor timm.
 COMMANDS = {
     "fit": Command("fit.training", "train a timm model as a compressible subspace", parses=True),
     "validate": Command("fit.training", "measure a checkpoint's curve on the validation data", parses=True),
@@ -49,12 +49,12 @@ COMMANDS = {
     ),
 }
 
-# Errors that the user can do something about: one sentence says what.
+# Errors that the user can fix; they are shown as one sentence, without a traceback.
 EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command, and leave the process with 1 where it fails, 2 where it was called wrongly.
+    """Run a command. The process exits with 1 if the command fails, and with 2 if its arguments are wrong.
 
     An error is one sentence on the error stream; ``--debug`` shows where it came from.
 
@@ -69,14 +69,14 @@ def main(args: Sequence[str] | None = None) -> None:
         run(given)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Who reads the output, such as ``head``, has had enough. Python would flush once more on its way out.
+        # The reader of the output, such as ``head``, closed the pipe. At exit Python would flush the output again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except argparse.ArgumentError as error:
         print(f"lightning-lcs: {' '.join(str(error).split())} (see lightning-lcs {given[0]} --help)", file=sys.stderr)
         raise SystemExit(2) from None
     except Exception as error:
-        # Lightning's own error for what a user asked for is none of Python's; importing it here would take seconds.
+        # Lightning's error for wrong settings has a class of its own; importing it here would take seconds.
         if not isinstance(error, EXPECTED) and type(error).__name__ != "MisconfigurationException":
             raise
         print(f"lightning-lcs: {error} (--debug shows where)", file=sys.stderr)
@@ -87,7 +87,7 @@ def run(args: Sequence[str]) -> None:
     """Run a command; its errors pass through.
 
     Args:
-        args: the name of the command, and what follows it.
+        args: The name of the command and its arguments.
     """
     name = args[0] if args else "--help"
     if name in ("-h", "--help"):
@@ -106,7 +106,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def overview() -> str:
-    """All commands, a line each."""
+    """The overview of all commands, one line each."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.line}" for name, command in COMMANDS.items()]
     return "\n".join(

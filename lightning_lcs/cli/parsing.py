@@ -1,4 +1,4 @@
-"""A typed function as a command: its parameters are arguments and options, its docstring is the help."""
+"""Runs typed functions as commands: parameters are arguments and options, and the docstring is the help."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def call(function: Callable[..., Any], args: Sequence[str], more: str = "") -> A
 
 
 def call_all(functions: Sequence[Callable[..., Any]], args: Sequence[str], more: str = "") -> Any:
-    """The same for a function whose further options are parameters of other functions.
+    """Call a function as :func:`call` does; further options are parameters of other functions.
 
     Args:
         functions: The function to call, then the functions whose parameters with a default become options, too. They
@@ -58,7 +58,7 @@ def call_all(functions: Sequence[Callable[..., Any]], args: Sequence[str], more:
 
 
 def split(function: Callable[..., Any], args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments that are a function's options, and those that are not.
+    """Split arguments into those that are options of a function and all others.
 
     Args:
         function: The function of a command.
@@ -78,7 +78,7 @@ def split(function: Callable[..., Any], args: Sequence[str]) -> tuple[list[str],
 
 
 def import_user_module(name: str) -> ModuleType:
-    """Import a module of the user's; the current folder is searched, too, as for ``python -m``.
+    """Import a module of the user; the current folder is searched, too, as with ``python -m``.
 
     Raises:
         ModuleNotFoundError: There is no such module.
@@ -126,7 +126,7 @@ def _normalised(functions: Sequence[Callable[..., Any]], args: Sequence[str]) ->
         kind = kinds.get(name)
         if equals or kind is None:
             options.append(f"--{name}{equals}{value}" if kind is not None else argument)
-            # The value of an option that is not known is its own: jsonargparse names the option.
+            # The value of an unknown option stays with it, so that the error of jsonargparse names the option.
             options += [rest.pop(0)] if not equals and kind is None and rest and not rest[0].startswith("-") else []
         elif kind is bool and not (rest and rest[0].lower() in ("true", "false")):
             options.append(f"--{name}=true")

@@ -1,4 +1,4 @@
-"""A recipe in YAML and options, read by LightningCLI."""
+"""Reads a recipe from YAML files and options, with LightningCLI."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 
 from lightning_lcs.data import adapter, digits, fashion_mnist, vision  # noqa: F401
 
-# LightningCLI finds data modules by their short names when they have been imported.
+# The data modules above are imported so that LightningCLI finds them by their short names.
 from lightning_lcs.training.options import places
 from lightning_lcs.utils.extras import needed_for
 from lightning_lcs.wrapper import CompressibleSubspaceWrapper
@@ -27,21 +27,23 @@ with needed_for("LightningCLI"):
 
 
 def read_recipe(args: Sequence[str], **options: Any) -> LightningCLI:
-    """LightningCLI around the wrapper and any data module.
+    """Run LightningCLI for the wrapper and any data module.
 
     Args:
-        args: its arguments, instead of those of the process.
-        options: LightningCLI's own.
+        args: The arguments of the command line.
+        options: The options of LightningCLI itself.
 
     Raises:
-        ArgumentError: an option or a value that there is not.
+        ArgumentError: An option or a value is not known.
     """
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # modules of the user's, as for `python -m`
-    raising = {"exit_on_error": False}  # and not the usage, which is longer than any screen
+        sys.path.append(os.getcwd())  # finds modules of the user, as `python -m` does
+    raising = {"exit_on_error": False}  # raise an error instead of printing the usage, which is longer than a screen
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # meant for scripts; this is a command
-        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning's own use of torch
+        warnings.filterwarnings(
+            "ignore", "LightningCLI's args parameter"
+        )  # the warning is meant for scripts, and this is a command
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # comes from Lightning's use of torch
         try:
             return LightningCLI(
                 CompressibleSubspaceWrapper,
@@ -56,7 +58,7 @@ def read_recipe(args: Sequence[str], **options: Any) -> LightningCLI:
 
 
 def suggestion(message: str) -> str:
-    """What an unknown option in a message may have meant, where there is one that looks like it."""
+    """A suggestion for an unknown option in a message; empty if no option is similar."""
     for word in re.findall(r"(?:model\.|Option ')(\w+)", message):
         if word in places():
             return f"; {word} {places()[word]}"

@@ -1,4 +1,4 @@
-"""``lightning-lcs serve-demo``: a network under changing CPU load, kept within a latency target by its controller."""
+"""``lightning-lcs serve-demo``: a controller keeps a network within a latency target under changing CPU load."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lightning_lcs.control.sensors import usable_cpus
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.modes import Structured
 
-# The target, where none is given, in times of the full network's latency on the machine as it is.
+# The default target as a multiple of the latency of the full network without load.
 _ROOM = 1.3
 
 
 def serve_demo(args: Sequence[str]) -> None:
-    """Run the command; a file may stand first, without ``--file``.
+    """Run the command; the file may be the first argument, without ``--file``.
 
     Args:
         args: The command's name, and what follows it.
@@ -44,20 +44,21 @@ def run(
     threads: int = 1,
     epochs: int = 3,
 ) -> None:
-    """Serve real images under CPU load that comes and goes, with latency kept in a target while alpha moves.
+    """Serve real images under changing CPU load; a controller changes alpha to keep the latency within a target.
 
-    Writes serving.csv, serving.png and recording.jsonl. Without a FILE a small subspace is trained first on
-    scikit-learn's digits, and saved as model.lcs beside its curve.csv. A FILE is served images of its input's shape;
-    what counts is then how often it agrees with its full network, since their labels are not its own.
+    Writes serving.csv, serving.png and recording.jsonl. Without a FILE, a small subspace is first trained on
+    scikit-learn's digits, and saved as model.lcs beside its curve.csv. With a FILE, images of the shape of its input
+    are served. Their labels mean nothing to the network, so that the agreement with the full network is reported
+    instead of the accuracy.
 
     Args:
-        file: saved by SubspaceModel.save; may stand first, without --file.
-        seconds: time of serving: no load, one load process per CPU, none, two per CPU, none.
-        target_ms: latency target; by default 1.3 times the full network's latency, measured first.
-        output: folder of what is written.
-        batch_size: images per forward.
-        threads: of torch; more than one per free CPU makes latency worse under load.
-        epochs: of training, without a FILE.
+        file: A file from SubspaceModel.save. It may be the first argument, without --file.
+        seconds: The time of serving: without load, with one load process per CPU, without, with two per CPU, without.
+        target_ms: The latency target in milliseconds. The default is 1.3 times the latency of the full network.
+        output: The folder for the written files.
+        batch_size: The number of images per forward.
+        threads: The number of torch's threads. More than one per free CPU makes latency worse under load.
+        epochs: The number of epochs of the training without a FILE.
     """
     for name, value in (("seconds", seconds), ("batch_size", batch_size), ("threads", threads), ("epochs", epochs)):
         if value <= 0:
@@ -113,7 +114,7 @@ def run(
 
 
 def _trained(folder: Path, epochs: int, console: Console) -> Path:
-    """Train a small subspace on the digits, and save it."""
+    """Train a small subspace on the digits, save it, and return the path of the file."""
     from lightning_lcs.callbacks.lcs import LCSCallback
     from lightning_lcs.cli.digits import train_on_digits
     from lightning_lcs.training.options import Recalibration
@@ -127,7 +128,7 @@ def _trained(folder: Path, epochs: int, console: Console) -> Path:
 
 
 def _table(rows: Sequence[dict[str, float]], right: str) -> Table:
-    table = Table(title="Batches within the target, and what that cost")
+    table = Table(title="Batches within the target, and accuracy by phase")
     for heading in ("seconds", "load processes", "controlled", "full network", "mean alpha", right, f"{right}, full"):
         table.add_column(heading, justify="right")
     for row in rows:

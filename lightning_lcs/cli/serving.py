@@ -1,4 +1,4 @@
-"""The parts of ``lightning-lcs serve-demo``: images, CPU load, the loop, and what it shows while it runs."""
+"""The parts of ``lightning-lcs serve-demo``: images, CPU load, the serving loop, and its live display."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from torch import Tensor
 from lightning_lcs.cli.serving_report import Phase, ServedBatch
 from lightning_lcs.control.controller import RuntimeController
 
-# Ends by itself when its parent is gone, however that ended.
+# The process ends by itself when its parent has ended for any reason.
 _BURN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(1000000): pass"
-# From which share of the whole time on how many load processes run, in times of the CPUs.
+# (Share of the whole time, load processes per CPU from then on).
 _SCHEDULE = ((0.0, 0), (0.15, 1), (0.4, 0), (0.55, 2), (0.8, 0), (1.0, 0))
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
 class Images(NamedTuple):
-    """Batches, the labels of each (None where they mean nothing to the network), and what they are."""
+    """Batches of images, their labels (None if the network does not know them), and a description."""
 
     batches: list[Tensor]
     labels: list[Tensor] | None
@@ -37,12 +37,12 @@ class Images(NamedTuple):
 
 @dataclass
 class Burners:
-    """Child processes that do nothing but use a CPU each; all end with the block."""
+    """Child processes that each use up a CPU; all of them end with the block."""
 
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def set(self, count: int) -> None:
-        """Have exactly so many of them."""
+        """Start or stop processes until ``count`` of them run."""
         while len(self.running) < count:
             self.running.append(subprocess.Popen([sys.executable, "-S", "-c", _BURN]))
         for process in self.running[count:]:
@@ -58,7 +58,7 @@ class Burners:
 
 
 def schedule(seconds: float, cpus: int) -> list[Phase]:
-    """No load, as many load processes as CPUs, none, twice as many, none."""
+    """The phases of the load: none, one load process per CPU, none, two per CPU, none."""
     return [
         Phase(begin_s=seconds * begin, end_s=seconds * end, processes=cpus * times)
         for (begin, times), (end, _) in itertools.pairwise(_SCHEDULE)
@@ -66,7 +66,7 @@ def schedule(seconds: float, cpus: int) -> list[Phase]:
 
 
 def digits(size: tuple[int, int], count: int) -> Images:
-    """Scikit-learn's digits that were not trained on, enlarged, in batches."""
+    """Enlarged validation images of scikit-learn's digits, in batches."""
     from lightning_lcs.data import DigitsDataModule
 
     data = DigitsDataModule(batch_size=count, image_size=size[0])
@@ -98,14 +98,16 @@ def photos(size: tuple[int, int], count: int, batches: int = 20) -> Images:
 
 
 def images_for(example: Sequence[Any], count: int) -> Images:
-    """Images of the shape that a network takes.
+    """Images in the shape that a network takes.
 
     Raises:
-        ValueError: it takes no batch of images with one or three channels.
+        ValueError: The network does not take batches of images with one or three channels.
     """
     shapes = [tuple(value.shape) if isinstance(value, Tensor) else value for value in example]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
-        raise ValueError(f"the network takes {shapes}: serve-demo has images (N, 1, H, W) and (N, 3, H, W) only")
+        raise ValueError(
+            f"the network takes {shapes}: serve-demo only has images of shape (N, 1, H, W) and (N, 3, H, W)"
+        )
     _, channels, height, width = shapes[0]
     return (digits if channels == 1 else photos)((height, width), count)
 
@@ -127,16 +129,16 @@ def serve(
     """Serve batch after batch until the last phase ends.
 
     Args:
-        controller: of the network; decides after every batch.
-        full: the full network: what counts as right where there are no labels.
-        images: served round and round.
-        phases: when how many load processes run.
-        pause_s: between two batches.
-        probe_s: time between two measurements of the full network, on the batch just served.
-        clock: in seconds.
-        sleep: waits so many seconds.
-        load: starts or stops load processes.
-        show: is called after every batch with all so far.
+        controller: The controller of the network, which decides after every batch.
+        full: The full network, whose answers count as right if there are no labels.
+        images: The images, which are served in turn, again and again.
+        phases: The numbers of load processes over time.
+        pause_s: The pause between two batches in seconds.
+        probe_s: The time in seconds between two measurements of the full network on the batch just served.
+        clock: Returns the time in seconds.
+        sleep: Waits for a number of seconds.
+        load: Sets the number of load processes.
+        show: Is called after every batch with all batches so far.
     """
     answers = [full(batch).argmax(1) for batch in images.batches]
     truth = images.labels or answers
@@ -180,11 +182,11 @@ def serve(
 def shown(
     console: Console, target_ms: float, seconds: float, right: str
 ) -> Iterator[Callable[[list[ServedBatch]], None]]:
-    """A live picture in a terminal, four times a second; nothing where the output is no terminal."""
+    """Show a live display in a terminal, updated four times a second; show nothing if the output is not a terminal."""
     if not console.is_terminal:
         yield lambda served: None
         return
-    # No thread of its own, which would disturb what is measured: drawn between batches.
+    # The display is drawn between batches, because a thread would disturb the measured times.
     with Live(console=console, auto_refresh=False) as live:
         last = -1.0
 
@@ -198,7 +200,7 @@ def shown(
 
 
 def picture(served: Sequence[ServedBatch], target_ms: float, seconds: float, right: str) -> Group:
-    """The last batches, for a terminal."""
+    """The last batches as a table for a terminal."""
     now, recent = served[-1], served[-60:]
     within = sum(batch.latency_ms <= target_ms for batch in recent) / len(recent)
     images = sum(batch.images for batch in recent)

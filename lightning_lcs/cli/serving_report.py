@@ -1,4 +1,4 @@
-"""What a served network did over time: latency, level and accuracy as a table, a summary and a picture."""
+"""Latency, level and accuracy of a served network over time, as a table, a summary and a picture."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from typing import Any
 from lightning_lcs.reporting.plots import require_matplotlib, save_figure
 from lightning_lcs.subspace.curve_file import write_rows
 
-# Colours that are told apart by readers who see no red or green (Okabe and Ito).
+# Colours that colour-blind readers can distinguish (Okabe and Ito).
 _BLUE, _ORANGE, _SHADES = "#0072B2", "#D55E00", ("#ffffff", "#e8e8e8", "#cfcfcf")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServedBatch:
-    """One batch that was served.
+    """A batch that was served.
 
     Attributes:
-        time_s: since the beginning.
-        processes: that burned CPU beside it.
-        alpha: level it ran at.
-        latency_ms: of the batch.
-        full_latency_ms: of the full network on the same batch just after; None where that was not measured.
-        images: in the batch.
-        right: of them, by the network at its level.
-        full_right: by the full network.
+        time_s: The time since the start, in seconds.
+        processes: The number of load processes that ran meanwhile.
+        alpha: The level at which it ran.
+        latency_ms: The latency of the batch, in milliseconds.
+        full_latency_ms: The latency of the full network on the same batch just afterwards; ``None`` if it was not
+            measured.
+        images: The number of images in the batch.
+        right: The number of images that the network classified correctly at its level.
+        full_right: The number of images that the full network classified correctly.
     """
 
     time_s: float
@@ -42,7 +43,7 @@ class ServedBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A stretch of time with so many load processes."""
+    """A period of time with a fixed number of load processes."""
 
     begin_s: float
     end_s: float
@@ -50,12 +51,12 @@ class Phase:
 
 
 def running_accuracy(served: Sequence[ServedBatch], images: int, full: bool = False) -> list[float]:
-    """Accuracy over the last so many images, at each batch.
+    """The accuracy over the last images, at each batch.
 
     Args:
-        served: in order of time.
-        images: least number of images that are averaged, once there are as many.
-        full: that of the full network on the same images.
+        served: The batches in order of time.
+        images: The minimum number of images that are averaged, once there are that many.
+        full: Whether to return the accuracy of the full network on the same images. The default is ``False``.
     """
     found, right, seen, first = [], 0, 0, 0
     for batch in served:
@@ -70,7 +71,7 @@ def running_accuracy(served: Sequence[ServedBatch], images: int, full: bool = Fa
 
 
 def by_phase(served: Sequence[ServedBatch], phases: Sequence[Phase], target_ms: float) -> list[dict[str, float]]:
-    """One row per phase: shares of batches within the target, mean level, accuracies; NaN where nothing is known."""
+    """One row per phase: shares of batches within the target, mean level and accuracies; NaN for unknown values."""
     rows = []
     for phase in phases:
         inside = [batch for batch in served if phase.begin_s <= batch.time_s < phase.end_s]
@@ -93,7 +94,7 @@ def by_phase(served: Sequence[ServedBatch], phases: Sequence[Phase], target_ms: 
 
 
 def write_served(served: Sequence[ServedBatch], target_ms: float, window: int, path: str | os.PathLike[str]) -> Path:
-    """Write a CSV file, a row per batch, with the target and both running accuracies over ``window`` images."""
+    """Write a CSV file with a row per batch, which has the target and both accuracies over ``window`` images."""
     columns = [field.name for field in dataclasses.fields(ServedBatch)]
     accuracies = zip(running_accuracy(served, window), running_accuracy(served, window, full=True), strict=True)
     table = [[*dataclasses.astuple(batch), target_ms, *both] for batch, both in zip(served, accuracies, strict=True)]
@@ -113,17 +114,17 @@ def plot_served(
     """Draw latency, level and running accuracy against time into a PNG file.
 
     Args:
-        served: at least one batch.
-        phases: shaded by their number of load processes.
-        target_ms: drawn as a line.
-        path: of the file.
-        window: images over which accuracy is averaged.
-        title: above the picture.
-        right: what ``right`` counts, as the axis calls it.
+        served: The batches, at least one.
+        phases: The phases, which are shaded by their number of load processes.
+        target_ms: The latency target in milliseconds, which is drawn as a line.
+        path: The path of the file.
+        window: The number of images over which accuracy is averaged.
+        title: The title of the picture.
+        right: The label of the axis for ``right``, such as "accuracy".
 
     Raises:
-        ModuleNotFoundError: matplotlib is missing.
-        ValueError: nothing was served.
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: No batch was served.
     """
     if not served:
         raise ValueError("served is empty: there is nothing to draw")
@@ -162,7 +163,7 @@ def plot_served(
 def _draw_latency(axes: Any, served: Sequence[ServedBatch], target_ms: float) -> None:
     probes = [(batch.time_s, batch.full_latency_ms) for batch in served if batch.full_latency_ms is not None]
     ordered = sorted([*(batch.latency_ms for batch in served), *(value for _, value in probes)])
-    # Stalls of a loaded machine would press everything else flat.
+    # Stalls of a loaded machine would make everything else look flat.
     top = min(max(2.0 * target_ms, 1.15 * ordered[int(0.98 * (len(ordered) - 1))]), 3.0 * target_ms)
     above = sum(value > top for value in ordered)
     axes.plot(
@@ -184,7 +185,7 @@ def _draw_latency(axes: Any, served: Sequence[ServedBatch], target_ms: float) ->
     axes.set_ylim(0.0, 1.02 * top)
     drawn = f"\n({above} above, drawn at the edge)" if above else ""
     axes.set_ylabel(f"latency of a batch in ms{drawn}")
-    # Above the axes: within them it would hide points, wherever it stood.
+    # The legend is above the axes, because within them it would hide points.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3, fontsize=9, frameon=False)
 
 

@@ -1,4 +1,4 @@
-"""Levels in the formats of other runtimes, and files of single levels."""
+"""Exports levels to the formats of other runtimes, and writes files of single levels."""
 
 from __future__ import annotations
 

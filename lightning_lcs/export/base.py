@@ -15,9 +15,9 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.mode import check_alpha
 from lightning_lcs.subspace.network import TOGETHER
 
-# The largest difference from the level in torch, relative to the largest output, that an exported file may show.
+# The largest allowed difference between an exported file and the level in torch, relative to the largest output.
 TOLERANCE = 1e-4
-# Not 1, which export bakes in; and a size that no channel count is likely to share.
+# Not 1, which torch.export would treat as a constant, and not likely to be equal to a number of channels.
 _TRACED = 11
 _CHECKED = (1, 3)
 
@@ -34,7 +34,7 @@ def levels_of(model: SubspaceModel, alphas: Sequence[float]) -> list[float]:
 
 
 def example_batch(model: SubspaceModel, samples: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of the network with a number of samples; floating-point tensors are random and the same at each call.
+    """Arguments of the network with a number of samples. Floating-point tensors are random, but the same at each call.
 
     Raises:
         RuntimeError: The network was never called and has no ``example_inputs``, or there are several networks.

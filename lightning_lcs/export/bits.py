@@ -46,7 +46,7 @@ class QuantizedWeight:
 
 
 def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, QuantizedWeight]:
-    """The compressed weights of a level of a single quantized network, by name, with its simulation's scales."""
+    """The compressed weights of a level of a quantized network by name, with the scales of the simulation."""
     part, mode = model.parts[0], model.mode
     assert isinstance(mode, Quantized)
     bits_of = layer_bits(part, Level(mode, alpha))
@@ -153,7 +153,7 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
             bits[layer_of(name)] = int(spec["bits"])
             ranges[range_key("", layer_of(name))] = held[f"range/{name}"]
             if ranges[range_key("", layer_of(name))].shape != (2,):
-                raise ValueError(f"{name} has no range of inputs")
+                raise ValueError(f"{name} has no input range")
         norm = str(header["norm"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)} is not a file of a quantized level, or it is damaged: {error}") from error

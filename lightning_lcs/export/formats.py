@@ -87,6 +87,6 @@ def write_sparse(
         model: The subspace.
         folder: The output folder.
         alphas: The levels.
-        values: The type of the weights that are not zero.
+        values: The type of the nonzero weights.
     """
     return [save_sparse(model, folder / "levels_sparse.safetensors", alphas or _ALPHAS, values)]

@@ -1,4 +1,4 @@
-"""Images for exports that need some: from an array in a file, or from a folder of image files."""
+"""Images for exports that need some, from an array in a file or from a folder of image files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.utils.extras import needed_for
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the mean and standard deviation of ImageNet
 
 
 def read_images(path: Path, model: SubspaceModel) -> Tensor:
@@ -22,11 +22,11 @@ def read_images(path: Path, model: SubspaceModel) -> Tensor:
         path: A ``.npy`` or ``.pt`` file that holds an array of shape (N, C, H, W), as the network takes it; or a folder
             of image files, which are resized to the input of the network, scaled to [0, 1] and, if they have three
             channels, normalised with ImageNet's mean and standard deviation.
-        model: Its network gives the size of images from a folder.
+        model: The model, whose input has the size to which images from a folder are resized.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: It does not hold images.
+        ValueError: The file or folder does not hold images.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a .npy or .pt file, or a folder of images")

@@ -1,4 +1,4 @@
-"""What any copy of a level that runs with integers of eight bits is made of, and what it is compared with."""
+"""The common part of the exports with 8-bit integers: their source, and the comparison with the simulation."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _BITS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Ingredients:
-    """What a copy with integers is made of.
+class Int8Level:
+    """A level of 8 bits, from which a network with integers is made.
 
     Attributes:
-        alpha: the level.
-        batches: real images.
-        simulated: the level's network with the simulated quantization.
-        network: the same without that of the inputs.
-        quantizations: of the inputs of layers, by name of the weight.
+        alpha: The level.
+        batches: Batches of real images.
+        simulated: The network of the level with simulated quantization.
+        network: The same network without the quantization of inputs.
+        quantizations: The quantization of the input of each layer, by the name of its weight.
     """
 
     alpha: float
@@ -41,12 +41,13 @@ class Ingredients:
     quantizations: dict[str, QuantizationParameters]
 
 
-def ingredients(model: SubspaceModel, images: Tensor | Iterable[Tensor], alpha: float) -> Ingredients:
-    """What a level of eight bits gives to a copy with integers.
+def int8_level(model: SubspaceModel, images: Tensor | Iterable[Tensor], alpha: float) -> Int8Level:
+    """Prepare a level of 8 bits for an export with integers.
 
     Raises:
-        ValueError: another mode, several networks, a layer of other than eight bits, or no images.
-        RuntimeError: a layer's inputs were never observed at this level.
+        ValueError: The mode is not quantized mode, there are several networks, a layer does not have 8 bits, or there
+            are no images.
+        RuntimeError: The inputs of a layer were never observed at this level.
     """
     level = _eight_bits(model, alpha)
     batches = [images] if isinstance(images, Tensor) else list(images)
@@ -54,15 +55,17 @@ def ingredients(model: SubspaceModel, images: Tensor | Iterable[Tensor], alpha: 
         raise ValueError("images is empty: give a batch of real images, a hundred or so")
     model.parts[0].network.remember((batches[0],), {})
     network = model.materialize(level).eval()
-    return Ingredients(level, batches, model.materialize(level).eval(), network, _take_quantizations(network))
+    return Int8Level(level, batches, model.materialize(level).eval(), network, _take_quantizations(network))
 
 
 def _eight_bits(model: SubspaceModel, alpha: float) -> float:
-    """The level, where it is one of eight bits."""
+    """Return the level, or raise an error if it does not have 8 bits."""
     if not isinstance(model.mode, Quantized):
-        raise ValueError(f"integers take a subspace in quantized mode, and this one is {model.mode}")
+        raise ValueError(f"an export with integers needs a subspace in quantized mode, and this one is {model.mode}")
     if len(model.parts) != 1:
-        raise ValueError(f"integers take a single network, and this subspace model has several; {TOGETHER}")
+        raise ValueError(
+            f"an export with integers needs a single network, and this subspace model has several; {TOGETHER}"
+        )
     level = model.nearest_level(check_alpha(alpha))
     bits = layer_bits(model.parts[0], Level(model.mode, level))
     other = {name: bits(layer_of(name)) for name in model.parts[0].compressed if bits(layer_of(name)) != _BITS}
@@ -76,7 +79,7 @@ def _eight_bits(model: SubspaceModel, alpha: float) -> float:
 
 
 def _take_quantizations(network: nn.Module) -> dict[str, QuantizationParameters]:
-    """Take the simulated quantization of inputs away from a network, and return it by the name of the weight."""
+    """Remove the simulated quantization of inputs from a network, and return it by the name of the weight."""
     quantizations: dict[str, QuantizationParameters] = {}
     for path, layer in network.named_modules():
         for key, hook in list(layer._forward_pre_hooks.items()):
@@ -94,7 +97,7 @@ def _take_quantizations(network: nn.Module) -> dict[str, QuantizationParameters]
 
 
 def quantization_of(low: Tensor, high: Tensor) -> QuantizationParameters:
-    """The integers of a range, as the simulated quantization has them."""
+    """The scale and zero point of a range, as the simulated quantization computes them."""
     scale, zero_point = affine_parameters(low, high, _BITS)
     return QuantizationParameters(float(scale), int(zero_point) + 2 ** (_BITS - 1))
 
@@ -102,20 +105,21 @@ def quantization_of(low: Tensor, high: Tensor) -> QuantizationParameters:
 def compare(
     simulated: nn.Module, integers: Callable[[Tensor], Tensor], batches: Sequence[Tensor], min_agreement: float
 ) -> tuple[float, float]:
-    """How a copy with integers agrees with the simulated quantization.
+    """Compare a network with integers with the simulated quantization.
 
     Args:
-        simulated: gives one tensor, classes last.
-        integers: the copy.
-        batches: of images.
-        min_agreement: share of images whose largest output must be the same.
+        simulated: The network with simulated quantization, which returns one tensor with the classes in its last
+            dimension.
+        integers: The network with integers.
+        batches: Batches of images.
+        min_agreement: The share of images whose largest output must be the same, in [0, 1].
 
     Returns:
-        That share, and the mean difference of outputs relative to the mean of their magnitudes.
+        The share of images that agree, and the mean difference of outputs relative to their mean magnitude.
 
     Raises:
-        ValueError: the network gives something else.
-        RuntimeError: they agree less.
+        ValueError: The network does not return such a tensor.
+        RuntimeError: Fewer images agree.
     """
     same = count = 0
     off = magnitude = 0.0
@@ -123,7 +127,9 @@ def compare(
         with torch.no_grad():
             expected, found = simulated(batch), integers(batch).cpu()
         if not isinstance(expected, Tensor):
-            raise ValueError("integers take networks that give one tensor, classes last")
+            raise ValueError(
+                "an export with integers needs a network that returns one tensor with the classes in its last dimension"
+            )
         expected = expected.cpu()
         same += int((found.argmax(-1) == expected.argmax(-1)).sum())
         count += expected[..., 0].numel()

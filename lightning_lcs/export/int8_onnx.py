@@ -1,4 +1,4 @@
-"""A level of 8 bits as an ONNX file that runs with integers."""
+"""Exports a level of 8 bits to an ONNX file that runs with integers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from lightning_lcs.export.bits import quantized_weights
-from lightning_lcs.export.int8_common import compare, ingredients, quantization_of
+from lightning_lcs.export.int8_common import compare, int8_level, quantization_of
 from lightning_lcs.export.onnx import feed, onnx_of, require_onnx, session, write_onnx
 from lightning_lcs.export.qdq import (
     Graph,
     QuantizationParameters,
     Weight,
     quantization_after,
-    settle_convolutions,
+    quantize_convolution_outputs,
     to_integers,
 )
 from lightning_lcs.export.registry import ExportedFile
@@ -67,32 +67,32 @@ def export_int8(
     require_onnx()
     import onnx
 
-    made = ingredients(model, images, alpha)
-    proto = onnx_of(model, made.network)
+    source = int8_level(model, images, alpha)
+    proto = onnx_of(model, source.network)
     plain = onnx.ModelProto()
     plain.CopyFrom(proto)
     graph = Graph(proto.graph)
     weights = {
         name: Weight(weight.integers.numpy(), weight.scale.numpy(), weight.zero_point.numpy())
-        for name, weight in quantized_weights(model, made.alpha).items()
+        for name, weight in quantized_weights(model, source.alpha).items()
     }
-    stayed, values = to_integers(graph, weights, made.quantizations)
+    kept_float, values = to_integers(graph, weights, source.quantizations)
     unknown = [name for name in values if quantization_after(graph, name) is None]
     target = Path(path)
     with replacing_folder(target.parent) as scratch:
-        settle_convolutions(graph, values, _calibrated(plain, unknown, made.batches, scratch))
+        quantize_convolution_outputs(graph, values, _calibrated(plain, unknown, source.batches, scratch))
         graph.finish()
         proto.producer_name = "lightning-lcs"
         written = scratch / target.name
-        write_onnx(proto, written, [made.alpha])
+        write_onnx(proto, written, [source.alpha])
         opened = session(written)
 
         def integers(batch: Tensor) -> Tensor:
             return torch.from_numpy(opened.run(None, feed(opened, (batch,), {}))[0])
 
-        agreement, difference = compare(made.simulated, integers, made.batches, min_agreement)
+        agreement, difference = compare(source.simulated, integers, source.batches, min_agreement)
         size = written.stat().st_size
-        ratio = _time_ratio(plain, written, made.batches[0][:1], scratch)
+        ratio = _time_ratio(plain, written, source.batches[0][:1], scratch)
     if ratio >= 1.0:
         warn(
             f"{target}: integers take {ratio:.2f} of the time of the float network in onnxruntime on this machine; "
@@ -100,19 +100,19 @@ def export_int8(
         )
     return ExportedFile(
         path=target,
-        alphas=(made.alpha,),
+        alphas=(source.alpha,),
         size_bytes=size,
         difference=difference,
         agreement=agreement,
         time_ratio=ratio,
-        kept_float=tuple(stayed),
+        kept_float=tuple(kept_float),
     )
 
 
 def _calibrated(
     plain: Any, names: Sequence[str], batches: Sequence[Tensor], scratch: Path
 ) -> dict[str, QuantizationParameters]:
-    """Grids of values that the simulation knows no range of, from the float network."""
+    """The quantization of values for which the simulation has no range, measured with the float network."""
     if not names:
         return {}
     import onnx

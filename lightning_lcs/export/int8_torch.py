@@ -1,4 +1,4 @@
-"""A level of 8 bits as a torch network that runs with integers when it is compiled (PT2E of torchao)."""
+"""Exports a level of 8 bits to a torch network that runs with integers when it is compiled (PT2E of torchao)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from lightning_lcs.export.base import program_of
-from lightning_lcs.export.int8_common import compare, ingredients
+from lightning_lcs.export.int8_common import compare, int8_level
 from lightning_lcs.export.qdq import QuantizationParameters
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.utils.extras import needed_for
@@ -76,24 +76,24 @@ def int8_network(
     with needed_for("int8_network()"):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-    made = ingredients(model, images, alpha)
+    source = int8_level(model, images, alpha)
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(program_of(model, made.network).module(), quantizer)
+    prepared = prepare_pt2e(program_of(model, source.network).module(), quantizer)
     with torch.no_grad():
-        for batch in made.batches:
+        for batch in source.batches:
             prepared(batch)
-    trained = _take_trained_ranges(prepared, made.quantizations)
-    kept = tuple(name for name in made.quantizations if name.rpartition(".")[0] not in trained)
+    trained = _take_trained_ranges(prepared, source.quantizations)
+    kept = tuple(name for name in source.quantizations if name.rpartition(".")[0] not in trained)
     if kept:
-        warn(f"{len(kept)} of {len(made.quantizations)} layers stay float: {', '.join(kept[:3])}")
+        warn(f"{len(kept)} of {len(source.quantizations)} layers stay float: {', '.join(kept[:3])}")
     module = convert_pt2e(prepared)
-    agreement, difference = compare(made.simulated, module, made.batches, min_agreement)
-    return Int8Network(module, made.alpha, agreement, difference, trained, kept)
+    agreement, difference = compare(source.simulated, module, source.batches, min_agreement)
+    return Int8Network(module, source.alpha, agreement, difference, trained, kept)
 
 
 def _take_trained_ranges(prepared: GraphModule, quantizations: Mapping[str, QuantizationParameters]) -> tuple[str, ...]:
-    """Let what observes the inputs of layers give the quantizations of the simulation; the layers of which it does."""
+    """Give inputs of layers the quantization of the simulation, and return the layers for which this is possible."""
     from torchao.quantization.pt2e.observer import FixedQParamsObserver
 
     trained: dict[str, None] = {}
@@ -104,7 +104,7 @@ def _take_trained_ranges(prepared: GraphModule, quantizations: Mapping[str, Quan
             continue
         observer = prepared.get_submodule(node.args[0].target)
         fixed = FixedQParamsObserver(quantization.scale, quantization.zero_point, dtype=torch.uint8)
-        # Values that share an observer share their integers.
+        # Values that share an observer share their quantization.
         for name, other in list(prepared.named_children()):
             if other is observer:
                 setattr(prepared, name, fixed)
@@ -113,7 +113,7 @@ def _take_trained_ranges(prepared: GraphModule, quantizations: Mapping[str, Quan
 
 
 def _layer_of(node: Node) -> str | None:
-    """Path of the layer that a convolution or a matrix product was traced in; ``None`` for other nodes."""
+    """The path of the layer of a traced convolution or matrix product; ``None`` for other nodes."""
     stack: Mapping[str, Any] = node.meta.get("nn_module_stack", {})
     if getattr(node.target, "overloadpacket", None) is None or not stack:
         return None

@@ -1,4 +1,4 @@
-"""A file of one level out of a file of all levels."""
+"""Writes one level of a subspace to a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the levels of a loaded file take on this machine: a forward, and a switch of the level."""
+"""Measures the time of a forward and of a switch for each level of a loaded file on this machine."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list
     narrow = {level.name: model.materialize(level.alpha) for level in model.levels}
     times: dict[tuple[str, str], list[float]] = {}
     with warnings.catch_warnings(), torch.inference_mode(), model.at_alpha(model.alpha):
-        warnings.filterwarnings("ignore", "running at alpha")  # without statistics, but this is about time
-        for number in range(repeats + 1):  # the first round warms up
+        warnings.filterwarnings("ignore", "running at alpha")  # batch-norm statistics don't matter for times
+        for number in range(repeats + 1):  # the first round is a warm-up
             for level in model.levels:
                 source, target = copies[level.name]
                 taken = {
@@ -99,7 +99,7 @@ def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list
 
 
 def machine() -> str:
-    """The machine and the software that timings are of, in one line."""
+    """One line about the machine and the software on which times are measured."""
     return (
         f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}"

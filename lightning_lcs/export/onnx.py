@@ -30,7 +30,7 @@ from lightning_lcs.utils.files import replacing_folder
 # The key of a file's metadata that holds {"alphas": [...]}; the number given as "level" counts in this list.
 METADATA_KEY = "lightning_lcs"
 SEVERAL = "levels.onnx"
-# A file of protocol buffers holds at most 2 GiB.
+# A protocol buffer file holds at most 2 GiB.
 _LARGEST = (1 << 31) - (1 << 20)
 
 
@@ -181,7 +181,7 @@ def write_onnx(proto: Any, path: Path, alphas: Sequence[float]) -> None:
 
 
 def _name_batch(graph: Any) -> None:
-    """Name the open dimension, and drop the notes that the exporter made about its own work."""
+    """Name the open dimension "batch", and remove the exporter's own metadata."""
     dims = [dim for value in graph.input for dim in value.type.tensor_type.shape.dim[:1] if dim.dim_param]
     symbol = dims[0].dim_param if dims else ""
     for value in (*graph.input, *graph.output):

@@ -1,4 +1,4 @@
-"""Several levels in one ONNX graph: nested choices over initializers that they share."""
+"""Several levels in one ONNX graph: nested ``If`` nodes over shared initializers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lightning_lcs.graph.channels.plan import Selection
 
 Array = npt.NDArray[Any]
-# Below this many entries a tensor takes less room than the nodes that would cut it out of another one.
+# A tensor with fewer entries is smaller than the nodes that would cut it out of another tensor.
 _SMALL = 32
 
 
@@ -21,8 +21,9 @@ class LevelGraph:
     """One level as a graph.
 
     Attributes:
-        proto: the model; its weights still have the names of the network's parameters and buffers.
-        selection: what it keeps of the tensors of the largest level, as far as that is known; it is checked.
+        proto: The ONNX model. Its weights have the names of the network's parameters and buffers.
+        selection: The part of the tensors of the largest level that this level keeps, as far as it is known. It is
+            checked before it is used.
     """
 
     proto: Any
@@ -31,7 +32,7 @@ class LevelGraph:
 
 @dataclasses.dataclass
 class _Branch:
-    """The graph of a level while it is made."""
+    """The graph of a level while it is built."""
 
     prefix: str
     nodes: list[Any] = dataclasses.field(default_factory=list)
@@ -51,10 +52,10 @@ class _Branch:
 
 
 def simplified(proto: Any) -> Any:
-    """A graph simplified around its weights: none of them is folded into another one, nor changed.
+    """Simplify a graph without changing its weights or folding them into each other.
 
-    The exporter's own simplification folds batch norms into convolutions; the weights of two levels then have nothing
-    in common. While it runs, weights are inputs here: it can't see their values.
+    The exporter's own simplification folds batch norms into convolutions, after which two levels share no weights. Here
+    the weights are inputs of the graph during simplification, so that their values are not known.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -77,16 +78,16 @@ def simplified(proto: Any) -> Any:
 
 
 def several_levels(levels: Sequence[LevelGraph]) -> Any:
-    """One model with an input ``level`` more: the number of the level that runs.
+    """Merge levels into one model, which has a further input ``level``: the number of the level that runs.
 
     Args:
-        levels: at least two, by ascending alpha; weights of the last one are shared with the others.
+        levels: At least two levels, by ascending alpha. The weights of the last one are shared with the others.
 
     Returns:
         An ``onnx.ModelProto``.
 
     Raises:
-        ValueError: a level holds control flow of its own.
+        ValueError: A level holds control flow of its own.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -96,7 +97,7 @@ def several_levels(levels: Sequence[LevelGraph]) -> Any:
     results = list(last.graph.output)
 
     def choice(low: int, high: int) -> Any:
-        """The levels from ``low`` to ``high``, which is not among them: by halves, as comparisons take time."""
+        """A graph for the levels from ``low`` up to but not including ``high``, by bisection to save comparisons."""
         if high - low == 1:
             return branches[low]
         middle = (low + high) // 2
@@ -133,7 +134,7 @@ def _renamed(value: Any, name: str) -> Any:
 
 
 def _branch(number: int, level: LevelGraph, full: Mapping[str, Array]) -> Any:
-    """The graph of a level, with tensors of the graph around it."""
+    """The graph of a level, which takes shared tensors from the surrounding graph."""
     from onnx import helper, numpy_helper
 
     branch = _Branch(f"level_{number}/")
@@ -150,8 +151,8 @@ def _branch(number: int, level: LevelGraph, full: Mapping[str, Array]) -> Any:
     for node in graph.node:
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise ValueError(
-                f"the network holds {node.op_type}, a choice or a loop of its own, and levels.onnx can't hold several "
-                "of these: export the levels one by one with several=False"
+                f"the network has control flow of its own ({node.op_type}), which levels.onnx can't hold for several "
+                "levels: export the levels one by one with several=False"
             )
         copy = _renamed(node, branch.prefix + node.name)
         del copy.metadata_props[:]
@@ -166,7 +167,7 @@ def _branch(number: int, level: LevelGraph, full: Mapping[str, Array]) -> Any:
 
 
 def _from_shared(branch: _Branch, name: str, array: Array, full: Array | None, selection: Selection) -> str | None:
-    """The name under which a branch has a tensor, made from the shared one; ``None`` where it can't be, bit for bit."""
+    """The name of a branch's tensor that nodes cut from the shared one; ``None`` if it would not be bitwise equal."""
     if full is None or full.ndim != array.ndim or full.dtype != array.dtype:
         return None
     if _equal(array, full):
@@ -189,7 +190,7 @@ def _from_shared(branch: _Branch, name: str, array: Array, full: Array | None, s
 
 
 def _chosen(branch: _Branch, name: str, array: Array, full: Array, selection: Selection) -> str | None:
-    """A cut that keeps other channels than the first ones, such as those of each head."""
+    """A cut that does not keep the first channels, such as a cut within each head."""
     indices = [list(range(kept)) if isinstance(kept, int) else kept for kept in selection]
     cut = full
     for axis, kept in enumerate(indices):
@@ -205,7 +206,7 @@ def _chosen(branch: _Branch, name: str, array: Array, full: Array, selection: Se
 
 
 def _above_threshold(branch: _Branch, name: str, array: Array, full: Array) -> str | None:
-    """Entries of a magnitude above that of all entries that are zero here; one comparison in the graph."""
+    """A tensor of the entries whose magnitude is above a threshold, which takes one comparison in the graph."""
     zeros = array == 0
     if not zeros.any():
         return None

@@ -8,12 +8,13 @@ import numpy.typing as npt
 from lightning_lcs.functional.quantization import integer_range
 
 Bytes = npt.NDArray[np.uint8]
-# Unpacked bits take eight times the room of the values: a part at a time. A multiple of 8, so that parts end on bytes.
+# Unpacked bits take eight times the memory of the values, so that values are packed in parts. The size of a part is a
+# multiple of 8, so that each part ends at a byte.
 _PART = 1 << 20
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes that so many integers of so many bits take."""
+    """The number of bytes that ``count`` integers of ``bits`` bits take."""
     integer_range(bits)
     return -(-count * bits // 8)
 
@@ -71,7 +72,7 @@ def unpack_bits(packed: Bytes, bits: int, count: int) -> npt.NDArray[np.int8]:
         digits = np.unpackbits(
             packed[first : first + packed_size(size, bits)], count=size * bits, bitorder="little"
         ).reshape(size, bits)
-        # The sign fills the upper bits.
+        # The sign is extended to the upper bits.
         filled = np.concatenate([digits, np.repeat(digits[:, -1:], 8 - bits, axis=1)], axis=1)
         integers[start : start + size] = np.packbits(filled, axis=1, bitorder="little")[:, 0].view(np.int8)
     return integers

@@ -1,4 +1,4 @@
-"""Layers of a float ONNX graph turned into layers of integers: quantize and dequantize nodes that runtimes fuse."""
+"""Turns layers of a float ONNX graph into layers of integers, with quantize and dequantize nodes that runtimes fuse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QMIN, _QMAX = -128, 127
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationParameters:
-    """The integers of an activation: uint8, as processors' instructions want it."""
+    """The quantization of an activation to uint8, the type that the instructions of processors take."""
 
     scale: float
     zero_point: int
@@ -23,12 +23,12 @@ class QuantizationParameters:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """The integers of a weight, int8.
+    """A weight as int8 integers.
 
     Attributes:
-        integers: of the weight's shape, outputs first.
-        scale: one, or one per output.
-        zero_point: of the scale's shape.
+        integers: The integers in the shape of the weight, with outputs in the first dimension.
+        scale: One scale, or one per output.
+        zero_point: The zero points, in the shape of the scale.
     """
 
     integers: Array
@@ -37,7 +37,7 @@ class Weight:
 
 
 class Graph:
-    """A graph that is rewritten in place, with what makes and what takes each of its values."""
+    """An ONNX graph that is rewritten in place, with an index of the consumers of each value."""
 
     def __init__(self, graph: Any) -> None:
         from onnx import numpy_helper
@@ -49,17 +49,16 @@ class Graph:
         self.index()
 
     def index(self) -> None:
-        """Look at the nodes again."""
-        self.maker = {name: node for node in self.proto.node for name in node.output}
-        self.takers: dict[str, list[Any]] = {}
+        """Build the index of the nodes again."""
+        self.consumers: dict[str, list[Any]] = {}
         for node in self.proto.node:
             for name in dict.fromkeys(node.input):
-                self.takers.setdefault(name, []).append(node)
+                self.consumers.setdefault(name, []).append(node)
 
-    def only_taker(self, name: str) -> Any | None:
-        """The node that takes a value, where it is the only one."""
-        takers = self.takers.get(name, [])
-        return takers[0] if len(takers) == 1 and name not in self.results else None
+    def only_consumer(self, name: str) -> Any | None:
+        """The only node that reads a value; ``None`` if there is not exactly one."""
+        consumers = self.consumers.get(name, [])
+        return consumers[0] if len(consumers) == 1 and name not in self.results else None
 
     def constant(self, name: str, value: Any, dtype: Any) -> str:
         """Add an initializer."""
@@ -67,7 +66,7 @@ class Graph:
         return name
 
     def dequantized(self, name: str, integers: Array, scale: Array, zero_point: Array, axis: int) -> str:
-        """The value that constant integers stand for."""
+        """Add constant integers and their dequantization, and return the name of the result."""
         from onnx import helper
 
         inputs = [
@@ -80,28 +79,30 @@ class Graph:
         return f"{name}/dequantized"
 
     def quantized(self, name: str, quantization: QuantizationParameters) -> str:
-        """A value rounded to a quantization, once for each."""
+        """Add the rounding of a value to a quantization, at most once, and return the name of the result."""
         from onnx import helper
 
         if (name, quantization) not in self._quantizations:
-            own = f"{name}/grid_{len(self._quantizations)}"
-            scale = self.constant(f"{own}/scale", quantization.scale, np.float32)
-            zero_point = self.constant(f"{own}/zero_point", quantization.zero_point, np.uint8)
+            prefix = f"{name}/grid_{len(self._quantizations)}"
+            scale = self.constant(f"{prefix}/scale", quantization.scale, np.float32)
+            zero_point = self.constant(f"{prefix}/zero_point", quantization.zero_point, np.uint8)
             self.proto.node.extend(
                 [
-                    helper.make_node("QuantizeLinear", [name, scale, zero_point], [f"{own}/integers"]),
-                    helper.make_node("DequantizeLinear", [f"{own}/integers", scale, zero_point], [f"{own}/values"]),
+                    helper.make_node("QuantizeLinear", [name, scale, zero_point], [f"{prefix}/integers"]),
+                    helper.make_node(
+                        "DequantizeLinear", [f"{prefix}/integers", scale, zero_point], [f"{prefix}/values"]
+                    ),
                 ]
             )
-            self._quantizations[name, quantization] = f"{own}/values"
+            self._quantizations[name, quantization] = f"{prefix}/values"
         return self._quantizations[name, quantization]
 
     def quantization(self, name: str) -> QuantizationParameters | None:
-        """The first quantization to which a value is rounded."""
+        """The first quantization to which a value is rounded; ``None`` if there is none."""
         return next((quantization for value, quantization in self._quantizations if value == name), None)
 
     def finish(self) -> None:
-        """Put nodes in order, and drop nodes and initializers that nothing reads."""
+        """Sort the nodes topologically, and drop nodes and initializers that nothing reads."""
         from onnx import numpy_helper
 
         known = {value.name for value in self.proto.input} | set(self.arrays) | {""}
@@ -109,7 +110,7 @@ class Graph:
         while left:
             ready = [node for node in left if all(name in known for name in node.input)]
             if not ready:
-                raise RuntimeError("the graph of integers has no order: this is a fault of lightning-lcs")
+                raise RuntimeError("the graph of integers has a cycle: this is a bug in lightning-lcs")
             for node in ready:
                 known.update(node.output)
             done = set(map(id, ready))
@@ -129,18 +130,18 @@ class Graph:
 
 
 def replace_input(node: Any, old: str, new: str) -> None:
-    """Let a node take another value."""
+    """Replace an input of a node by another value."""
     node.input[:] = [new if name == old else name for name in node.input]
 
 
 def fold_batch_norm(graph: Graph, convolution: Any, weight: Weight) -> tuple[Weight, Array | None]:
-    """A convolution's integers and bias with the batch norm that follows it, which is taken out of the graph.
+    """Fold the batch norm after a convolution into its integers and its bias, and remove the norm from the graph.
 
-    A norm scales each output: so do its integers' scales. Integers change where a norm's scale is negative, or where
-    outputs have zero points of their own: runtimes want one zero point for all.
+    The factor of the norm for each output goes into the scale of the integers. The integers change where this factor is
+    negative, or where outputs have different zero points, because runtimes need one zero point for all outputs.
     """
     bias = graph.arrays[convolution.input[2]] if len(convolution.input) > 2 and convolution.input[2] else None
-    norm = graph.only_taker(convolution.output[0])
+    norm = graph.only_consumer(convolution.output[0])
     factor = np.ones(weight.integers.shape[0], np.float64)
     if norm is not None and norm.op_type == "BatchNormalization" and set(norm.input[1:]) <= set(graph.arrays):
         gamma, beta, mean, variance = (graph.arrays[name].astype(np.float64) for name in norm.input[1:])
@@ -154,13 +155,13 @@ def fold_batch_norm(graph: Graph, convolution: Any, weight: Weight) -> tuple[Wei
 
 
 def _scaled(weight: Weight, factor: Array) -> Weight:
-    """Integers that stand for a weight times a factor per output, with one zero point."""
+    """A weight times a factor per output as integers, with one zero point."""
     outputs = weight.integers.shape[0]
     flat = weight.integers.reshape(outputs, -1).astype(np.float64)
     zero_points = np.broadcast_to(weight.zero_point.astype(np.float64), outputs)
     scale = np.broadcast_to(weight.scale.astype(np.float64), outputs) * np.where(factor == 0.0, 1.0, np.abs(factor))
     values = (flat - zero_points[:, None]) * np.sign(factor)[:, None]
-    # Integers that would not fit are stretched: those of outputs whose sign turned, or that had another zero point.
+    # Integers of outputs whose sign or zero point changed may not fit any more, so that their scale grows.
     least, zero_point = min(
         ((_stretch(values, candidate), candidate) for candidate in dict.fromkeys((int(zero_points[0]), 0))),
         key=lambda pair: float(pair[0].max()),
@@ -170,7 +171,7 @@ def _scaled(weight: Weight, factor: Array) -> Weight:
 
 
 def _stretch(values: Array, zero_point: int) -> Array:
-    """By how much integers of each output must shrink to fit around a zero point; at least 1."""
+    """The factor by which the integers of each output must shrink to fit around a zero point; at least 1."""
     low, high = values.min(1), values.max(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         above = np.where(high > 0, high / (_QMAX - zero_point), 1.0)
@@ -182,74 +183,76 @@ def _stretch(values: Array, zero_point: int) -> Array:
 def to_integers(
     graph: Graph, weights: Mapping[str, Weight], quantizations: Mapping[str, QuantizationParameters]
 ) -> tuple[list[str], list[str]]:
-    """Turn convolutions, linear layers and matrix products with these weights into ones of integers.
+    """Turn convolutions, linear layers and matrix products with these weights into layers of integers.
 
     Args:
-        graph: float; weights have the names of parameters.
-        weights: by name of the parameter.
-        quantizations: of the inputs of their layers, by the same names.
+        graph: The float graph, whose weights have the names of parameters.
+        weights: The integers by the name of the parameter.
+        quantizations: The quantization of the input of each layer, by the same names.
 
     Returns:
-        Names of the weights that stay float, as something else than such a node reads them; and the values that
-        convolutions give and that need a quantization, too: without one they would not run with integers.
+        The names of the weights that stay float because another kind of node reads them; and the outputs of
+        convolutions, which need a quantization, too, so that the convolutions run with integers.
     """
-    stayed, made = [], []
+    kept_float, outputs = [], []
     for name, weight in weights.items():
         nodes = _layers(graph, name)
         if nodes is None:
-            stayed.append(name)
+            kept_float.append(name)
             continue
         for node in nodes:
             quantization = quantizations[name]
             taken = node.input[0]
             if node.op_type == "Conv" and len(nodes) == 1:
-                own, bias = fold_batch_norm(graph, node, weight)
+                folded, bias = fold_batch_norm(graph, node, weight)
             else:
-                own = _scaled(weight, np.ones(weight.integers.shape[0])) if node.op_type == "Conv" else weight
+                folded = _scaled(weight, np.ones(weight.integers.shape[0])) if node.op_type == "Conv" else weight
                 known = len(node.input) > 2 and node.input[2]
                 bias = graph.arrays[node.input[2]] if known else None
             key = name if len(nodes) == 1 else f"{name}/{node.output[0]}"
-            inputs = [graph.quantized(taken, quantization), _weight_of(graph, node, key, own)]
+            inputs = [graph.quantized(taken, quantization), _weight_of(graph, node, key, folded)]
             if bias is not None:
-                inputs.append(_bias_of(graph, key, bias, quantization.scale * own.scale))
+                inputs.append(_bias_of(graph, key, bias, quantization.scale * folded.scale))
             node.input[:] = inputs
             if node.op_type == "Conv":
-                made.append(node.output[0])
+                outputs.append(node.output[0])
     graph.index()
-    return stayed, list(dict.fromkeys(_after_relu(graph, name) for name in made))
+    return kept_float, list(dict.fromkeys(_after_relu(graph, name) for name in outputs))
 
 
-def settle_convolutions(graph: Graph, values: Sequence[str], calibrated: Mapping[str, QuantizationParameters]) -> None:
-    """Let what convolutions give be integers, too, for all that take it.
+def quantize_convolution_outputs(
+    graph: Graph, values: Sequence[str], calibrated: Mapping[str, QuantizationParameters]
+) -> None:
+    """Quantize the outputs of convolutions, for all nodes that read them.
 
     Args:
-        graph: after :func:`to_integers`.
-        values: as it gave them.
-        calibrated: quantizations of those values that have none from the layers that take them.
+        graph: The graph after :func:`to_integers`.
+        values: The outputs of convolutions that :func:`to_integers` returned.
+        calibrated: The quantization of those outputs that get none from the layers that read them.
     """
     for name in values:
         quantization = quantization_after(graph, name) or calibrated[name]
         _for_all(graph, name, quantization)
-    # A sum runs with integers where its terms and what comes of it are integers.
+    # A sum runs with integers if its terms and its result are integers.
     for node in list(graph.proto.node):
         if node.op_type == "Add":
             for name in (*node.input, _after_relu(graph, node.output[0])):
-                own = graph.quantization(name)
-                if own is not None:
-                    _for_all(graph, name, own)
+                quantized = graph.quantization(name)
+                if quantized is not None:
+                    _for_all(graph, name, quantized)
 
 
 def quantization_after(graph: Graph, name: str) -> QuantizationParameters | None:
-    """The quantization of a value, or of what a maximum over neighbours, which moves no value, makes of it."""
-    own = graph.quantization(name)
-    pool = graph.only_taker(name)
-    if own is None and pool is not None and pool.op_type == "MaxPool":
+    """The quantization of a value, or that of the max pooling of it, which does not change the range of values."""
+    quantized = graph.quantization(name)
+    pool = graph.only_consumer(name)
+    if quantized is None and pool is not None and pool.op_type == "MaxPool":
         return graph.quantization(pool.output[0])
-    return own
+    return quantized
 
 
 def _for_all(graph: Graph, name: str, quantization: QuantizationParameters) -> None:
-    others = [node for node in graph.takers.get(name, []) if node.op_type != "QuantizeLinear"]
+    others = [node for node in graph.consumers.get(name, []) if node.op_type != "QuantizeLinear"]
     if name in graph.results and not others:
         return
     rounded = graph.quantized(name, quantization)
@@ -259,15 +262,15 @@ def _for_all(graph: Graph, name: str, quantization: QuantizationParameters) -> N
 
 
 def _after_relu(graph: Graph, name: str) -> str:
-    following = graph.only_taker(name)
+    following = graph.only_consumer(name)
     return str(following.output[0]) if following is not None and following.op_type == "Relu" else name
 
 
 def _layers(graph: Graph, name: str) -> list[Any] | None:
-    """The nodes that compute with a weight; ``None`` if any of what reads it is no such node."""
+    """The nodes that compute with a weight; ``None`` if any other kind of node reads it."""
     found = []
-    for node in graph.takers.get(name, []):
-        products = graph.takers[node.output[0]] if node.op_type == "Transpose" else [node]
+    for node in graph.consumers.get(name, []):
+        products = graph.consumers[node.output[0]] if node.op_type == "Transpose" else [node]
         if not all(_is_layer(graph, product, name, node.output[0]) for product in products):
             return None
         found += products
@@ -275,7 +278,7 @@ def _layers(graph: Graph, name: str) -> list[Any] | None:
 
 
 def _is_layer(graph: Graph, node: Any, name: str, transposed: str) -> bool:
-    """Whether a node computes with a weight, or with what a transposition makes of it, in a way that is known here."""
+    """Whether a node is a supported layer that computes with a weight or with its transpose."""
     if node.op_type == "MatMul":
         return bool(node.input[1] == transposed)
     known = len(node.input) < 3 or not node.input[2] or node.input[2] in graph.arrays

@@ -1,4 +1,4 @@
-"""Sparse levels in files that shrink with sparsity, and levels that are one comparison apart."""
+"""Files of sparse levels, whose size shrinks with sparsity; levels differ by one comparison per weight."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class SparseLevels:
 
 @dataclasses.dataclass(frozen=True)
 class _StoredLevel:
-    """What a level has other than the densest one: magnitudes up to which weights are zero, and whole tensors."""
+    """The differences of a level from the densest one: magnitudes up to which weights are zero, and whole tensors."""
 
     alpha: float
     thresholds: Mapping[str, float]
@@ -168,7 +168,7 @@ def save_sparse(
         "levels": [],
     }
     _put(header["packed"], tensors, "densest/", pack_all(densest, values))
-    # Thresholds count in what is read back: values that were rounded stay on their side of them.
+    # Thresholds apply to the values that are read back. Rounding moves no value across a threshold.
     read = {name: unpack(pack(value, values)) for name, value in densest.items()}
     for alpha in chosen[:-1]:
         thresholds: dict[str, float] = {}
@@ -234,7 +234,7 @@ def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels
 
 
 def _threshold(value: Tensor, densest: Tensor, read: Tensor) -> float | None:
-    """The magnitude above which entries are those of a sparser level; ``None`` where there is none."""
+    """The magnitude above which a sparser level keeps entries; ``None`` if no threshold gives that level."""
     zeros = value == 0
     if not value.is_floating_point() or not bool(zeros.any()) or not torch.equal(value[~zeros], densest[~zeros]):
         return None

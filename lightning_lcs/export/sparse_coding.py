@@ -1,4 +1,4 @@
-"""Where the entries of a sparse tensor are, in few bytes, and their values."""
+"""Codes the positions of the entries of a sparse tensor in few bytes, and their values."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _WIDTHS = range(2, 9)
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A tensor as its entries that are not zero, or as it is where that is smaller.
+    """A tensor as its nonzero entries, or as it is if that is smaller.
 
     Attributes:
         coding: "bitmask" (a bit per entry), "gap" (the distances between entries, of ``bits`` bits each) or "dense".
-        shape: of the tensor.
-        index: bytes that say where the entries are; empty where it is dense.
-        values: of the entries, in order, as they are stored; the tensor itself where it is dense.
-        bits: of a distance.
-        codes: number of distances; those too large for one take several.
-        scale: of values stored as int8, else 1.
+        shape: The shape of the tensor.
+        index: The bytes of the coded positions; empty if the tensor is dense.
+        values: The stored values of the entries, in order; the tensor itself if it is dense.
+        bits: The bits of a distance.
+        codes: The number of codes of distances; a distance that is too large for one code takes several.
+        scale: The scale of values that are stored as int8; else 1.
     """
 
     coding: str
@@ -42,20 +42,20 @@ class Packed:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of index and values."""
+        """The bytes of the index and the values."""
         return self.index.numel() + self.values.numel() * self.values.element_size()
 
 
 def pack(tensor: Tensor, values: str) -> Packed:
-    """Pack a tensor by the coding that takes the fewest bytes.
+    """Pack a tensor with the coding that takes the fewest bytes.
 
     Args:
-        tensor: float32, or of another type, which stays dense.
-        values: "float32" (bit for bit, but for the sign of zeros), "float16" or "int8" (one scale, half a step of
-            error at most).
+        tensor: The tensor. A tensor that is not float32 stays dense.
+        values: "float32" (exact except for the sign of zeros), "float16" or "int8" (with one scale, and an error of at
+            most half a step).
 
     Raises:
-        ValueError: ``values`` is not known, or the tensor holds a number that it can't hold.
+        ValueError: ``values`` is not known, or the tensor has a value that this type can't hold.
     """
     if values not in VALUES:
         raise ValueError(f"values={values!r} is not known; choose one of {', '.join(map(repr, VALUES))}")
@@ -68,7 +68,7 @@ def pack(tensor: Tensor, values: str) -> Packed:
     places = np.flatnonzero(entry)
     mask_size = -(-entry.size // 8)
     gap_size, bits = min((_gap_size(places, width), width) for width in _WIDTHS)
-    # What gains nothing from its zeros, such as a bias, is not rounded either.
+    # A tensor that does not shrink, such as a bias, is not rounded either.
     if min(mask_size, gap_size) + places.size * 4 >= tensor.numel() * 4:
         return dense
     stored, scale = _stored(tensor.reshape(-1)[torch.from_numpy(places)], values)
@@ -80,10 +80,10 @@ def pack(tensor: Tensor, values: str) -> Packed:
 
 
 def unpack(packed: Packed) -> Tensor:
-    """The tensor that :func:`pack` packed.
+    """Unpack a tensor that :func:`pack` packed.
 
     Raises:
-        ValueError: the parts do not fit each other.
+        ValueError: The parts do not fit each other.
     """
     numel = int(np.prod(packed.shape, dtype=np.int64))
     if packed.coding == "dense":
@@ -132,13 +132,13 @@ def _gaps(places: Array) -> Array:
 
 
 def _gap_size(places: Array, bits: int) -> int:
-    """Bytes of all distances with so many bits each."""
+    """The bytes of all distances, with ``bits`` bits for each code."""
     longest = (1 << bits) - 1
     return packed_size(int((_gaps(places) // longest).sum()) + places.size, bits)
 
 
 def _gap_codes(places: Array, bits: int) -> Array:
-    """Distances as codes; the largest code passes by as many entries as it says, none of which is kept."""
+    """Distances as codes. The largest code skips as many entries as its value, without an entry at the end."""
     longest = (1 << bits) - 1
     gaps = _gaps(places)
     ends = np.cumsum(gaps // longest + 1)

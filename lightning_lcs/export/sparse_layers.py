@@ -1,4 +1,4 @@
-"""Linear layers and 1x1 convolutions that run with sparse weights, where a measurement says that it takes less time."""
+"""Runs linear layers and 1x1 convolutions with sparse weights where a measurement shows that this is faster."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from lightning_lcs.utils.timing import median_latencies_ms
 
-# What one layer gains alone, noise included, is less than this in a network.
-_WORTH = 0.85
-# Denser weights are not tried: kernels of sparse products read an index with every entry.
-_TRIED_FROM = 0.5
+# A sparse layer must take less than this share of the time of the dense one: the gain of a layer on its own is larger
+# than its gain within a network, and measurements are noisy.
+_LARGEST_RATIO = 0.85
+# The share of zeros from which sparse weights are tried: sparse kernels read an index with every entry.
+_LEAST_ZEROS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,10 @@ class LayerChoice:
 
 
 class SparseLinear(nn.Module):
-    """A linear layer with its weight as compressed rows (CSR), for inference.
+    """A linear layer for inference, with its weight in compressed rows (CSR).
 
     Args:
-        layer: the dense one.
+        layer: The dense layer.
     """
 
     weight: Tensor
@@ -50,17 +51,17 @@ class SparseLinear(nn.Module):
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., inputs)`` to ``(..., outputs)``."""
+        """Map values of shape ``(..., inputs)`` to ``(..., outputs)``."""
         flat = self.weight @ x.reshape(-1, x.shape[-1]).t()
         result = flat.t().reshape(*x.shape[:-1], -1)
         return result if self.bias is None else result + self.bias
 
 
 class SparsePointwise(nn.Module):
-    """A 1x1 convolution in one group with its weight as compressed rows (CSR), for inference.
+    """A 1x1 convolution in one group for inference, with its weight in compressed rows (CSR).
 
     Args:
-        layer: the dense one, without padding.
+        layer: The dense layer, without padding.
     """
 
     weight: Tensor
@@ -73,7 +74,7 @@ class SparsePointwise(nn.Module):
         self.stride = layer.stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, inputs, height, width)`` to ``(batch, outputs, height, width)``, a stride apart."""
+        """Map values of shape ``(batch, inputs, height, width)`` to outputs, subsampled by the stride."""
         x = x[..., :: self.stride[0], :: self.stride[1]]
         batch, _, height, width = x.shape
         flat = self.weight @ x.transpose(0, 1).reshape(x.shape[1], -1)
@@ -105,20 +106,20 @@ def use_sparse_layers(module: nn.Module, *args: Any, repeats: int = 15, **kwargs
     if module.training:
         raise RuntimeError("use_sparse_layers() is for inference: call eval() first")
     choices = []
-    for path, layer, x in _tried(module, args, kwargs):
+    for path, layer, x in _candidates(module, args, kwargs):
         sparse = SparsePointwise(layer) if isinstance(layer, nn.Conv2d) else SparseLinear(layer)
         calls = {"sparse": lambda net=sparse, x=x: net(x), "dense": lambda net=layer, x=x: net(x)}
         times = median_latencies_ms(calls, repeats)
         ratio = times["sparse"] / times["dense"]
-        choices.append(LayerChoice(path, _zeros(layer), ratio, ratio < _WORTH))
-        if ratio < _WORTH:
+        choices.append(LayerChoice(path, _zeros(layer), ratio, ratio < _LARGEST_RATIO))
+        if ratio < _LARGEST_RATIO:
             parent, _, leaf = path.rpartition(".")
             setattr(module.get_submodule(parent), leaf, sparse)
     return choices
 
 
-def _tried(module: nn.Module, args: Any, kwargs: Any) -> list[tuple[str, Any, Tensor]]:
-    """Layers that may run with a sparse weight, and the input that each gets."""
+def _candidates(module: nn.Module, args: Any, kwargs: Any) -> list[tuple[str, Any, Tensor]]:
+    """The layers that may run with a sparse weight, and the input of each."""
     inside = {
         id(child)
         for attention in module.modules()
@@ -130,8 +131,8 @@ def _tried(module: nn.Module, args: Any, kwargs: Any) -> list[tuple[str, Any, Te
         for path, layer in module.named_modules()
         if path
         and id(layer) not in inside
-        and _fits(layer)
-        and float((layer.weight == 0).float().mean()) >= _TRIED_FROM
+        and _is_supported(layer)
+        and float((layer.weight == 0).float().mean()) >= _LEAST_ZEROS
     ]
     seen: dict[str, Tensor] = {}
     handles = [
@@ -151,7 +152,7 @@ def _zeros(layer: Any) -> float:
     return float((layer.weight == 0).float().mean())
 
 
-def _fits(layer: nn.Module) -> bool:
+def _is_supported(layer: nn.Module) -> bool:
     if type(layer) is nn.Linear:
         return True
     return (

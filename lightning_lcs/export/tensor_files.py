@@ -1,4 +1,4 @@
-"""Files of levels without their network: how they are written and opened, and whether they fit a network."""
+"""Writes and reads files of levels without their network, and checks whether they fit a network."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def write_tensors(path: str | os.PathLike[str], key: str, header: Mapping[str, A
 
 
 def read_tensors(path: str | os.PathLike[str], key: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON header of a safetensors file and its tensors.
+    """Read the JSON header of a safetensors file and its tensors.
 
     Args:
-        path: of the file.
-        key: of the header among the metadata.
-        version: of the format that is read.
+        path: The path of the file.
+        key: The key of the header among the metadata.
+        version: The version of the format.
 
     Raises:
-        KeyError: the file has no such header.
-        ValueError: it is of another version.
-        Exception: what safetensors and the file system raise.
+        KeyError: The file has no such header.
+        ValueError: The file has another version.
+        Exception: Any error of safetensors or of the file system.
     """
     with safe_open(Path(path), framework="pt") as file:
         header = json.loads((file.metadata() or {})[key])
@@ -58,13 +58,13 @@ def check_state(path: str | os.PathLike[str], state: Mapping[str, Tensor], modul
     """Compare the tensors of a file with the ``state_dict`` of a network.
 
     Args:
-        path: of the file.
-        state: its tensors by name.
-        module: the network.
-        norm: "keep", or what the batch norms were replaced by in the network of the file.
+        path: The path of the file.
+        state: The tensors of the file by name.
+        module: The network.
+        norm: "keep", or the kind of norms that replaced the batch norms in the network of the file.
 
     Raises:
-        ValueError: a tensor is in one of them only, or has another shape.
+        ValueError: A tensor is in only one of them, or has another shape.
     """
     here = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     there = {name: tuple(value.shape) for name, value in state.items()}

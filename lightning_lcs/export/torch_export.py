@@ -1,4 +1,4 @@
-"""Levels as files of ``torch.export``: programs that run without this package."""
+"""Exports levels to files of ``torch.export``, which run without this package."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def export_torch(
             with warnings.catch_warnings():
                 warnings.filterwarnings(
                     "ignore", "The given buffer is not writable"
-                )  # raised by torch 2.9's own reading
+                )  # raised inside torch 2.9 when it reads a file
                 again = torch.export.load(path).module()
 
             def run(args: Any, kwargs: Any, again: torch.nn.Module = again) -> list[Tensor]:

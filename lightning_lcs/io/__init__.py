@@ -1,1 +1,1 @@
-"""Checkpoints and files of a subspace, to data and back."""
+"""Reads and writes checkpoints and files of a subspace."""

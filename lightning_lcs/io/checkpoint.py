@@ -36,7 +36,7 @@ def to_data(state: SubspaceState) -> dict[str, Any]:
 
 
 def from_data(data: Mapping[str, Any]) -> SubspaceState:
-    """A state out of what :func:`to_data` gave.
+    """A state from the result of :func:`to_data`.
 
     Raises:
         ValueError: The data are of another version, or incomplete.
@@ -86,7 +86,7 @@ def read(path: str | os.PathLike[str]) -> tuple[SubspaceState, dict[str, Tensor]
 
 
 def _levels_to_data(levels: LevelTensors) -> list[dict[str, Any]]:
-    """By level, for a file: no numbers as keys."""
+    """Tensors by level for a file, without numbers as keys."""
     return [
         {"alpha": alpha, "tensors": {name: value.clone() for name, value in tensors.items()}}
         for alpha, tensors in levels.items()

@@ -1,7 +1,7 @@
-"""Tensors and a JSON header in one safetensors file: every section has a checksum, and is mapped instead of read.
+"""Tensors and a JSON header in one safetensors file. Every section has a checksum, and is mapped instead of read.
 
-The file is what the safetensors library writes and reads. It is parsed here because a file is checked before it is
-believed: every length, shape and offset against the size of the file, before anything is allocated.
+The safetensors library can read and write these files, too. They are parsed here to validate a file before it is used:
+every length, shape and offset is checked against the size of the file before any memory is allocated.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a file, whole or not at all: until the last byte is on the disk the old file stays.
+    """Write a file, whole or not at all: the old file stays until the last byte is on the disk.
 
     Args:
-        path: of the file.
-        header: plain data without NaN and infinities.
-        tensors: by name.
+        path: The path of the file.
+        header: Plain data without NaN and infinities.
+        tensors: The tensors by name.
 
     Raises:
-        ValueError: a tensor's type can't be stored.
-        OSError: the disk is full, or the folder can't be written to; no scratch file is left.
+        ValueError: The type of a tensor can't be stored.
+        OSError: The disk is full, or the folder can't be written to; no scratch file is left.
     """
     contents = {name: _bytes_of(name, tensors[name]) for name in sorted(tensors, key=lambda n: _order(tensors[n], n))}
     sections = {name: _entry(tensors[name], _digest(content)) for name, content in contents.items()}
@@ -68,17 +68,17 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapp
     head = json.dumps(outer, separators=(",", ":")).encode()
     head += b" " * (-(len(head) + 8) % _ALIGNMENT)
     if len(head) > MOST_HEADER:
-        raise ValueError(f"the header would have {len(head):,} bytes, and files may have {MOST_HEADER:,}")
+        raise ValueError(f"the header would have {len(head):,} bytes, and at most {MOST_HEADER:,} are allowed")
     with replacing(path) as scratch, scratch.open("wb") as file:
         file.writelines([struct.pack("<Q", len(head)), head, *contents.values()])
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Open a file: its header, and its tensors, which are private views of the mapped file.
+    """Open a file, and return its header and its tensors, which are private views of the mapped file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a file, or it is damaged; the message says where.
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a file of this kind, or it is damaged; the message says where.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")
@@ -96,9 +96,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
     with Path(path).open("rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         if status.st_size < 10:
-            raise ValueError(f"it has {status.st_size} bytes only")
+            raise ValueError(f"it has only {status.st_size} bytes")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if mapped[:4] == _ZIP:
         raise ValueError(
@@ -108,7 +108,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
     (length,) = struct.unpack_from("<Q", mapped)
     if length > min(len(mapped) - 8, MOST_HEADER):
         raise ValueError(
-            f"its header is said to have {length:,} bytes, of {len(mapped):,} in the file and {MOST_HEADER:,} allowed"
+            f"its header would have {length:,} bytes, but the file has {len(mapped):,} and {MOST_HEADER:,} are allowed"
         )
     outer = _parsed(mapped[8 : 8 + length], "the list of tensors")
     metadata = outer.pop("__metadata__", None)
@@ -130,20 +130,20 @@ def _parsed(content: bytes, what: str) -> dict[str, Any]:
     try:
         value = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{what} is no text") from error
+        raise ValueError(f"{what} is not text") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{what} is no JSON: {error}") from error
+        raise ValueError(f"{what} is not JSON: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{what} is nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is no mapping")
+        raise ValueError(f"{what} is not a mapping")
     return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a mapping in it names one key twice")
+        raise ValueError("a mapping in it has the same key twice")
     return found
 
 
@@ -152,7 +152,7 @@ def _no_constant(name: str) -> float:
 
 
 def _check_extents(entries: Mapping[str, Any], size: int) -> None:
-    """Every tensor lies in the file, one after the other without gaps or overlaps, and is as long as its shape says."""
+    """Check that the tensors lie in the file without gaps or overlaps, and that their lengths fit their shapes."""
     extents = []
     for name, entry in entries.items():
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
@@ -211,7 +211,7 @@ def _entry(tensor: Tensor, digest: str) -> dict[str, Any]:
 
 
 def _order(tensor: Tensor, name: str) -> tuple[int, str]:
-    # The widest types first keep every tensor aligned without gaps, which safetensors does not allow.
+    # Writing the widest types first keeps every tensor aligned without gaps, which safetensors does not allow.
     return -tensor.element_size(), name
 
 
@@ -221,5 +221,5 @@ def _bytes_of(name: str, tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if not flat.numel():
         return memoryview(b"")
-    # Plain bytes of any type, those that numpy does not know included.
+    # The plain bytes of any type, including types that numpy does not know.
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]

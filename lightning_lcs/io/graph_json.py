@@ -1,8 +1,8 @@
-"""A traced network and its channel plan as JSON, and back: data only, no code and no pickle.
+"""Converts a traced network and its channel plan to JSON and back. The JSON holds data only, no code and no pickle.
 
-Nodes are numbered and get names of ours, ops are looked up in a fixed list, and arguments are checked against the op's
-schema, all before anything runs. Text among the arguments (ways of padding and rounding, einsum's equations) is
-letters, commas, dots and arrows; names of tensors and of results are words.
+Before anything runs, nodes are numbered and renamed, ops are looked up in a fixed list, and arguments are checked
+against the schema of the op. Text among the arguments (padding and rounding modes, equations of einsum) may hold only
+letters, commas, dots and arrows. Names of tensors and results are words.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightning_lcs.graph.program import Program
 from lightning_lcs.graph.tracing.trace import InputSpec, Trace
 from lightning_lcs.io.plan_json import MOST_SIZE, DimTable, checked_name, listed, natural, plan_from_data
 
-# Ops without a rule for channels that may stand in a file all the same.
+# Ops that a file may hold although they have no rule for channels.
 _ALSO = frozenset(
     "sym_size arange linspace meshgrid chunk split tensor_split tril triu floor_divide argsort any all isfinite "
     "logsumexp".split()
@@ -41,19 +41,19 @@ _PYTHON: dict[str, Callable[..., Any]] = {
 }
 _DTYPES = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _FORMATS = {str(f): f for f in vars(torch).values() if isinstance(f, (torch.memory_format, torch.layout))}
-# Strings that ops take: ways of padding, rounding, approximating; and einsum's equations.
+# Strings that ops take: modes of padding, rounding and approximation, and equations of einsum.
 _TEXT = re.compile(r"[A-Za-z,.> -]{0,64}")
-# Keys of a network that returns a mapping.
+# Keys of the results of a network that returns a mapping.
 _RESULT = re.compile(r"[A-Za-z0-9_.]{1,100}")
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _MOST_DEPTH = 8
 
 
 def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
-    """A traced forward and what a width keeps of its tensors, as plain data.
+    """A traced forward and its channel plan as plain data.
 
     Raises:
-        ValueError: the graph holds an op, or a value, that files may not hold.
+        ValueError: The graph holds an op or a value that files may not hold.
     """
     trace = program.trace
     dims = DimTable(plan.structure)
@@ -87,7 +87,7 @@ def network_to_data(program: Program, plan: ChannelPlan) -> dict[str, Any]:
 
 
 def level_to_data(program: Program, at: PlanAtWidth) -> dict[str, Any]:
-    """One width of a traced forward, as the only one that there is; errors as in :func:`network_to_data`."""
+    """A traced forward that is fixed at one width; errors are those of :func:`network_to_data`."""
     data = network_to_data(program, at.plan)
     for (number, path, _), (_, _, dim) in zip(data["sizes"], program.size_arguments, strict=True):
         value: Any = data["nodes"][number]["args"]
@@ -98,7 +98,7 @@ def level_to_data(program: Program, at: PlanAtWidth) -> dict[str, Any]:
     sizes = sorted({size for shape in shapes.values() for size in shape})
     atoms = [[size, 1, "the only width"] for size in sizes if size > 1]
     numbers = {size: number for number, (size, *_) in enumerate(atoms)}
-    # A size of 1 is the empty product, a size of 0 the empty sum.
+    # A size of 1 is the empty product, and a size of 0 is the empty sum.
     dims: list[list[list[int]]] = [[[numbers[size]]] if size > 1 else [[]] * size for size in sizes]
     tensors = {name: [sizes.index(size) for size in shape] for name, shape in shapes.items()}
     plan = {"tensors": tensors, "dims": dims, "atoms": atoms, "least": 1, "keep": [], "round_to": 1}
@@ -112,15 +112,15 @@ def _items(encoded: Any) -> Any:
 def network_from_data(
     data: Any, constants: Sequence[Tensor], device: torch.device | str = "cpu"
 ) -> tuple[Program, ChannelPlan]:
-    """A traced forward and its plan out of what :func:`network_to_data` gave.
+    """A traced forward and its plan from the result of :func:`network_to_data`.
 
     Args:
-        data: any JSON.
-        constants: tensors of the code, by number.
-        device: where the code makes tensors.
+        data: Any JSON, which is validated.
+        constants: The constant tensors of the graph, by number.
+        device: The device on which the graph creates tensors.
 
     Raises:
-        ValueError: anything that :func:`network_to_data` can't have given.
+        ValueError: The data can't be a result of :func:`network_to_data`.
     """
     try:
         return _network(data, constants, torch.device(device))
@@ -196,7 +196,7 @@ def _call(graph: fx.Graph, name: str, entry: Mapping[str, Any], reader: _Reader)
     args = reader.value(listed(entry["args"], "arguments"))
     given = entry.get("kwargs", {})
     if not isinstance(given, dict):
-        raise ValueError(f"arguments of {entry['target']} are no mapping")
+        raise ValueError(f"the arguments of {entry['target']} are not a mapping")
     kwargs = {key: reader.value(value) for key, value in given.items()}
     schema = getattr(target, "_schema", None)
     if schema is None:
@@ -211,7 +211,7 @@ def _call(graph: fx.Graph, name: str, entry: Mapping[str, Any], reader: _Reader)
         needed = [a.name for a in schema.arguments[len(args) :] if not a.has_default_value()]
         if not set(needed) <= kwargs.keys():
             raise ValueError(f"{entry['target']} lacks {', '.join(needed)}")
-    # Between weights that lie channels last, a view of what a convolution gives may be none.
+    # With weights in channels-last format, the result of a convolution may have strides that allow no view.
     target = torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target
     return graph.create_node("call_function", target, tuple(args), kwargs, name)
 
@@ -238,7 +238,7 @@ def _target(name: Any) -> Any:
     base, _, overload = rest.partition(".")
     known = admitted(space, base) or (space == "aten" and base in _ALSO)
     packet = getattr(getattr(torch.ops, space), base, None) if known else None
-    # Variants that write their result into an argument occur in no trace.
+    # Variants that write their result into an argument never occur in a trace.
     op = getattr(packet, overload) if packet is not None and overload in _overloads(packet) else None
     if not isinstance(op, torch._ops.OpOverload) or any(argument.is_out for argument in op._schema.arguments):
         raise ValueError(f"the op {str(name)[:100]} is not allowed in a file")
@@ -272,10 +272,10 @@ def _encode(value: Any, index: Mapping[fx.Node, int]) -> Any:
         return {"tuple": [_encode(item, index) for item in value]}
     if isinstance(value, list):
         return [_encode(item, index) for item in value]
-    if isinstance(value, dict):  # one of another class, such as an OrderedDict, comes back as a dict
+    if isinstance(value, dict):  # a mapping of another class, such as an OrderedDict, is read back as a dict
         if not all(isinstance(key, str) and _RESULT.fullmatch(key) for key in value):
             raise ValueError(
-                "a network whose result is a mapping with other keys than words can't be written to a file"
+                "a network whose result is a mapping with keys that are not words can't be written to a file"
             )
         return {"dict": {key: _encode(item, index) for key, item in value.items()}}
     if isinstance(value, torch.dtype):
@@ -294,14 +294,14 @@ def _encode(value: Any, index: Mapping[fx.Node, int]) -> Any:
 
 
 class _Reader:
-    """Values of a file, which may refer to the nodes made so far and to nothing else."""
+    """Reads values of a file, which may refer to earlier nodes and to nothing else."""
 
     def __init__(self, device: torch.device) -> None:
         self.made: list[fx.Node] = []
         self._device = device
 
     def value(self, value: Any, plain: bool = False, depth: int = 0) -> Any:
-        """A decoded value; ``plain`` allows mappings with words as keys, and no nodes."""
+        """Decode a value; ``plain`` allows mappings with words as keys, but no nodes."""
         if depth > _MOST_DEPTH:
             raise ValueError("values in it are nested too deeply")
         if isinstance(value, list):
@@ -321,7 +321,9 @@ class _Reader:
             return {key: self.value(item, plain, depth + 1) for key, item in content.items()}
         if kind == "node" and not plain:
             if not isinstance(content, int) or isinstance(content, bool) or not 0 <= content < len(self.made):
-                raise ValueError(f"it refers to the node {str(content)[:100]}, and {len(self.made)} stand before it")
+                raise ValueError(
+                    f"it refers to the node {str(content)[:100]}, and there are {len(self.made)} nodes before it"
+                )
             return self.made[content]
         if kind == "device" and content == "input":
             return self._device

@@ -1,4 +1,4 @@
-"""The file ``model.lcs``: a subspace as tensors and data, so that loading needs no code but this."""
+"""The file ``model.lcs``: a subspace as tensors and data, which can be loaded without the code of the network."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def save(
         raise NotImplementedError(f"save() writes a single network, and this subspace model has several; {TOGETHER}")
     header = common_header(state, levels, class_names)
     if state.mode.runs_as_graph:
-        own, more = _network_tensors(state, parts[0])
+        tensors, details = _network_tensors(state, parts[0])
     else:
-        own, more = _module_tensors(state, parts[0])
-    write(path, {**header, **more}, own)
+        tensors, details = _module_tensors(state, parts[0])
+    write(path, {**header, **details}, tensors)
 
 
 def common_header(state: SubspaceState, levels: Sequence[NamedLevel], class_names: Sequence[str]) -> dict[str, Any]:
-    """What the header of every file holds, but for the aliases."""
+    """The part of the header that every file has, without the aliases."""
     return {
         "version": VERSION,
         "mode": mode_to_dict(state.mode),
@@ -68,7 +68,7 @@ def common_header(state: SubspaceState, levels: Sequence[NamedLevel], class_name
 
 
 def network_header(data: Any, any_size: bool, scales: Iterable[str], unsaved: Iterable[str]) -> dict[str, Any]:
-    """What the header of a file holds besides, if the file holds its network.
+    """The further part of the header of a file that holds its network.
 
     Args:
         data: The graph and the plan; see :func:`network_to_data`.
@@ -80,7 +80,7 @@ def network_header(data: Any, any_size: bool, scales: Iterable[str], unsaved: It
 
 
 def write(path: str | os.PathLike[str], header: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
-    """Write a file; tensors that go by several names are written once."""
+    """Write a file; a tensor with several names is written once."""
     tensors: dict[str, Tensor] = {}
     aliases = _put(tensors, own)
     container.write(path, {**header, "aliases": aliases}, tensors)
@@ -96,7 +96,7 @@ def _network_tensors(state: SubspaceState, part: Part) -> tuple[dict[str, Tensor
     for number, level in enumerate(state.statistics.values()):
         own |= {f"statistics.{number}.{n}": value for n, value in level.items() if n in program.names}
     data = network_to_data(program, network.plan)
-    # What can't be loaded again is refused here, before the old file is replaced.
+    # A network that can't be loaded again is refused here, before the old file is replaced.
     made, plan = network_from_data(data, list(program.trace.constants.values()))
     check_network(made, plan, state.mode, {n: network.tensor(n).dtype for n in program.names})
     scales = [name for name in part.scale_names() if name in program.names]
@@ -114,7 +114,7 @@ def _module_tensors(state: SubspaceState, part: Part) -> tuple[dict[str, Tensor]
 
 
 def _put(tensors: dict[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, str]:
-    """Add tensors; one that goes by several names is written once, and the other names are its aliases."""
+    """Add tensors, and return aliases: a tensor with several names is added once, and its other names are aliases."""
     aliases: dict[str, str] = {}
     seen: dict[Any, str] = {}
     for name, value in values.items():
@@ -133,7 +133,7 @@ def _put(tensors: dict[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, 
 
 
 def checked_classes(names: Any) -> list[str]:
-    """The names of classes.
+    """Return the names of classes, or raise an error.
 
     Raises:
         ValueError: They are not a list of text.
@@ -144,7 +144,7 @@ def checked_classes(names: Any) -> list[str]:
 
 
 def check_network(program: Program, plan: ChannelPlan, mode: Mode, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Raise ``ValueError`` where a network can't run at its full or at its least width."""
+    """Raise a ``ValueError`` if a network can't run at its largest or smallest width."""
     run_without_data(program, plan.selection(1.0), dtypes, 2)
     run_without_data(program, plan.selection(mode.value(0.0)), dtypes, 1)
 
@@ -154,14 +154,14 @@ def check_network(program: Program, plan: ChannelPlan, mode: Mode, dtypes: Mappi
 
 @dataclasses.dataclass(frozen=True)
 class SavedSubspace:
-    """What a file holds, checked against itself.
+    """The content of a file, checked for consistency.
 
     Attributes:
         state: The subspace.
         levels: The level table.
         class_names: The names of the classes.
-        part: The network, where the file holds it.
-        weights: The ``state_dict`` of the network that it was trained from, where the file holds no network.
+        part: The network, if the file holds it; else ``None``.
+        weights: The ``state_dict`` of the network, if the file does not hold the network itself.
     """
 
     state: SubspaceState
@@ -172,7 +172,7 @@ class SavedSubspace:
 
 
 def read(path: str | os.PathLike[str]) -> SavedSubspace:
-    """Read a file, which is mapped into memory, and check it.
+    """Map a file into memory, check it, and return its content.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -199,7 +199,7 @@ def read(path: str | os.PathLike[str]) -> SavedSubspace:
 
 @contextlib.contextmanager
 def errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Inside the block errors of a malformed file are errors that name it.
+    """Turn errors inside the block that come from a malformed file into errors that name the file.
 
     Raises:
         ValueError: Instead of any error that malformed content may cause.
@@ -212,7 +212,7 @@ def errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 class Content:
-    """What every file holds, checked."""
+    """The checked content that every kind of file has."""
 
     def __init__(self, header: dict[str, Any], stored: Mapping[str, Tensor]) -> None:
         if header.get("version") != VERSION:
@@ -224,7 +224,7 @@ class Content:
         self.mode: Mode = parse_mode(header["mode"])
         expected = _OF_NETWORK if self.mode.runs_as_graph else _OF_TENSORS
         if header.keys() != set(expected):
-            raise ValueError(f"its header has the keys {sorted(header)}, and not {sorted(expected)}")
+            raise ValueError(f"its header has the keys {sorted(header)} instead of {sorted(expected)}")
         self.subspace = check_subspace(header["subspace"])
         self.table = table_from_data(header["level_table"])
         self.classes = tuple(checked_classes(header["classes"]))
@@ -242,14 +242,14 @@ class Content:
         return {checked_name(n.partition(".")[2]): value for n, value in self._tensors.items() if _kind(n) == kind}
 
     def constants(self) -> list[Tensor]:
-        """The tensors of the code, in the order of their numbers."""
+        """The constant tensors of the graph, in the order of their numbers."""
         return [value for _, value in sorted(self.of("constant").items(), key=lambda item: int(item[0]))]
 
     def levels(self, kind: str) -> dict[float, dict[str, Tensor]]:
         """The tensors of each level."""
         alphas = self.header[kind]
         if not isinstance(alphas, list) or len({check_alpha(alpha) for alpha in alphas}) < len(alphas):
-            raise ValueError(f"its {kind} are not of levels in [0, 1], each once")
+            raise ValueError(f"its {kind} are not for distinct levels in [0, 1]")
         found: dict[float, dict[str, Tensor]] = {float(alpha): {} for alpha in alphas}
         for name, value in self.of(kind).items():
             number, _, own = name.partition(".")
@@ -276,7 +276,7 @@ def _stored_part(content: Content, state: SubspaceState) -> Part:
     check_shapes("its plan", {name: plan.selection(1.0).shape(name) for name in own}, own)
     check_shapes("endpoint 0", {name: list(own[name].shape) for name in line}, line)
     if not line.keys() <= parameters.keys() or any(value.dtype != own[name].dtype for name, value in line.items()):
-        raise ValueError("its line holds something else than parameters of its network")
+        raise ValueError("its line holds tensors that are not parameters of its network")
     if not isinstance(header["any_size"], bool) or not set(header["scales"]) | set(header["unsaved"]) <= own.keys():
         raise ValueError("its header names tensors that its network does not take")
     check_network(program, plan, mode, {name: value.dtype for name, value in own.items()})
@@ -291,7 +291,7 @@ def _stored_part(content: Content, state: SubspaceState) -> Part:
 
 
 def check_weights(saved: SavedSubspace, module: nn.Module) -> None:
-    """Check that a module is the one that a file without its network was saved from.
+    """Check that a module has the architecture from which a file without a network was saved.
 
     Raises:
         ValueError: The module has another architecture, or a tensor of a level has another shape.
@@ -304,12 +304,12 @@ def check_weights(saved: SavedSubspace, module: nn.Module) -> None:
         expected = [2] if name.endswith(".input_range") else mine.get(name)
         if list(value.shape) != expected:
             raise ValueError(
-                f"it has a tensor of shape {list(value.shape)} for {name!r} of a level, and not {expected}"
+                f"it has a tensor of shape {list(value.shape)} for {name!r} of a level instead of {expected}"
             )
 
 
 def check_shapes(what: str, expected: Mapping[str, Sequence[int]], values: Mapping[str, Tensor]) -> None:
-    """Check that tensors are those that a network has.
+    """Check that tensors have the names and shapes of those of a network.
 
     Raises:
         ValueError: There is one too many, one is missing, or one has another shape.

@@ -1,4 +1,4 @@
-"""A network that came out of a file: its graph instead of its code."""
+"""A network from a file, which holds its graph instead of its code."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from lightning_lcs.subspace import endpoints
 
 
 class StoredModule(nn.Module):
-    """The parameters and buffers of a network from a file, under the names that they had, and its forward in full.
+    """The parameters and buffers of a network from a file under their original names, and its full forward.
 
     Attributes:
-        generation: grows when tensors are moved, converted or loaded: what was prepared from them is out of date.
+        generation: A number that grows when tensors are moved, converted or loaded, so that everything that was
+            prepared from them is out of date.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.generation = 0
-        self._network: list[StoredNetwork] = []  # no child: it refers back to this module
+        self._network: list[StoredNetwork] = []  # in a list, so that it is not a child: it refers back to this module
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.generation += 1
@@ -38,7 +39,7 @@ class StoredModule(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The result of the full network, in evaluation."""
+        """Run the full network in evaluation mode."""
         network = self._network[0]
         program = network.program(args, kwargs)
         tensors = [network.tensor(name) for name in program.names]
@@ -46,16 +47,16 @@ class StoredModule(nn.Module):
 
 
 class StoredNetwork(TracedNetwork):
-    """A :class:`TracedNetwork` whose trace came from a file: there is one, for evaluation, and no other can be made.
+    """A :class:`TracedNetwork` with a trace from a file: there is only the trace for evaluation.
 
     Args:
-        module: holds the parameters and buffers.
-        data: the graph and the plan, checked already; see :func:`network_from_data`.
-        constants: tensors of the code.
-        any_size: whether images, sounds or videos of another size than the traced one may be run; see
+        module: Holds the parameters and buffers.
+        data: The graph and the plan, already checked; see :func:`network_from_data`.
+        constants: The constant tensors of the graph.
+        any_size: Whether images, sounds or videos of another size than the traced one may be run; see
             :func:`runs_at_any_size`.
-        program: what ``data`` gives.
-        plan: the same.
+        program: The program in ``data``.
+        plan: The plan in ``data``.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class StoredNetwork(TracedNetwork):
         """The program for this call.
 
         Raises:
-            ValueError: the arguments are not those that the network was saved with.
+            ValueError: The arguments are not those that the network was saved with.
         """
         device = self._checked(args, kwargs)
         program = self._programs.get(device)
@@ -91,20 +92,20 @@ class StoredNetwork(TracedNetwork):
         return program
 
     def in_mode(self, training: bool) -> Program:
-        """The program for the shapes that it was saved with.
+        """The program for the shapes with which the network was saved.
 
         Raises:
-            RuntimeError: ``training``: a file holds the network for evaluation.
+            RuntimeError: ``training`` is true, and a file holds the network for evaluation only.
         """
         if training:
-            raise RuntimeError("a file holds the network for evaluation: train the model that wrote it")
+            raise RuntimeError("a file holds the network for evaluation only: train the model that wrote the file")
         return super().in_mode(False)
 
     def forget(self) -> None:
-        """Nothing to forget: the network can't be traced anew."""
+        """Do nothing, because the network can't be traced again."""
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
-        """The device of the arguments, which have the number, the names, the types and the shapes of those saved."""
+        """Check the number, names, types and shapes of the arguments, and return their device."""
         specs = self._specs
         if self._takes_one and len(args) == 1 and not kwargs:
             leaves = list(args)
@@ -143,9 +144,9 @@ def _as_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 
 
 def runs_at_any_size(network: TracedNetwork) -> bool:
-    """Whether the graph of a network serves images of other sizes, as far as tried; see :func:`fixed_sizes`.
+    """Whether the graph of a network seems to work for images of other sizes; see :func:`fixed_sizes`.
 
-    Code may have computed numbers from the size of the image that the graph holds as constants.
+    The network's code may have computed numbers from the size of the image, which are constants in the graph.
     """
     if isinstance(network, StoredNetwork):
         return network.any_size
@@ -159,7 +160,7 @@ def runs_at_any_size(network: TracedNetwork) -> bool:
 def stored_module(
     parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], line: Mapping[str, Tensor], unsaved: Iterable[str]
 ) -> StoredModule:
-    """A module that holds tensors under their names; tensors that are one stay one."""
+    """A module that holds tensors under their names; shared tensors stay shared."""
     root = StoredModule()
     shared: dict[int, nn.Parameter] = {}
     for name, value in parameters.items():
@@ -174,12 +175,12 @@ def stored_module(
             holder.add_module(ENDPOINT_NAME, endpoints.Endpoint())
         end = shared.setdefault(id(value), nn.Parameter(value, requires_grad=False))
         holder.get_submodule(ENDPOINT_NAME).register_parameter(leaf, end)
-    endpoints.settle(root)
+    endpoints.mark_trained(root)
     return root
 
 
 def stored_endpoints(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The second endpoints in a module that :func:`stored_module` made, by the names of their parameters."""
+    """The second endpoints in a module from :func:`stored_module`, by the names of their parameters."""
     found = {}
     for name in names:
         path, _, leaf = name.rpartition(".")

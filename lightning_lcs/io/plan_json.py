@@ -1,4 +1,4 @@
-"""A channel plan as JSON, and back; and the checks that every part of a file shares."""
+"""Converts a channel plan to JSON and back, with the checks that all parts of a file share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from lightning_lcs.graph.channels.dims import Dim, Structure
 from lightning_lcs.graph.channels.plan import ChannelPlan
 
 MOST_SIZE = 2**40
-# Parts of the name of a parameter or buffer: they become attributes of modules and keys of a state_dict.
+# The parts of the name of a parameter or buffer, which become attributes of modules and keys of a state_dict.
 _PART = re.compile(r"(?!__)[A-Za-z0-9_]{1,100}")
 
 
 def checked_name(name: Any) -> str:
-    """The qualified name of a parameter or buffer.
+    """Return the qualified name of a parameter or buffer, or raise an error.
 
     Raises:
-        ValueError: it holds something else than words, and could be more than a name.
+        ValueError: The value is not made of words, so that it could be more than a name.
     """
     if not isinstance(name, str) or len(name) > 1000 or not all(map(_PART.fullmatch, name.split("."))):
         raise ValueError(f"the file holds the name {str(name)[:100]!r}, which is not allowed")
@@ -25,21 +25,21 @@ def checked_name(name: Any) -> str:
 
 
 def listed(value: Any, what: str) -> list[Any]:
-    """The value, which is a list; else a ``ValueError`` that says what is none."""
+    """Return a list; raise a ``ValueError`` that names the value if it is not a list."""
     if not isinstance(value, list):
-        raise ValueError(f"the network in the file is malformed: {what} are no list")
+        raise ValueError(f"the network in the file is malformed: {what} are not a list")
     return value
 
 
 def natural(value: Any, limit: int) -> int:
-    """The value, which is a whole number from 0 to below the limit; else a ``ValueError``."""
+    """Return a whole number from 0 to below the limit; raise a ``ValueError`` for any other value."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
         raise ValueError(f"the network in the file is malformed: {str(value)[:100]} is not in 0..{limit - 1}")
     return value
 
 
 class DimTable:
-    """Dimensions and atoms by number, each written once."""
+    """Numbers dimensions and atoms, each of which is written once."""
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
@@ -65,10 +65,10 @@ class DimTable:
 
 
 def plan_from_data(data: Any) -> tuple[ChannelPlan, list[Dim]]:
-    """A plan out of a file, and the dimensions by number.
+    """A plan from a file, and its dimensions by number.
 
     Raises:
-        ValueError: it holds what no plan can hold.
+        ValueError: The data are not a valid plan.
     """
     structure = Structure(min_channels=natural(data["least"], MOST_SIZE))
     for number, (size, step, why) in enumerate(listed(data["atoms"], "atoms")):
@@ -92,5 +92,5 @@ def plan_from_data(data: Any) -> tuple[ChannelPlan, list[Dim]]:
     }
     keep = tuple(listed(data["keep"], "keep"))
     if not all(isinstance(pattern, str) for pattern in keep):
-        raise ValueError("the plan in the file is malformed: keep holds something else than text")
+        raise ValueError("the plan in the file is malformed: keep is not a list of text")
     return ChannelPlan(structure, tensors, keep, 1 + natural(data["round_to"] - 1, MOST_SIZE)), dims

@@ -1,1 +1,1 @@
-"""A network out of a file at the speed of the device: prepared levels, their memory, its format."""
+"""Runs a network from a file as fast as the device allows: prepared levels, their memory and its format."""

@@ -1,4 +1,4 @@
-"""Tensors of one level, side by side in memory that is used again: what to write, and the writing of it."""
+"""The tensors of one level, side by side in memory that is reused for the next levels."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lightning_lcs.graph.channels.plan import PlanAtWidth, select
 from lightning_lcs.graph.fold_batchnorm import FoldedBatchNorm
 from lightning_lcs.graph.program import Program
 
-_ALIGNMENT = 64  # bytes: a cache line, and what vector units like
-_BLOCK = 2**18  # entries that are interpolated and scaled at a time, so that they are scaled in the cache
-_SMALL = 2**15  # entries of a tensor for which the call costs more than a second pass over it
+_ALIGNMENT = 64  # bytes: a cache line, and a good alignment for vector instructions
+_BLOCK = 2**18  # entries that are interpolated and scaled together, so that scaling finds them in the cache
+_SMALL = 2**15  # entries: for smaller tensors a call costs more than a second pass over the memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where in a flat buffer a tensor lies.
+    """The place of a tensor in a flat buffer.
 
     Attributes:
-        dtype: of the buffer.
-        offset: of its first entry.
-        written: shape in which it is written.
-        stored: shape in which its entries lie in memory.
-        channels_last: whether the network takes the last of these dimensions as the second.
+        dtype: The type of the buffer.
+        offset: The position of the first entry.
+        written: The shape in which the tensor is written.
+        stored: The shape in which the entries lie in memory.
+        channels_last: Whether the last of these dimensions is the second one of the tensor. The default is ``False``.
     """
 
     dtype: torch.dtype
@@ -37,63 +37,64 @@ class Place:
     channels_last: bool = False
 
     def taken(self, flat: Tensor) -> Tensor:
-        """The tensor that the network takes, from the memory of this place."""
+        """The tensor that the network takes, as a view of the memory of this place."""
         return as_taken(flat.view(self.stored), self.channels_last)
 
 
 class Arena:
-    """One flat buffer for each type, which grows to the largest level that it has held."""
+    """One flat buffer for each dtype, which grows to the size of the largest level so far."""
 
     def __init__(self) -> None:
         self._buffers: dict[torch.dtype, Tensor] = {}
-        self._writings: dict[Recipe, Writing] = {}
+        self._writers: dict[Recipe, LevelWriter] = {}
 
     @property
     def size_bytes(self) -> int:
-        """Memory held."""
+        """The memory of the buffers in bytes."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
 
-    def writing(self, recipe: Recipe) -> Writing:
-        """What writes a level here; kept, so that a level that is set again costs little more than its copies."""
+    def writer(self, recipe: Recipe) -> LevelWriter:
+        """The writer of a level. It is kept, so that setting a level again costs little more than its copies."""
         for dtype, entries in recipe.entries.items():
             buffer = self._buffers.get(dtype)
             if buffer is None or buffer.numel() < entries or buffer.device != recipe.device:
-                self._writings.clear()
+                self._writers.clear()
                 del buffer
-                self._buffers.pop(dtype, None)  # the old memory goes before the new one comes
+                self._buffers.pop(dtype, None)  # free the old memory before the new memory is allocated
                 self._buffers[dtype] = torch.empty(entries, dtype=dtype, device=recipe.device)
-        if recipe not in self._writings:
+        if recipe not in self._writers:
             flat = [self._buffers[p.dtype][p.offset : p.offset + prod(p.written)] for p in recipe.places]
-            self._writings[recipe] = Writing(recipe, flat)
-        return self._writings[recipe]
+            self._writers[recipe] = LevelWriter(recipe, flat)
+        return self._writers[recipe]
 
     def forget(self, recipe: Recipe) -> None:
-        """The level was given up."""
-        self._writings.pop(recipe, None)
+        """Discard the writer of a level."""
+        self._writers.pop(recipe, None)
 
 
 def as_taken(stored: Tensor, channels_last: bool) -> Tensor:
-    """A tensor as the network takes it, from one with the dimensions in the order of memory."""
+    """The tensor that the network takes, from a tensor whose dimensions are in the order of memory."""
     return stored.movedim(-1, 1) if channels_last else stored
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the entries of an input channel lie furthest apart, by what torch's convolutions go by."""
+    """Whether a tensor is in torch's channels-last format, by the test that torch's convolutions use."""
     return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 class Source:
-    """What a level keeps of one tensor, or of the two ends of a line; dimensions in the order of memory.
+    """The kept entries of one tensor, or of both endpoints of a line, with dimensions in the order of memory.
 
     Args:
-        ends: one tensor, or endpoint 0 and endpoint 1.
-        name: of the tensor in the plan.
-        at: the width; ``None`` for tensors that are cut already.
+        ends: One tensor, or endpoint 0 and endpoint 1.
+        name: The name of the tensor in the plan.
+        at: The width; ``None`` for tensors that are already cut.
 
     Attributes:
-        channels_last: whether the order of memory has the second dimension last.
-        stored: shape of what is kept.
-        views: what is kept of each end, of any shape with these entries in this order; ``None`` where that is no view.
+        channels_last: Whether the second dimension comes last in memory.
+        stored: The shape of the kept entries.
+        views: A view of the kept entries of each end, in any shape with these entries in this order; ``None`` if the
+            kept entries can't be a view.
     """
 
     def __init__(self, ends: Sequence[Tensor], name: str, at: PlanAtWidth | None) -> None:
@@ -106,56 +107,56 @@ class Source:
         self.stored = tuple(shape)
         if self.channels_last:
             self.stored = (shape[0], *shape[2:], shape[1])
-            # Input channels that were cut as a product are two dimensions: they are copied before.
+            # Input channels that were cut as a product have two dimensions, so that they have to be copied first.
             whole = self.views is not None and self.views[0].shape[-3] == shape[1]
             self.views = [view.movedim(-3, -1) for view in self.views or ()] if whole else None
 
     @property
     def written(self) -> tuple[int, ...]:
-        """Shape of each of the values."""
+        """The shape of each of the values."""
         return self.stored if self.views is None else tuple(self.views[0].shape)
 
     @property
     def is_line(self) -> bool:
-        """Whether it has two ends."""
+        """Whether there are two endpoints."""
         return len(self._ends) == 2
 
     def values(self) -> list[Tensor]:
-        """The kept entries of each end: views where that can be."""
+        """The kept entries of each end, as views if possible."""
         if self.views is not None:
             return self.views
         kept = [select(end, self._selection) for end in self._ends]
         return [value.movedim(1, -1) for value in kept] if self.channels_last else kept
 
     def flat(self) -> list[Tensor]:
-        """The kept entries of endpoint 0 and 1 as vectors; twice the same where it is on no line."""
+        """The kept entries of endpoints 0 and 1 as vectors, which are the same for a tensor that is not on the line."""
         vectors = [value.reshape(-1) for value in self.values()]
         return vectors * (2 // len(vectors))
 
 
 class Recipe:
-    """How the tensors of one level are made: views of their sources, and places for the results.
+    """How the tensors of one level are computed: views of their sources, and places for the results.
 
-    Tensors that are contiguous as they are cut, and lie on no line, are used where they are.
+    Cut tensors that are contiguous and not on the line are used where they are, without a copy.
 
     Args:
-        program: the forward, with batch norms folded.
-        folds: by name of the convolution's weight.
-        at: the width.
-        alpha: place on the line.
-        tensor: gives a parameter or buffer by qualified name.
-        endpoints: endpoint 0 of those on the line.
-        stored: running statistics of this level, in place of the cut ones.
+        program: The forward, with batch norms folded.
+        folds: The folded batch norms by the name of the convolution's weight.
+        at: The width.
+        alpha: The position on the line.
+        tensor: Returns a parameter or buffer by its qualified name.
+        endpoints: Endpoint 0 of the parameters on the line.
+        stored: The running statistics of this level, which replace the cut ones.
 
     Attributes:
-        alpha: place on the line.
-        outputs: for each tensor that the forward takes: its place, or the tensor itself.
-        sizes: the sizes that the forward takes.
-        entries: of each buffer.
-        written: place and source of each tensor that is written.
-        scaled: the places among them whose rows are scaled, in the order of the norms.
-        norms: what they are scaled with.
-        vectors: places of the scales of all norms and of what they add.
+        alpha: The position on the line.
+        outputs: For each tensor that the forward takes, the number of its place, or the tensor itself.
+        sizes: The sizes that the forward takes.
+        entries: The number of entries of each buffer.
+        written: The place and the source of each tensor that is written.
+        scaled: The places among them whose rows are scaled, in the order of the norms.
+        norms: The norms that scale them; ``None`` if there are none.
+        vectors: The places of the scales and of the shifts of all norms.
     """
 
     def __init__(
@@ -184,7 +185,7 @@ class Recipe:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that are written."""
+        """The number of bytes that are written."""
         return sum(entries * dtype.itemsize for dtype, entries in self.entries.items())
 
     def _source(self, name: str) -> Source:
@@ -206,7 +207,7 @@ class Recipe:
         return len(self.places) - 1
 
     def _place_biases(self, active: Sequence[FoldedBatchNorm]) -> dict[str, int]:
-        """The biases of folded convolutions lie in one piece; a place for each of them by name."""
+        """Place the biases of folded convolutions in one vector, and return the place of each by its name."""
         if self.norms is None:
             return {}
         dtype, counts = self.norms.dtype, self.norms.counts
@@ -224,8 +225,8 @@ class Recipe:
         dtype = self._tensor(name).dtype
         stored, last = source.stored, source.channels_last
         if scaled:
-            # With a row for each output channel, where the cut allows that. Input channels that are cut and lie last
-            # can't be one dimension with the others.
+            # One row for each output channel, if the cut allows it. Cut input channels that lie last in memory can't
+            # be merged with the other dimensions.
             rows = (stored[0], prod(stored[1:-1]), stored[-1]) if last else (stored[0], prod(stored[1:]))
             source.views = _viewed(source.views, rows)
             place = self._place(dtype, rows, stored, last)
@@ -241,19 +242,19 @@ class Recipe:
 def _viewed(views: list[Tensor] | None, shape: Sequence[int]) -> list[Tensor] | None:
     try:
         return None if views is None else [view.view(shape) for view in views]
-    except RuntimeError:  # the strides don't allow it: it is copied before
+    except RuntimeError:  # the strides don't allow this view, so that the tensor is copied first
         return None
 
 
-class Writing:
-    """A level in one arena: all views that its writing needs, made once.
+class LevelWriter:
+    """Writes a level into an arena, through views that are made once.
 
     Args:
-        recipe: of the level.
-        flat: the memory of each of its places.
+        recipe: The recipe of the level.
+        flat: The memory of each of its places.
 
     Attributes:
-        taken: the tensors that the forward takes.
+        taken: The tensors that the forward takes.
     """
 
     def __init__(self, recipe: Recipe, flat: Sequence[Tensor]) -> None:
@@ -264,7 +265,7 @@ class Writing:
         if recipe.norms is not None:
             pieces = torch.split(self._vectors[0], recipe.norms.counts)
             columns = dict(zip(recipe.scaled, pieces, strict=True))
-        # Many small tensors go into one call: the calls would cost more than the further passes over them.
+        # Small tensors share one call per step: single calls would cost more than further passes over the memory.
         self._small: list[tuple[Tensor, list[Tensor], Tensor | None]] = []
         self._large: list[tuple[Tensor, Source, Tensor | None]] = []
         for place, source in recipe.written:
@@ -283,7 +284,7 @@ class Writing:
         self.taken = [out if isinstance(out, Tensor) else recipe.places[out].taken(flat[out]) for out in recipe.outputs]
 
     def write(self) -> list[Tensor]:
-        """Write the level, into memory that nobody reads; gives the tensors that the forward takes."""
+        """Write the level into memory that no forward reads, and return the tensors that the forward takes."""
         if self._norms is not None:
             self._norms.write(self._alpha, *self._vectors)
         if self._copies[0]:
@@ -298,7 +299,7 @@ class Writing:
 
 
 def _write(out: Tensor, ends: Sequence[Tensor], column: Tensor | None, alpha: float) -> None:
-    """Write one tensor: interpolated where it has two ends, each row times its number where there is a column."""
+    """Write one tensor: interpolate if it has two ends, and multiply each row by its entry of the column, if given."""
     if column is None:
         out.copy_(ends[0]) if len(ends) == 1 else torch.lerp(ends[0], ends[1], alpha, out=out)
     elif len(ends) == 1:
@@ -312,10 +313,10 @@ def _write(out: Tensor, ends: Sequence[Tensor], column: Tensor | None, alpha: fl
 
 
 class _Norms:
-    """The batch norms that are folded, as a few long vectors: one op for all of them instead of one for each.
+    """The folded batch norms as a few long vectors, which need one op for all norms instead of one per norm.
 
     Attributes:
-        counts: channels of each.
+        counts: The number of channels of each norm.
     """
 
     def __init__(
@@ -331,7 +332,7 @@ class _Norms:
         self._eps = torch.cat([like.new_full((n,), f.eps) for n, f in zip(self.counts, folds, strict=True)])
 
         def flat(names: Sequence[str | None], default: float) -> list[list[Tensor]]:
-            """Endpoint 0 and 1 of a vector of all norms, in pieces."""
+            """The pieces of a vector of all norms, for endpoint 0 and endpoint 1."""
             pieces = [
                 [like.new_full((count,), default)] * 2 if name is None else source(name).flat()
                 for name, count in zip(names, self.counts, strict=True)
@@ -347,7 +348,7 @@ class _Norms:
         self._bias = flat([f.bias for f in folds], 0.0) if any(f.bias for f in folds) else None
 
     def write(self, alpha: float, scale: Tensor, bias: Tensor) -> None:
-        """Write what every channel is multiplied with, and what is added to it."""
+        """Write the factor and the summand of every channel."""
         torch.cat(self._variance[0], out=scale).add_(self._eps).rsqrt_().mul_(_between(self._scale, alpha))
         torch.cat(self._mean[0], out=bias).neg_()
         if self._bias is not None:
@@ -356,6 +357,6 @@ class _Norms:
 
 
 def _between(ends: Sequence[Sequence[Tensor]], alpha: float) -> Tensor:
-    """A vector at its place on the line, in memory of its own."""
+    """A vector at its position on the line, in new memory."""
     first = torch.cat(list(ends[0]))
     return first if len(ends) == 1 else first.lerp_(torch.cat(list(ends[1])), alpha)

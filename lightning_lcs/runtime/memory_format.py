@@ -1,4 +1,4 @@
-"""The order in memory of a network's convolution weights: the one that this machine runs faster."""
+"""The memory format of a network's convolution weights, chosen by what runs faster on this machine."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.network import Part
 
 LAYOUTS = ("auto", "contiguous", "channels_last")
-# Below, a forward is bound by its calls, and loading is not to take longer than what it could gain.
+# Below this size calls dominate the time of a forward, and measuring would take longer than it could save.
 LEAST_MACS = 10_000_000
-GAIN = 0.95  # of the contiguous order's time: what the other one must stay below to be chosen
+GAIN = 0.95  # channels_last is chosen below this share of the time of the contiguous format
 _ROUNDS = 3
-_LONG = 0.1  # seconds after which no further round is begun
-_SAME = 1e-4  # of the largest output: sums in another order, far below what a wrong layout would give
+_LONG = 0.1  # seconds after which no further round starts
+_SAME = 1e-4  # relative to the largest output: allows for sums in another order, but not for a wrong result
 
 
 def check_layout(layout: str) -> str:
-    """Return ``layout``.
+    """Return ``layout``, or raise an error.
 
     Raises:
-        ValueError: it is none of the known ones.
+        ValueError: ``layout`` is not known.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} is not one of {', '.join(map(repr, LAYOUTS))}")
@@ -39,21 +39,21 @@ def check_layout(layout: str) -> str:
 
 
 def lay_out(part: Part, full: Level, layout: str, macs: float) -> None:
-    """Bring the weights of 2-D convolutions into an order of memory; their shapes and values stay.
+    """Change the memory format of the weights of 2-D convolutions; their shapes and values stay the same.
 
-    With "channels_last" the inputs of a weight lie next to each other. Convolutions then give their results in that
-    order, too, and don't have to bring weights and maps into it at every call. These weights no longer lie in the
-    mapped file.
+    With "channels_last" the input channels of a weight lie next to each other. Convolutions then return their results
+    in the same format, and don't have to convert weights and feature maps at every call. These weights are copies in
+    memory instead of views of the mapped file.
 
     Args:
         part: A structured network from a file.
         full: The full level.
         layout: "contiguous", "channels_last", or "auto": the one in which the full network is faster here, with one
             sample of the saved shape and the threads that torch has now.
-        macs: of the full network; below ten million "auto" is "contiguous".
+        macs: The multiply-accumulates of the full network; below ten million, "auto" means "contiguous".
 
     Raises:
-        ValueError: "channels_last", and the network's results would be other ones.
+        ValueError: The layout is "channels_last", and it would change the results of the network.
     """
     weights = _weights(part)
     if layout == "contiguous" or not weights or (layout == "auto" and macs < LEAST_MACS):
@@ -72,19 +72,19 @@ def lay_out(part: Part, full: Level, layout: str, macs: float) -> None:
 
 
 def layout_of(part: Part) -> str:
-    """Which of "contiguous" and "channels_last" the weights of a network have."""
+    """The memory format of the weights of a network, "contiguous" or "channels_last"."""
     return "channels_last" if any(map(is_channels_last, _weights(part))) else "contiguous"
 
 
 def _weights(part: Part) -> list[Tensor]:
-    """The weights of 2-D convolutions, and the other endpoints of those on a line; each once."""
+    """The weights of 2-D convolutions and their second endpoints, each once."""
     program = part.network.in_mode(False)
     nodes = [n for n in program.trace.graph.nodes if n.target is torch.ops.aten.conv2d.default]
     read: list[Any] = [node.args[1] for node in nodes]
     names = dict.fromkeys(program.trace.state[node.name] for node in read if node.name in program.trace.state)
     found = [part.network.tensor(name) for name in names]
     found += [part.endpoints[name] for name in names if name in part.endpoints]
-    # Of one pixel, both orders are the same.
+    # For kernels of one pixel both formats are the same.
     return list({id(weight): weight for weight in found if weight.shape[2:].numel() > 1}.values())
 
 
@@ -94,7 +94,7 @@ def _inputs(part: Part) -> Arguments:
 
 
 def _timed(part: Part, full: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, list[Tensor]]:
-    """The shortest time of a forward of the full network, and its results."""
+    """The shortest time of a forward of the full network in seconds, and its results."""
     runtime = Runtime(part, Evaluation(full))
     forward = partial(runtime.run, part, part.network.module, args, kwargs)
     times: list[float] = []

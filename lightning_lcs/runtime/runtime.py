@@ -1,4 +1,4 @@
-"""What a loaded network runs with: a level prepared in advance, and switches that no running forward notices."""
+"""Runs a loaded network at a level that is prepared in advance; switches of the level don't disturb forwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_lcs.subspace.forward import Traced
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.network import Part
 
-MOST_RECIPES = 32  # levels whose views are kept: a controller may ask for new alphas for ever
+MOST_RECIPES = 32  # levels whose views are kept; limited, because a controller may set ever new alphas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RuntimeStatistics:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Key:
-    """What a prepared level was made from; the statistics are the very same mapping as long as they are the same."""
+    """The inputs from which a level was prepared. The statistics are compared by identity."""
 
     alpha: float
     statistics: Mapping[str, Tensor] | None
@@ -63,13 +63,13 @@ class _Key:
 
 
 class _Prepared:
-    """A level as it runs: nothing of it changes while it has readers."""
+    """A prepared level, which does not change while forwards read it."""
 
     def __init__(self, key: _Key, arena: Arena, program: Program, recipe: Recipe) -> None:
         self.key = key
         self.arena = arena
         self.program = program
-        self.tensors = arena.writing(recipe).write()
+        self.tensors = arena.writer(recipe).write()
         self.sizes = recipe.sizes
         self.readers = 0
 
@@ -77,9 +77,9 @@ class _Prepared:
 class Runtime:
     """Runs one structured network at the level prepared last, in any number of threads.
 
-    A switch writes the new level into the arena that is not in use, after the last forward that reads it has ended, and
-    then puts it in place in one step: each forward sees one level, whole. A forward never waits for a switch but for
-    the moment of that step. Switches wait for each other.
+    A switch waits until the last forward has left the spare arena, writes the new level there, and then makes it the
+    present level in one step, so that each forward sees exactly one level. A forward waits for a switch only during
+    that step. Switches wait for each other.
 
     Args:
         part: The network, from a file.
@@ -99,7 +99,7 @@ class Runtime:
         self._before: _Prepared | None = None
         self._arenas = (Arena(), Arena())
         self._recipes: dict[float, Recipe] = {}
-        self._statistics: dict[float, Mapping[str, Tensor] | None] = {}  # of which recipes were made
+        self._statistics: dict[float, Mapping[str, Tensor] | None] = {}  # from which the recipes were made
         self._recipes_of: Any = None
         self._watched: list[Tensor] = []
         self._watched_of: Any = None
@@ -111,7 +111,7 @@ class Runtime:
         """Prepare a level, and let forwards see it from now on.
 
         Args:
-            level: The level, one that has statistics where any are stored.
+            level: The level. If any statistics are stored, it has some.
         """
         begin = time.perf_counter()
         if level.statistics is None and level.value != level.mode.axis.full and self.has_statistics:
@@ -141,13 +141,13 @@ class Runtime:
 
     @property
     def serves(self) -> bool:
-        """Whether forwards run here; not where gradients of the network's own tensors are recorded."""
+        """Whether forwards run here; they don't if gradients of the network's own tensors are recorded."""
         first = next(self._part.network.module.parameters(), None)
         return first is None or not (torch.is_grad_enabled() and first.requires_grad)
 
     @property
     def is_ready(self) -> bool:
-        """Whether a level is prepared, from the statistics and the weights as they are."""
+        """Whether a level is prepared from the present statistics and weights."""
         current = self._current
         return current is not None and current.key.alpha >= 0.0 and current.key.state[0] == self._generation()
 
@@ -161,7 +161,7 @@ class Runtime:
             return self._evaluation.run(part, full, args, kwargs)
         if not self.is_ready:
             self.switch(self._evaluation.level)
-        self._part.network.program(args, kwargs)  # checks them
+        self._part.network.program(args, kwargs)  # checks the arguments
         asked = time.perf_counter()
         with self._lock:
             waited = time.perf_counter() - asked
@@ -181,13 +181,13 @@ class Runtime:
                     self._left.notify_all()
 
     def forget(self) -> None:
-        """Prepare anew before the next forward: weights or statistics are about to change."""
+        """Prepare the level again before the next forward, because weights or statistics are about to change."""
         with self._switching, self._lock:
             if self._current is not None:
                 self._current.key = dataclasses.replace(self._current.key, alpha=math.nan)
 
     def statistics(self) -> RuntimeStatistics:
-        """What it did so far."""
+        """The statistics of this runtime since it was created."""
         with self._lock:
             return RuntimeStatistics(
                 forwards=self._forwards,
@@ -236,7 +236,7 @@ class Runtime:
         return generation
 
     def _state(self) -> tuple[int, list[int]]:
-        """What a prepared level depends on besides itself: changes in place show in the versions of tensors."""
+        """The state of the weights on which prepared levels depend; versions of tensors show changes in place."""
         generation = self._generation()
         if generation != self._watched_of:
             network = self._part.network
@@ -246,7 +246,7 @@ class Runtime:
         return generation, [tensor._version for tensor in self._watched]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Locks can't be copied; what is prepared is made again when it is needed.
+        # Locks can't be copied. Levels are prepared again when they are needed.
         return {"_part": self._part, "_evaluation": self._evaluation}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

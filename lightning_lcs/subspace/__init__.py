@@ -1,1 +1,1 @@
-"""A network with a second endpoint, and what a level makes of it."""
+"""The subspace of a network: its endpoints, its compression modes, and how a level runs."""

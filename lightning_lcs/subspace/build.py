@@ -1,4 +1,4 @@
-"""The networks of a new subspace model."""
+"""Build the parts of a new subspace model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning_lcs.subspace.network import Part
 
 
 def build_parts(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
-    """The networks of a subspace model, by name, and a warning where much of one can't be compressed.
+    """Build the parts of a subspace model, and warn where much of a network can't be compressed.
 
     Args:
-        modules: The networks.
+        modules: The networks by name.
         mode: The mode.
 
     Raises:
-        ValueError: Nothing of any network would be compressed.
+        ValueError: No tensor of any network would be compressed.
     """
     parts = []
     for name, module in modules.items():

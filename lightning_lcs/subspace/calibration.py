@@ -1,4 +1,4 @@
-"""Batch-norm statistics per level: collected once, kept in the model, so that any level runs without data."""
+"""Batch-norm statistics of levels, collected once and kept in the model, so that any level runs without data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_LEVELS = 25
 
 
 def level_grid(alphas: int | Sequence[float]) -> list[float]:
-    """Levels in ascending order.
+    """The levels of a grid in ascending order.
 
     Args:
         alphas: A number of levels, at least 2, spaced evenly over [0, 1]; or the levels themselves.
@@ -41,7 +41,7 @@ def level_grid(alphas: int | Sequence[float]) -> list[float]:
 
 
 def needs_data(parts: Sequence[Part], mode: Mode, ranges: Mapping[float, Any], alphas: Sequence[float]) -> bool:
-    """Whether levels need training images: for batch-norm statistics, or for ranges that no training has seen.
+    """Whether levels need training images, for batch-norm statistics or for input ranges that training did not collect.
 
     Args:
         parts: The networks.
@@ -51,14 +51,14 @@ def needs_data(parts: Sequence[Part], mode: Mode, ranges: Mapping[float, Any], a
     """
     if has_batch_norm(parts):
         return True
-    # Where layers draw bits of their own, a level may have seen some of them only.
+    # Where layers draw their own bit widths, a level may have ranges for only some of the layers.
     layers = sum(len(part.compressed) for part in parts)
     seen = {level for level, known in ranges.items() if len(known) == layers}
     return mode.observes_inputs and not {mode.snap(alpha) for alpha in alphas} <= seen
 
 
 def has_batch_norm(parts: Sequence[Part]) -> bool:
-    """Whether networks hold running statistics, which depend on the level."""
+    """Whether any network has batch norms, whose running statistics depend on the level."""
     children = [child for part in parts for child in part.network.module.modules()]
     norms = [child for child in children if isinstance(child, nn.modules.batchnorm._BatchNorm)]
     return any(norm.track_running_stats for norm in norms)
@@ -67,7 +67,7 @@ def has_batch_norm(parts: Sequence[Part]) -> bool:
 def collect(
     collector: Collector, batches: Iterable[Any], levels: Sequence[float], forward: Callable[[Any], Any]
 ) -> dict[float, dict[str, Tensor]]:
-    """Run every batch at every level, and give the average statistics of each level.
+    """Run every batch at every level, and return the average statistics of each level.
 
     In a distributed run the averages of the ranks are averaged.
 
@@ -103,10 +103,10 @@ def over_ranks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Collector:
-    """Runs networks, and takes the cumulative averages of their batch-norm statistics at any number of levels.
+    """Runs networks, and takes the cumulative averages of their batch-norm statistics at several levels.
 
-    Every batch counts the same, whatever the momentum: each starts from zeroed statistics, whose update by the batch's
-    mean and unbiased variance is divided by the momentum again.
+    Every batch has the same weight, whatever the momentum. Each batch starts from zeroed statistics, and the update by
+    the mean and the unbiased variance of the batch is divided by the momentum.
 
     Args:
         parts: The networks.
@@ -122,15 +122,15 @@ class Collector:
         self._mode = mode
         self._sums: dict[float, dict[str, Tensor]] = {}
         self._counts: dict[float, dict[str, int]] = {}
-        # Weights stay what they are meanwhile: a threshold is searched for once per level, not once per batch.
+        # The weights don't change meanwhile, so that a threshold is searched for once per level, not once per batch.
         self._known: dict[tuple[str, float], dict[str, Any]] = {}
         self._ran = False
 
     @contextlib.contextmanager
     def flags(self) -> Iterator[None]:
-        """Inside the block layers are in evaluation, but for batch norms; code that is made of layers is in training.
+        """Inside the block all layers but batch norms are in evaluation mode, and modules with layers in training mode.
 
-        Such code may give other results in training, which the training step expects: losses, or those of auxiliary
+        The training step expects what these modules return in training mode, such as losses or the outputs of auxiliary
         heads.
         """
         with contextlib.ExitStack() as stack:
@@ -142,7 +142,7 @@ class Collector:
 
     @torch.no_grad()
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a batch at the level and take its statistics."""
+        """Run a batch at the level, and add its statistics."""
         level = Level(self._mode, self.alpha)
         execution = level.mode.execution(part, level, args, kwargs)
         variances = (variance for variance, _ in execution.statistics.values())
@@ -173,7 +173,9 @@ class Collector:
             RuntimeError: No batch was seen.
         """
         if not self._ran:
-            raise RuntimeError("no batch ran through the network: there is nothing to take batch-norm statistics from")
+            raise RuntimeError(
+                "no batch ran through the network, so that there are no batch-norm statistics to average"
+            )
         return {
             alpha: {name: total / self._counts[alpha][name] for name, total in sums.items()}
             for alpha, sums in self._sums.items()

@@ -1,4 +1,4 @@
-"""What the levels of a network cost that runs as itself, with other weights."""
+"""The cost of a level that runs the network's own forward with other weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_lcs.subspace.network import Part
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a level of one network costs; see :class:`Efficiency` for the units."""
+    """The cost of a level of one network; see :class:`Efficiency` for the units."""
 
     params: int
     macs: int
@@ -20,7 +20,7 @@ class Cost:
 
 
 def macs_of(part: Part, density: Mapping[str, float]) -> int:
-    """The multiply-accumulates of one sample.
+    """Count the multiply-accumulates of one sample.
 
     Args:
         part: The network, which runs once.

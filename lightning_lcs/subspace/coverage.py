@@ -1,4 +1,4 @@
-"""What stays whole in a network at every level, and why."""
+"""The tensors of a network that are kept whole at every level, and why."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_lcs.subspace.endpoints import user_parameters
 from lightning_lcs.subspace.layers import layer_weights
 from lightning_lcs.utils.warning import warn
 
-# Of all parameters: below this share, position embeddings and the like are worth a line in the report, and no warning.
+# Below this share of all parameters, tensors such as position embeddings get a line in the report, but no warning.
 WORTH_A_WARNING = 0.05
 BY_OPTION = "left out by the mode's options"
 
@@ -36,7 +36,7 @@ def kept_whole(
 
 
 def warn_of_whole(module: nn.Module, whole: Mapping[str, str]) -> None:
-    """Warn where much of a network stays whole at every level without having been asked for."""
+    """Warn if much of a network stays whole at every level although the user did not ask for it."""
     whole = {name: why for name, why in whole.items() if why != BY_OPTION}
     sizes = {name: parameter.numel() for name, parameter in user_parameters(module)}
     share = sum(sizes.get(name, 0) for name in whole) / max(1, sum(sizes.values()))
@@ -50,6 +50,6 @@ def warn_of_whole(module: nn.Module, whole: Mapping[str, str]) -> None:
 
 
 def issue_pending_warnings(pending: list[str]) -> None:
-    """Warn of what the trace of a network does without, and take it off the list."""
+    """Issue the warnings that tracing a network has left, and clear the list."""
     while pending:
         warn(pending.pop(0))

@@ -1,4 +1,4 @@
-"""What a subspace is, as plain data for summaries, logs and reports."""
+"""A subspace as plain data for summaries, logs and reports."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def describe(state: SubspaceState, parts: Sequence[Part], replaced_norms: Sequen
 
 
 def settings_of(state: SubspaceState, parts: Sequence[Part]) -> dict[str, Any]:
-    """What was chosen: network, mode, subspace, and so on."""
+    """The settings: network, mode, subspace, and so on."""
     parameters = {parameter for part in parts for parameter in part.network.module.parameters()}
     return {
         "network": ", ".join(type(part.network.module).__name__ for part in parts),
@@ -56,7 +56,7 @@ def settings_of(state: SubspaceState, parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def plan_of(state: SubspaceState, parts: Sequence[Part], replaced_norms: Sequence[str]) -> dict[str, Any]:
-    """What the most compressed level (alpha = 0) has of every tensor.
+    """The part of every tensor that the most compressed level (alpha = 0) keeps.
 
     Returns:
         "compressed": ``[name, shape, what is left]`` of each tensor that shrinks; "whole": ``[what, why]`` of what
@@ -83,10 +83,10 @@ def endpoints_of(parts: Sequence[Part]) -> dict[str, float]:
 
 
 def drifts_of(state: SubspaceState, parts: Sequence[Part]) -> dict[float, float]:
-    """How far the batch-norm statistics of each stored level are from those of alpha = 1, in the mean over channels.
+    """The drift of the batch-norm statistics of each stored level from those of alpha = 1, averaged over the channels.
 
-    See :func:`statistics_drift`. It is empty where no statistics are stored. Quantized mode stores alpha = 1 as a
-    level, too: its own running statistics are then still the reference.
+    See :func:`statistics_drift`. The result is empty if no statistics are stored. Quantized mode stores alpha = 1 as a
+    level, too; the network's own running statistics are still the reference then.
     """
     drifts: dict[float, float] = {}
     for alpha, stored in sorted(state.statistics.items()):

@@ -1,4 +1,4 @@
-"""The second endpoint of a line, kept beside the parameters that it belongs to."""
+"""The second endpoint of a line, stored beside the parameters that it belongs to."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ NOTHING_ON_LINE = {
 
 
 class Endpoint(nn.Module):
-    """Endpoint 0 of the parameters of one module, as a child of that module under the same names.
+    """Endpoint 0 of the parameters of one module, stored in a child of that module under the same names.
 
-    There every way to build an optimizer finds it in its partner's group: ``parameters()`` of any ancestor, groups by
-    name, by submodule, by number of dimensions. It saves and loads nothing, so that every ``state_dict`` stays the
-    user's own.
+    In this place every way to build an optimizer puts it into the group of its partner: ``parameters()`` of any
+    ancestor, or groups by name, by submodule or by number of dimensions. The child saves and loads nothing, so that
+    every ``state_dict`` keeps the keys of the user's own network.
 
     Attributes:
-        settled: it was trained or loaded, and is not to start anew.
+        trained: Whether the endpoint was trained or loaded, so that it must not be initialised again.
     """
 
-    settled = False
+    trained = False
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         pass
@@ -40,19 +40,19 @@ class Endpoint(nn.Module):
 
 
 def _head(module: nn.Module) -> nn.Module:
-    """The last linear layer of a network, by order of registration; an empty module where it has none."""
+    """The last linear layer of a network, in order of registration; an empty module if there is none."""
     linear = [child for child in module.modules() if isinstance(child, nn.Linear)]
     return linear[-1] if linear else nn.Module()
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalisation layer: by torch's classes, else by its name."""
+    """Whether a module is a normalisation layer, judged by torch's classes or else by its class name."""
     known = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     return isinstance(module, known) or "Norm" in type(module).__name__
 
 
 def chosen_subspace(subspace: str | None, default: str, modules: Iterable[nn.Module], line: Line) -> str:
-    """The subspace that was given, or else the mode's default: a point where nothing may lie on the line."""
+    """The subspace that was given, or else the default of the mode; a point if no parameter may lie on the line."""
     if subspace is not None:
         return subspace
     if any(next(_on_line(module, line.parameters), None) for module in modules):
@@ -61,40 +61,41 @@ def chosen_subspace(subspace: str | None, default: str, modules: Iterable[nn.Mod
 
 
 def attach(modules: Sequence[nn.Module], line: Line, seed: int) -> list[dict[str, nn.Parameter]]:
-    """Give the parameters on the line their second endpoint.
+    """Give the parameters that lie on the line a second endpoint.
 
-    A network that has second endpoints already, trained by another callback, keeps them as they are.
+    A network whose second endpoints were trained by an earlier callback keeps them as they are.
 
     Args:
-        modules: the networks; their modules get children named ``lcs_endpoint_0``. On an error none has any.
-        line: which parameters lie on the line, and how endpoint 0 starts (see
+        modules: The networks. Their modules get children named ``lcs_endpoint_0``; after an error none of them has any.
+        line: The options of the line: which parameters lie on it, and how endpoint 0 starts (see
             :func:`lightning_lcs.functional.subspace.redraw`).
-        seed: of the independent draws.
+        seed: The seed of the independent draws.
 
     Returns:
-        For each network: qualified name of each parameter on the line -> its endpoint 0. Tied parameters share one,
-        within a network and between networks.
+        For each network, endpoint 0 of each parameter on the line by its qualified name. Tied parameters share one
+        endpoint, within a network and between networks.
 
     Raises:
-        ValueError: nothing of any network is on the line, or a trained line of other parameters.
+        ValueError: No parameter of any network lies on the line, or a network was trained on a line of other
+            parameters.
     """
     which = line.parameters
-    settled = any(is_settled(module) for module in modules)
+    trained = any(is_trained(module) for module in modules)
     on_line = [list(_on_line(module, which)) for module in modules]
     if not any(on_line):
         raise ValueError(
             f"Line(parameters={which!r}) finds {NOTHING_ON_LINE[which]} in the network; use "
             "line=Line(parameters='all') or subspace='point'"
         )
-    if settled:
-        return [_existing(module, found, which) for module, found in zip(modules, on_line, strict=True)]
+    if trained:
+        return [_existing(module, entries, which) for module, entries in zip(modules, on_line, strict=True)]
     for module in modules:
         detach(module)
     partners: dict[int, nn.Parameter] = {}
     lines = []
-    for module, found in zip(modules, on_line, strict=True):
+    for module, entries in zip(modules, on_line, strict=True):
         endpoints: dict[str, nn.Parameter] = {}
-        for name, child, leaf, parameter in found:
+        for name, child, leaf, parameter in entries:
             if id(parameter) not in partners:
                 copy = parameter.detach().clone()
                 partners[id(parameter)] = nn.Parameter(copy, requires_grad=parameter.requires_grad)
@@ -108,17 +109,17 @@ def attach(modules: Sequence[nn.Module], line: Line, seed: int) -> list[dict[str
 
 
 def _existing(
-    module: nn.Module, found: Sequence[tuple[str, nn.Module, str, nn.Parameter]], which: str
+    module: nn.Module, entries: Sequence[tuple[str, nn.Module, str, nn.Parameter]], which: str
 ) -> dict[str, nn.Parameter]:
-    """The second endpoints that a network has."""
-    expected = [name for name, *_ in found]
+    """The second endpoints that a network already has."""
+    expected = [name for name, *_ in entries]
     have = [name.replace(f"{ENDPOINT_NAME}.", "") for name, _ in _endpoint_parameters(module)]
     if sorted(expected) != sorted(have):
         raise ValueError(
-            f"the network was trained on a line of other parameters than Line(parameters={which!r}) means: give the "
+            f"the network was trained on a line of other parameters than those of Line(parameters={which!r}): give the "
             "option that it was trained with, or a new network"
         )
-    return {name: child.get_submodule(ENDPOINT_NAME).get_parameter(leaf) for name, child, leaf, _ in found}
+    return {name: child.get_submodule(ENDPOINT_NAME).get_parameter(leaf) for name, child, leaf, _ in entries}
 
 
 def _endpoint_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -127,16 +128,16 @@ def _endpoint_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]
             yield name, parameter
 
 
-def is_settled(module: nn.Module) -> bool:
-    """Whether second endpoints of a network were trained or loaded."""
-    return any(isinstance(child, Endpoint) and child.settled for child in module.modules())
+def is_trained(module: nn.Module) -> bool:
+    """Whether the second endpoints of a network were trained or loaded."""
+    return any(isinstance(child, Endpoint) and child.trained for child in module.modules())
 
 
-def settle(module: nn.Module) -> None:
+def mark_trained(module: nn.Module) -> None:
     """Mark a network's second endpoints as trained or loaded."""
     for child in module.modules():
         if isinstance(child, Endpoint):
-            child.settled = True
+            child.trained = True
 
 
 def _on_line(module: nn.Module, which: str) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
@@ -152,7 +153,7 @@ def _on_line(module: nn.Module, which: str) -> Iterator[tuple[str, nn.Module, st
 
 @torch.no_grad()
 def restart(module: nn.Module, endpoints: dict[str, nn.Parameter], start: str, seed: int) -> None:
-    """Set endpoint 0 from the weights as they are now; see :func:`attach`."""
+    """Set endpoint 0 from the present weights; see :func:`attach`."""
     generator = torch.Generator().manual_seed(seed)
     done: set[int] = set()
     for name, endpoint in endpoints.items():
@@ -163,7 +164,7 @@ def restart(module: nn.Module, endpoints: dict[str, nn.Parameter], start: str, s
 
 
 def detach(module: nn.Module) -> None:
-    """Take every second endpoint away again."""
+    """Remove every second endpoint."""
     for child in list(module.modules()):
         child._modules.pop(ENDPOINT_NAME, None)
 

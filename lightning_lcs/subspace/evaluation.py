@@ -18,15 +18,17 @@ NO_STATISTICS = (
     "running at alpha={alpha:g} on the batch-norm statistics of alpha=1: accuracy will be poor; recalibrate() collects "
     "statistics for every level (LCSCallback does so by itself)"
 )
-MOST_LEVELS = 256  # whose thresholds are kept: alpha is any number, and a controller may ask for new ones for ever
+MOST_LEVELS = (
+    256  # The number of levels whose thresholds are kept; it is limited because a controller may set ever new alphas.
+)
 Ready = tuple[list[Tensor | None], Inputs | None]
 
 
 class Evaluation:
-    """Runs networks at a level, whose tensors are made anew only when a weight, the level or gradients demand it.
+    """Runs networks at a level, and rebuilds its tensors only if a weight, the level or the need for gradients changes.
 
-    What a mode computed for the levels set last is kept until a weight changes (a sparse level: a threshold per weight
-    tensor). Setting such a level again costs little more than copying the weights.
+    The results of a mode for the levels that were set last (for a sparse level, a threshold per weight tensor) are kept
+    until a weight changes. Setting such a level again costs little more than copying the weights.
 
     Attributes:
         level: The level that is set.
@@ -44,12 +46,12 @@ class Evaluation:
         self._ready.clear()
 
     def forget(self) -> None:
-        """Free everything: weights are about to change."""
+        """Free everything, because weights are about to change."""
         self._ready.clear()
         self._known.clear()
 
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a network at the level; ``full`` is called at the full one."""
+        """Run a network at the level; at the full level, call ``full``."""
         part.network.remember(args, kwargs)
         level = self.level
         if level.is_full:
@@ -59,7 +61,7 @@ class Evaluation:
         return execution.run(tensors, full, args, kwargs, inputs)
 
     def statistics_of(self, part: Part, execution: Execution, level: Level) -> Mapping[str, Tensor]:
-        """The stored statistics of a level by the network's own names, or a warning that there are none."""
+        """The stored statistics of a level by the network's own names; warns if there are none."""
         if level.statistics is not None:
             return part.own(level.statistics)
         untouched = execution.batch_statistics
@@ -68,7 +70,7 @@ class Evaluation:
         return {}
 
     def warn_of_statistics(self, level: Level) -> None:
-        """Warn, once, that a level runs on the batch-norm statistics of alpha = 1."""
+        """Warn once that a level runs on the batch-norm statistics of alpha = 1."""
         if self.warns:
             self.warns = False
             warn(NO_STATISTICS.format(alpha=level.alpha))
@@ -92,11 +94,11 @@ class Evaluation:
             self._known[id(part), level.alpha] = (state, known)
             if len(self._known) > MOST_LEVELS:
                 del self._known[next(iter(self._known))]
-        # A backward frees the graph in which tensors were cut; buffers that a forward writes are copies for one call.
+        # A backward pass frees the graph in which tensors were cut, and buffers that a forward writes are new copies.
         if not gradients and not execution.updated:
             self._ready[id(part), execution.names] = (key, ready)
         return ready
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tensors are views of the weights of this very object, and keys its addresses.
+        # The tensors are views of the weights of this object, and the keys hold their addresses: a copy starts empty.
         return {**self.__dict__, "_ready": {}, "_known": {}}

@@ -1,4 +1,4 @@
-"""The two ways in which a network runs with other tensors than its own: as its traced graph, or as itself."""
+"""The two ways to run a network with other tensors than its own: as its traced graph, or by its own forward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_lcs.graph.network import TracedNetwork
 from lightning_lcs.graph.program import Program
 
 Inputs = Callable[[str, Tensor], Tensor]
-"""Takes the path of a layer and its input, and gives the input that the layer gets."""
+"""Takes the path of a layer and its input, and returns the input that the layer gets."""
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -22,25 +22,25 @@ class Execution(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Qualified names of the tensors that it takes, in order."""
+        """The qualified names of the tensors that it takes, in order."""
 
     @property
     def batch_statistics(self) -> frozenset[str]:
-        """Running statistics that this forward only updates: ``None`` may stand for them."""
+        """The running statistics that this forward only updates; ``None`` may be given for them."""
 
     @property
     def updated(self) -> frozenset[str]:
-        """Other buffers that it changes in place: they need a copy."""
+        """The other buffers that it changes in place, of which it needs copies."""
 
     @property
     def statistics(self) -> Mapping[str, tuple[str, float]]:
-        """Running mean -> (running variance, momentum), of every batch norm."""
+        """The running variance and the momentum of every batch norm, by the name of its running mean."""
 
     def cut(self, name: str) -> Selection:
-        """What is kept of a tensor."""
+        """The indices of a tensor that are kept."""
 
     def shape(self, name: str) -> Sequence[int]:
-        """The shape in which a tensor is taken."""
+        """The shape of a tensor that it takes."""
 
     def run(
         self,
@@ -50,11 +50,11 @@ class Execution(Protocol):
         kwargs: Any,
         inputs: Inputs | None = None,
     ) -> Any:
-        """The result with these tensors; ``full`` is the network's own forward, ``inputs`` changes layers' inputs."""
+        """Run with these tensors; ``full`` is the network's own forward, ``inputs`` changes the inputs of layers."""
 
 
 class Traced:
-    """The traced graph at one width: tensors are cut."""
+    """The traced graph at one width, with cut tensors."""
 
     def __init__(self, program: Program, at: PlanAtWidth) -> None:
         self.program = program
@@ -79,14 +79,14 @@ class Traced:
 
 
 class Replaced:
-    """The network's own forward, for which tensors are put in the place of its parameters and buffers.
+    """The network's own forward with other tensors in the place of its parameters and buffers.
 
-    Any ``nn.Module`` runs so, traceable or not. Not while another thread runs the same network.
+    It works for any ``nn.Module``, traceable or not, but not while another thread runs the same network.
 
     Args:
-        network: the network.
-        parameters: qualified names of the parameters that are replaced.
-        layers: paths of the layers whose inputs may be changed.
+        network: The network.
+        parameters: The qualified names of the parameters that are replaced.
+        layers: The paths of the layers whose inputs may be changed.
     """
 
     def __init__(self, network: TracedNetwork, parameters: Sequence[str], layers: Sequence[str]) -> None:
@@ -111,7 +111,7 @@ class Replaced:
         return frozenset(prefix + leaf for prefix, child in self._norms if child.training for leaf in _STATISTICS)
 
     def cut(self, name: str) -> Selection:
-        """See :class:`Execution`: nothing is cut."""
+        """See :class:`Execution`; nothing is cut."""
         return ()
 
     def shape(self, name: str) -> Sequence[int]:
@@ -143,22 +143,22 @@ class Replaced:
 
 
 def layers_at(module: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
-    """Layers of a network by their paths."""
+    """The layers of a network by their paths."""
     return {path: module.get_submodule(path) for path in paths}
 
 
 def hook_inputs(layers: Mapping[str, nn.Module], inputs: Inputs) -> list[Any]:
-    """Let layers take changed inputs; the handles take this back."""
+    """Change the inputs of layers; removing the handles undoes it."""
     return [layer.register_forward_pre_hook(ChangedInput(inputs, path)) for path, layer in layers.items()]
 
 
 class ChangedInput:
-    """A forward pre-hook that changes the first argument of a layer; a plain object, so that it can be copied."""
+    """A forward pre-hook that changes the first argument of a layer; it is a plain object, so that it can be copied."""
 
     def __init__(self, inputs: Inputs, path: str) -> None:
         self.inputs = inputs
         self.path = path
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of the layer, the first of them changed."""
+        """The arguments of the layer, with the first one changed."""
         return (self.inputs(self.path, args[0]), *args[1:])

@@ -1,4 +1,4 @@
-"""Gradients of several levels, summed at the size of the largest until the full network's own arrive."""
+"""Gradients of several levels, summed at the size of the largest level until those of the full network arrive."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from lightning_lcs.graph.channels.plan import Indices, Selection, add_selected
 
 
 class GradientSum:
-    """Gradients of parts of parameters, summed outside their ``.grad``.
+    """The sum of gradients of parts of parameters, kept outside ``.grad``.
 
-    Levels nest: a smaller one's gradient is a corner of a larger one's. The sum is kept at the size of the largest
-    level so far, which moves much less memory than adding every level into full-sized gradients.
+    Levels are nested: the gradient of a smaller level is a corner of the gradient of a larger one. The sum is kept at
+    the size of the largest level so far, which moves much less memory than adding every level to full-sized gradients.
     """
 
     def __init__(self) -> None:
         self._held: dict[Tensor, tuple[Tensor, Selection]] = {}
 
     def add(self, parameter: nn.Parameter, selection: Selection, gradient: Tensor, share: float = 1.0) -> None:
-        """Add ``share * gradient``, the gradient of the entries ``parameter[selection]``.
+        """Add ``share * gradient``, where ``gradient`` belongs to the entries ``parameter[selection]``.
 
-        The tensor may be kept and changed: the caller must not use it again, except to add it to another parameter
-        with another share.
+        The tensor may be kept and changed, so that the caller must not use it again, except to add it to another
+        parameter with another share.
         """
         if share != 1.0:
             gradient = gradient * share
@@ -43,7 +43,7 @@ class GradientSum:
             add_selected(held[0], selection, gradient)
 
     def take(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Move the ``.grad`` of the parameters that are trained in here."""
+        """Move the ``.grad`` of the trained parameters into this sum."""
         for parameter in parameters:
             if parameter.grad is not None and parameter.requires_grad:
                 self.add(parameter, (), parameter.grad)
@@ -51,10 +51,10 @@ class GradientSum:
 
     @contextlib.contextmanager
     def added(self) -> Iterator[None]:
-        """A backward inside the block adds each parameter's sum to its gradient; on exit the rest is added, too.
+        """Add each parameter's sum to its gradient in a backward inside the block, and the remaining sums on exit.
 
-        A sum is added as soon as that gradient is complete, before data-parallel training synchronises it. After an
-        exception nothing is left.
+        A sum is added as soon as the gradient of its parameter is complete, before data-parallel training synchronises
+        it. After an exception all sums are dropped.
         """
         handles = [parameter.register_post_accumulate_grad_hook(self._add_to) for parameter in self._held]  # type: ignore[no-untyped-call]
         try:
@@ -80,7 +80,7 @@ class GradientSum:
 
 
 def _is_corner(small: Tensor, large: Tensor, selection: Selection) -> bool:
-    """Whether a smaller gradient has its place at the same indices in a larger one, which ``selection`` cut."""
+    """Whether a smaller gradient lies at the same indices in a larger one, which ``selection`` cut."""
     for kept, ours, theirs in zip(selection, small.shape, large.shape, strict=False):
         if isinstance(kept, Indices) or ours > theirs:
             return False
@@ -88,7 +88,7 @@ def _is_corner(small: Tensor, large: Tensor, selection: Selection) -> bool:
 
 
 def _whole(parameter: Tensor, gradient: Tensor, selection: Selection) -> Tensor:
-    """A gradient of selected entries as one of the whole parameter."""
+    """Expand a gradient of selected entries to the whole parameter."""
     full = torch.zeros_like(parameter)
     add_selected(full, selection, gradient)
     return full

@@ -1,4 +1,4 @@
-"""Which tensors of a network are weights of its layers."""
+"""The tensors of a network that are weights of its layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def layer_of(weight: str) -> str:
 
 
 def attention_weights(module: nn.Module) -> tuple[str, ...]:
-    """Qualified names of the input projections that torch's attention keeps as parameters of its own."""
+    """The qualified names of the input projections that torch's attention holds as its own parameters."""
     leaves = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
     return tuple(
         f"{path}.{leaf}" if path else leaf
@@ -25,12 +25,12 @@ def attention_weights(module: nn.Module) -> tuple[str, ...]:
 
 
 def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, ...]:
-    """Qualified names of the weights of convolutions and linear layers.
+    """The qualified names of the weights of convolutions and linear layers.
 
     Args:
-        module: the network.
-        without: kinds to leave out, any of "first" (the first convolution), "last" (the last linear layer) and
-            "depthwise", by order of registration.
+        module: The network.
+        without: The kinds of layers to leave out, any of "first" (the first convolution), "last" (the last linear
+            layer) and "depthwise", in order of registration. The default is none.
     """
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     found = [(path, child) for path, child in module.named_modules() if isinstance(child, kinds)]

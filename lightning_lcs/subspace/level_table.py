@@ -13,7 +13,7 @@ from lightning_lcs.subspace.curve import CurvePoint, Efficiency
 from lightning_lcs.subspace.curve_file import read_csv
 from lightning_lcs.subspace.mode import Mode, check_alpha
 
-# Every table of two to seven levels has a "small"; the level of alpha = 1 is "full" in each.
+# Every table of two to seven levels has a level "small"; the level of alpha = 1 is always "full".
 _WORDS = {
     0: (),
     1: ("small",),
@@ -107,7 +107,7 @@ def make_table(
     found: dict[float, tuple[str | None, CurvePoint]] = {}
     for name, value in named:
         point = _point(value, efficiency)
-        # Several alphas may stand for one level; the first of them counts, and a name is never dropped.
+        # Several alphas may stand for one level. The first of them is used, and a name is never dropped.
         if point.alpha in found and name is not None:
             raise ValueError(
                 f"levels: {name!r} is alpha={point.alpha:g}, which is already another level of the table; leave one out"
@@ -148,7 +148,7 @@ def check_table(levels: Sequence[NamedLevel]) -> tuple[NamedLevel, ...]:
     """The levels as a table.
 
     Raises:
-        ValueError: two levels of one name, or too many.
+        ValueError: Two levels have the same name, or there are too many levels.
     """
     names = [level.name for level in levels]
     twice = next((name for name in names if names.count(name) > 1), None) if len(names) <= MOST_LEVELS else None
@@ -253,10 +253,10 @@ def table_to_data(levels: Sequence[NamedLevel]) -> list[dict[str, Any]]:
 
 
 def table_from_data(rows: Any) -> tuple[NamedLevel, ...]:
-    """A table out of what :func:`table_to_data` gave.
+    """A table from the result of :func:`table_to_data`.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: The data are not a level table.
     """
     if not isinstance(rows, list) or len(rows) > MOST_LEVELS:
         raise ValueError(f"the level table in the file is not a list of at most {MOST_LEVELS} levels")
@@ -277,7 +277,7 @@ def _level(row: Any) -> NamedLevel:
     numbers = {k: _number(k, v) for k, v in row.items() if k not in ("name", "metrics", "settings")}
     whole = {k: numbers[k] for k in ("bit_width", "params", "macs", "size_bytes")}
     if not all(isinstance(value, int) and 0 <= value < 2**62 for value in whole.values()):
-        raise ValueError(f"the level table in the file is malformed: {whole} are not all counts")
+        raise ValueError(f"the level table in the file is malformed: {whole} are not all non-negative integers")
     check_alpha(numbers["alpha"])
     for share in ("width", "sparsity"):
         if not 0.0 <= numbers[share] <= 1.0:

@@ -1,4 +1,4 @@
-"""A network of one level, with tensors of its own."""
+"""A separate network for one level, with its own tensors."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lightning_lcs.subspace.network import Part
 from lightning_lcs.subspace.weights import LevelWeights, level_tensors
 
 
-def own_part(
+def materialized_part(
     part: Part, execution: Execution, level: Level, statistics: Mapping[str, Tensor], train: bool
 ) -> nn.Module:
-    """A network of one level; see :meth:`SubspaceModel.materialize`."""
+    """A separate network for one level; see :meth:`SubspaceModel.materialize`."""
     with torch.inference_mode(False), torch.no_grad():
         tensors = level_tensors(LevelWeights(part, level), execution, statistics, complete=True)
-        return own_network(part, execution, tensors, train, level.mode.evaluation_inputs(part, level))
+        return materialized_network(part, execution, tensors, train, level.mode.evaluation_inputs(part, level))
 
 
-def own_network(
+def materialized_network(
     part: Part, execution: Execution, tensors: Sequence[Tensor | None], train: bool, inputs: Inputs | None
 ) -> nn.Module:
-    """A network with these tensors as its own parameters and buffers, and with inputs of layers changed."""
+    """A network with these tensors as its parameters and buffers; ``inputs`` changes the inputs of its layers."""
     values = {name: value.detach().clone() for name, value in zip(execution.names, tensors, strict=True)}  # type: ignore[union-attr]
     module = part.network.module
     if isinstance(execution, Traced):
@@ -38,12 +38,12 @@ def own_network(
         fixed = part.network.fixed_sizes(program, train)
         return build_materialized_model(program, execution.at, values, trainable, saved, train, fixed)
     with part.own_forward():
-        twin = copy.deepcopy(module)
-    endpoints.detach(twin)
-    for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+        copied = copy.deepcopy(module)
+    endpoints.detach(copied)
+    for name, tensor in (*copied.named_parameters(), *copied.named_buffers()):
         tensor.grad = None
         if name in values:
             tensor.data = values[name]
     if inputs is not None:
-        hook_inputs(layers_at(twin, [layer_of(name) for name in part.compressed]), inputs)
-    return twin.train(train)
+        hook_inputs(layers_at(copied, [layer_of(name) for name in part.compressed]), inputs)
+    return copied.train(train)

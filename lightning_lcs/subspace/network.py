@@ -1,4 +1,4 @@
-"""One of the networks of a subspace model."""
+"""A part: one of the networks of a subspace model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_lcs.subspace.endpoints import is_norm, user_parameters
 from lightning_lcs.subspace.forward import Replaced
 from lightning_lcs.subspace.layers import layer_of
 
-# What to do where something takes one network, and a subspace model has several.
+# Advice for errors of functions that take one network, when a subspace model has several.
 TOGETHER = "where the module's own forward calls them all, target='self' makes them one"
 
 
@@ -34,8 +34,8 @@ class Part:
         calls: How often the network has run, for the check that a training step calls it.
         running: How many of these calls have not returned yet.
         scales: The names of the scales of its norms, for a network from a file, which has no norm layers.
-        warned: Whether the user was told what stays whole.
-        cache: What a mode keeps of the network from one call to the next.
+        warned: Whether the warning about tensors that stay whole was issued.
+        cache: Results that a mode keeps from one call to the next.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Part:
     _replaced: Replaced | None = None
 
     def replaced(self) -> Replaced:
-        """The network's own forward, which takes the tensors of the line and the compressed ones as arguments."""
+        """The network's own forward, which takes the tensors on the line and the compressed tensors as arguments."""
         if self._replaced is None:
             names = tuple(dict.fromkeys((*self.endpoints, *self.compressed)))
             layers = tuple(map(layer_of, self.compressed))
@@ -60,12 +60,12 @@ class Part:
         return self._replaced
 
     def on_line(self, name: str, alpha: float, selection: Selection = ()) -> Tensor:
-        """A tensor at a place on the line, cut and not compressed yet.
+        """A tensor at a position on the line, cut but not yet compressed.
 
         Args:
             name: The qualified name of a parameter or buffer.
-            alpha: The place, in [0, 1]; a tensor that is not on the line is the same everywhere.
-            selection: What is kept of each dimension; empty for all.
+            alpha: The position, in [0, 1]; a tensor that is not on the line has the same value at every position.
+            selection: The indices to keep in each dimension. The default, empty, keeps all.
         """
         value = select(self.network.tensor(name), selection)
         if name in self.endpoints:
@@ -89,12 +89,12 @@ class Part:
         return sum(value.numel() * value.element_size() for value in buffers)
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of some tensors by qualified name that belong to this network, by its own names."""
+        """Select the tensors that belong to this network, and name them without its prefix."""
         return {name[len(self.prefix) :]: value for name, value in tensors.items() if name.startswith(self.prefix)}
 
     @contextlib.contextmanager
     def own_forward(self) -> Iterator[nn.Module]:
-        """Inside the block the network has its own forward, and not one that a callback has put in front of it."""
+        """Inside the block the network has its own forward instead of the one that a callback has put in its place."""
         module = self.network.module
         patched = module.__dict__.pop("forward", None)
         try:
@@ -104,12 +104,12 @@ class Part:
                 module.__dict__["forward"] = patched
 
     def __getstate__(self) -> dict[str, Any]:
-        # A cache may hold tensors of a device, which whoever opens this may not have.
+        # The cache may hold tensors on a device that does not exist where the copy is opened.
         return {**self.__dict__, "cache": {}}
 
 
 def endpoint_pairs(parts: Sequence[Part]) -> list[tuple[nn.Parameter, nn.Parameter]]:
-    """``(w0, w1)`` of every parameter on the line, each once."""
+    """``(w0, w1)`` for every parameter on the line, each pair once."""
     pairs = {id(w0): (w0, part.network.tensor(name)) for part in parts for name, w0 in part.endpoints.items()}
     return list(pairs.values())  # type: ignore[arg-type]
 
@@ -117,7 +117,7 @@ def endpoint_pairs(parts: Sequence[Part]) -> list[tuple[nn.Parameter, nn.Paramet
 def cosine_between(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """The cosine between the endpoints of a line; see :func:`lightning_lcs.functional.subspace.endpoint_cosine`.
 
-    Scales and shifts count only where nothing else lies on the line, as in arXiv 2110.04252: all of them start at the
-    same constants, whatever the weights do.
+    Scales and shifts count only if nothing else lies on the line, as in arXiv 2110.04252, because all of them start at
+    the same constants, whatever the weights are.
     """
     return endpoint_cosine([pair for pair in pairs if pair[0].ndim > 1] or list(pairs))

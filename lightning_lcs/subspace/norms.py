@@ -1,4 +1,4 @@
-"""Norms without running statistics: a network's batch norms turned into instance or group norms."""
+"""Norms without running statistics: a network's batch norms are replaced by instance or group norms."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 NORMS = ("keep", "instance", "group")
 GROUPS = 32
-# Channels that a group must have for widths down to a quarter to cut it evenly.
+# The number of channels that a group needs so that widths down to a quarter divide it evenly.
 _CHANNELS_PER_GROUP = 8
 
 
 class ConvertedNorm(nn.Module):
-    """An instance or group norm in the place of a batch norm, with its scale, shift and whatever follows in it.
+    """An instance or group norm in the place of a batch norm, with the scale, shift and submodules of that norm.
 
-    timm's batch norms hold an activation; it is kept. Parameters keep their names.
+    The batch norms of timm hold an activation, which is kept. Parameters keep their names.
 
     Args:
-        norm: the batch norm.
-        groups: number of groups; ``None`` for an instance norm.
+        norm: The batch norm.
+        groups: The number of groups; ``None`` for an instance norm.
     """
 
     weight: nn.Parameter | None
@@ -37,7 +37,7 @@ class ConvertedNorm(nn.Module):
             self.add_module(name, child)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Values ``(N, C, ...)`` of the same shape."""
+        """Normalise values of shape ``(N, C, ...)``; the shape stays the same."""
         if self.groups is None:
             x = nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
         else:
@@ -47,15 +47,15 @@ class ConvertedNorm(nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        """Shown by ``print``."""
+        """The options that ``print`` shows."""
         return f"{self.num_features}, {'instance' if self.groups is None else f'{self.groups} groups'}"
 
 
 def check_norm(norm: str) -> str:
-    """``norm`` itself.
+    """Return ``norm``, or raise an error.
 
     Raises:
-        ValueError: it is not one of "keep", "instance" and "group".
+        ValueError: ``norm`` is not one of "keep", "instance" and "group".
     """
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r} is not known; choose one of {', '.join(map(repr, NORMS))}")
@@ -63,9 +63,10 @@ def check_norm(norm: str) -> str:
 
 
 def group_count(channels: int, sliced: bool) -> int:
-    """Groups of a norm over so many channels: 32, or the next smaller number that divides them.
+    """The number of groups of a norm: 32, or the next smaller number that divides the number of channels.
 
-    Where channels are sliced, groups keep their number and lose channels: each then has at least 8, or there is one.
+    Slicing keeps the number of groups and removes channels from each. If channels are sliced, each group therefore has
+    at least 8 channels, or there is a single group.
     """
     limit = min(GROUPS, channels // _CHANNELS_PER_GROUP if sliced else channels)
     return next((groups for groups in range(limit, 1, -1) if channels % groups == 0), 1)
@@ -96,11 +97,11 @@ def convert_norms(modules: Iterable[nn.Module], norm: str, sliced: bool) -> list
     ]
     if not found and not any(isinstance(child, ConvertedNorm) for module in networks for child in module.modules()):
         names = ", ".join(type(module).__name__ for module in networks)
-        raise ValueError(f"norm={norm!r}, and {names} has no batch norm to replace: leave it out")
+        raise ValueError(f"norm={norm!r} needs a batch norm to replace, and {names} has none: leave it out")
     report = []
     for module, path, child in found:
         if not path:
-            raise ValueError("the network is a batch norm itself, which nothing can be put in the place of")
+            raise ValueError("the network is itself a batch norm, which can't be replaced: leave norm= out")
         parent_path, _, leaf = path.rpartition(".")
         groups = None if norm == "instance" else group_count(child.num_features, sliced)
         converted = ConvertedNorm(child, groups)
@@ -111,7 +112,7 @@ def convert_norms(modules: Iterable[nn.Module], norm: str, sliced: bool) -> list
 
 
 def state_without_statistics(module: nn.Module) -> set[str]:
-    """Names of the ``state_dict`` that a converted copy of a network has."""
+    """The names in the ``state_dict`` of a converted copy of a network."""
     gone = {
         f"{path}.{buffer}" if path else buffer
         for path, child in module.named_modules()

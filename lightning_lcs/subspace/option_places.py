@@ -1,4 +1,4 @@
-"""Where options are given that people may look for elsewhere."""
+"""Where options are given that users may look for elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightning_lcs.subspace.modes.registry import MODES
 
 
 def model_places() -> dict[str, str]:
-    """Names that are options of a line or of a mode -> the end of a sentence that says where each is given."""
+    """By the name of an option of a line or a mode, the end of a sentence that says where the option is given."""
     of_modes = {
         field.name: f"is an option of a mode: give mode={kind.__name__}({field.name}=...)"
         for kind in MODES.values()

@@ -1,4 +1,4 @@
-"""Runs the networks of a subspace at a level: the one that is set, one of a training step, or many to calibrate."""
+"""Runs the networks of a subspace: at the level that is set, at a level of a training step, or for calibration."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from lightning_lcs.subspace.training_level import TrainingLevel
 
 
 class Executor(Protocol):
-    """Runs a network: in evaluation, at a level of a training step, to collect statistics, or out of a file."""
+    """Runs a network: in evaluation, at a level of a training step, to collect statistics, or from a file."""
 
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of one forward; ``full`` is the network's own."""
+        """Run one forward; ``full`` is the network's own forward."""
 
 
 class Server(Executor, Protocol):
-    """An executor that prepares the level that is set in advance."""
+    """An executor that prepares the level in advance, when it is set."""
 
     def switch(self, level: Level) -> None:
-        """Prepare a level, and run it from now on."""
+        """Prepare a level, and run at it from now on."""
 
     def forget(self) -> None:
-        """Prepare the level anew before the next forward: weights or statistics are about to change."""
+        """Prepare the level again before the next forward, because weights or statistics are about to change."""
 
 
 class LevelRunner:
-    """The networks of a subspace, what is stored for their levels, and the executor that runs them.
+    """The networks of a subspace, the statistics and ranges of their levels, and the executor that runs them.
 
     Args:
         parts: The networks.
@@ -46,7 +46,7 @@ class LevelRunner:
     Attributes:
         alpha: The level asked for, in [0, 1].
         evaluation: Runs the networks at the level that is set.
-        server: Runs them in its place; ``None`` unless the network came out of a file.
+        server: Runs them instead of ``evaluation``; ``None`` unless the network was loaded from a file.
     """
 
     def __init__(self, parts: Sequence[Part], mode: Mode) -> None:
@@ -63,14 +63,14 @@ class LevelRunner:
     # -- the level that is set --------------------------------------------------------------------------------------
 
     def nearest_level(self, alpha: float) -> float:
-        """The level that runs when ``alpha`` is asked for; see :meth:`SubspaceModel.nearest_level`."""
+        """The level that runs when ``alpha`` is set; see :meth:`SubspaceModel.nearest_level`."""
         alpha = self.mode.snap(alpha)
         if not self._statistics:
             return alpha
         return min((*self._statistics, 1.0), key=lambda level: (abs(level - alpha), -level))
 
     def level(self, alpha: float) -> Level:
-        """The level that runs when ``alpha`` is asked for, with what is stored for it."""
+        """The level that runs when ``alpha`` is set, with its stored statistics and ranges."""
         nearest = self.nearest_level(alpha)
         statistics, ranges = self._statistics.get(nearest), self._ranges.get(nearest, {})
         return Level(self.mode, nearest, statistics=statistics, ranges=ranges)
@@ -85,7 +85,7 @@ class LevelRunner:
         self.evaluation.forget_tensors()
 
     def _resolve(self) -> None:
-        """Resolve the level that is set again: what is stored for the levels has changed."""
+        """Resolve the present level again, because the stored statistics or ranges have changed."""
         self.evaluation.level = self.level(self.alpha)
         if self.server is not None:
             self.server.forget()
@@ -113,7 +113,7 @@ class LevelRunner:
     # -- running ----------------------------------------------------------------------------------------------------
 
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one network at the level; ``full``, its own forward, is called at the full one."""
+        """Run one network at the level; at the full level, call ``full``, its own forward."""
         executor: Executor = self._executor or self.server or self.evaluation
         part.calls += 1
         part.running += 1
@@ -157,7 +157,7 @@ class LevelRunner:
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN.
         """
-        self.forget()  # weights and ranges are about to change
+        self.forget()  # Weights and ranges are about to change.
         own = GradientSum()
         taker = None if direct else own if gradients is None else gradients
         level = Level(self.mode, self.mode.snap(alpha), strength=strength, drawn=drawn or {})
@@ -168,7 +168,7 @@ class LevelRunner:
             self._resolve()
 
     def forget(self) -> None:
-        """Forget what was prepared from the weights."""
+        """Discard everything that was prepared from the weights."""
         self.evaluation.forget()
         if self.server is not None:
             self.server.forget()
@@ -176,20 +176,20 @@ class LevelRunner:
     # -- calibration ------------------------------------------------------------------------------------------------
 
     def needs_data(self, alphas: Sequence[float]) -> bool:
-        """Whether levels need training images: for batch-norm statistics, or for ranges that no training has seen."""
+        """Whether levels need training images; see :func:`lightning_lcs.subspace.calibration.needs_data`."""
         return calibration.needs_data(self.parts, self.mode, self._ranges, alphas)
 
     @property
     def has_batch_norm(self) -> bool:
-        """Whether the networks hold running statistics, which depend on the level."""
+        """Whether any network has batch norms, whose running statistics depend on the level."""
         return calibration.has_batch_norm(self.parts)
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[Collector]:
         """Collect batch-norm statistics from the batches that run inside the block, at the collector's ``alpha``.
 
-        Layers run as in evaluation, except that batch norms normalise with each batch's own statistics; modules made
-        of layers are in training, and give what a training step expects.
+        Layers run as in evaluation, except that batch norms normalise with the statistics of each batch. Modules that
+        contain layers are in training mode, and return what a training step expects.
         """
         collector = Collector(self.parts, self.mode)
         with collector.flags(), self._running(collector):
@@ -203,9 +203,9 @@ class LevelRunner:
             self.statistics = self._collected(batches, levels, forward)
 
     def recalibrate_full(self, batches: Iterable[Any], forward: Callable[[Any], Any]) -> None:
-        """Collect statistics for alpha = 1, and put them where it reads them: the network's own running statistics.
+        """Collect statistics for alpha = 1, and store them as the network's own running statistics.
 
-        Where alpha = 1 compresses, too, they become a stored level.
+        If the mode compresses at alpha = 1, too, they become a stored level instead.
 
         Args:
             batches: Batches of training data.
@@ -232,7 +232,7 @@ class LevelRunner:
             return calibration.collect(collector, batches, levels, forward)
 
     def reduce_ranges(self) -> None:
-        """In a distributed run, replace the ranges of quantized inputs by their mean over the ranks.
+        """Replace the ranges of quantized inputs by their mean over the ranks of a distributed run.
 
         All ranks must have trained the same levels.
         """

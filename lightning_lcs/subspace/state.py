@@ -1,4 +1,4 @@
-"""What a checkpoint and a file hold of a subspace, and how a network takes it over."""
+"""The state of a subspace that checkpoints and files hold, and how a network takes it over."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LevelTensors = Mapping[float, Mapping[str, Tensor]]
 
 @dataclasses.dataclass(frozen=True)
 class SubspaceState:
-    """A subspace apart from the weights of its networks, which are endpoint 1.
+    """The state of a subspace without the weights of its networks, which are endpoint 1.
 
     Attributes:
         mode: The mode.
         subspace: "line" or "point".
-        line_parameters: What lies on the line: "norm", "backbone" or "all".
-        norm: What became of batch norms: "keep", "instance" or "group".
+        line_parameters: The parameters that lie on the line: "norm", "backbone" or "all".
+        norm: The treatment of batch norms: "keep", "instance" or "group".
         targets: The names of the networks.
         shapes: The shape of each parameter of the networks, by qualified name.
         endpoint_0: Endpoint 0 of each parameter on the line, by qualified name.
@@ -58,40 +58,42 @@ class SubspaceState:
             ValueError: The model has another mode, subspace, line, norm or architecture.
         """
         for key in ("mode", "subspace", "line_parameters", "norm"):
-            theirs, mine = _plain(getattr(self, key)), _plain(getattr(model, key))
-            if mine != theirs and not (key == "line_parameters" and self.subspace == "point"):
+            saved, present = _plain(getattr(self, key)), _plain(getattr(model, key))
+            if present != saved and not (key == "line_parameters" and self.subspace == "point"):
                 option = key.replace("_", ".")
                 raise ValueError(
-                    f"the checkpoint holds {option}={theirs!r}, and this model was built with {option}={mine!r}; build "
-                    "it as it was trained"
+                    f"the checkpoint holds {option}={saved!r}, and this model was built with {option}={present!r}; "
+                    "build it as it was trained"
                 )
         if model.shapes != self.shapes:
             raise ValueError(
                 f"the checkpoint is of another architecture: {shape_difference(model.shapes, self.shapes)}"
             )
-        here, there = ({name: list(v.shape) for name, v in state.endpoint_0.items()} for state in (model, self))
-        if here != there:
-            raise ValueError(f"the checkpoint lies on another line: {shape_difference(here, there)}")
+        present_line, saved_line = (
+            {name: list(v.shape) for name, v in state.endpoint_0.items()} for state in (model, self)
+        )
+        if present_line != saved_line:
+            raise ValueError(f"the checkpoint lies on another line: {shape_difference(present_line, saved_line)}")
 
     def apply(self, parts: Sequence[Part]) -> None:
-        """Give networks, which have the shapes of this state, its second endpoint and its example calls."""
+        """Copy the second endpoint and the example calls into networks that have the shapes of this state."""
         with torch.no_grad():
             for part in parts:
                 for name, endpoint in part.endpoints.items():
                     endpoint.copy_(self.endpoint_0[part.prefix + name])
-                endpoints.settle(part.network.module)
+                endpoints.mark_trained(part.network.module)
         for part, arguments in zip(parts, self.inputs, strict=False):
             if arguments is not None:
                 part.network.remember(*arguments)
 
     def state_names(self, module: nn.Module) -> set[str]:
-        """The names of the ``state_dict`` that a module has once its norms are as in this state."""
+        """The names in the ``state_dict`` of a module once its norms are replaced as in this state."""
         return set(module.state_dict()) if self.norm == "keep" else state_without_statistics(module)
 
     def networks_in(
         self, module: nn.Module, weights: Mapping[str, Tensor]
     ) -> tuple[nn.Module | dict[str, nn.Module], dict[str, Tensor]]:
-        """The networks of a module, and its weights.
+        """Find the networks of a module, and name the weights as the module does.
 
         Args:
             module: The LightningModule that was trained, or its only network.
@@ -111,7 +113,7 @@ class SubspaceState:
         elif self.state_names(module) == set(weights):
             networks = module.get_submodule(targets[0])
         else:
-            # Not the LightningModule, so its network: the weights lie under the name of the target.
+            # The module is the network of the LightningModule: its weights have the name of the target as a prefix.
             weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
             networks = module
         names = self.state_names(module)
@@ -128,7 +130,7 @@ def parameter_shapes(parts: Sequence[Part]) -> dict[str, list[int]]:
 
 
 def shape_difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """The first difference between shapes here and shapes in a checkpoint, in words."""
+    """A sentence about the first difference between the shapes of the model and those in a checkpoint."""
     name = next(name for name in (*mine, *theirs) if mine.get(name) != theirs.get(name))
     return f"{name} has shape {mine.get(name)} here and {theirs.get(name)} in the checkpoint"
 

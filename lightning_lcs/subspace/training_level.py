@@ -19,14 +19,14 @@ from lightning_lcs.subspace.weights import LevelWeights
 class TrainingLevel:
     """Runs networks at one level of a training step.
 
-    The level's tensors are leaves of their own, whose gradients go to ``gradients`` as soon as backward has computed
-    them. That is cheaper than back-propagating through every slice, which would build a full-sized gradient per tensor
+    The tensors of the level are leaves, whose gradients go to ``gradients`` as soon as the backward pass has computed
+    them. This is cheaper than back-propagating through every slice, which would build a full-sized gradient per tensor
     and level.
 
     Args:
         level: The level.
         gradients: Takes the gradients; ``None`` to back-propagate into the parameters themselves.
-        ranges: The moving ranges of quantized inputs, by level; changed.
+        ranges: The moving ranges of quantized inputs, by level; they are updated.
     """
 
     def __init__(self, level: Level, gradients: GradientSum | None, ranges: dict[float, dict[str, Tensor]]) -> None:
@@ -55,7 +55,7 @@ class TrainingLevel:
             selection = execution.cut(name)
             if self._gradients is None:
                 value = weights.tensor(name, selection)
-                # A slice with gaps is read wrongly by convolutions of some devices (pytorch/pytorch#192212).
+                # Convolutions on some devices read a slice with gaps wrongly (pytorch/pytorch#192212).
                 self._tensors[key] = value.detach().clone() if name in execution.updated else value.contiguous()
             else:
                 self._tensors[key] = self._leaf(weights, name, selection, name in execution.updated, self._gradients)
@@ -74,7 +74,7 @@ class TrainingLevel:
         return value
 
     def _sources(self, part: Part, name: str) -> list[tuple[nn.Parameter, float]]:
-        """The trainable parameters that a tensor is made of, with the share of each."""
+        """The trainable parameters from which a tensor is computed, each with its share."""
         current = part.network.tensor(name)
         if not isinstance(current, nn.Parameter):
             return []
@@ -86,7 +86,7 @@ class TrainingLevel:
 
 
 class _GradientHandover:
-    """A hook of a leaf that hands its gradient on to the parameters that the leaf was made of."""
+    """A hook of a leaf that passes its gradient on to the parameters from which the leaf was computed."""
 
     def __init__(
         self,

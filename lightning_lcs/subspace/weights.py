@@ -15,12 +15,12 @@ from lightning_lcs.subspace.network import Part
 
 
 class LevelWeights:
-    """The parameters and buffers of one network at a level, for as long as its weights stay what they are.
+    """The parameters and buffers of one network at a level, valid until its weights change.
 
     Args:
         part: The network with its endpoints.
         level: The level.
-        known: What the mode computed before for this level and these weights; see :meth:`Mode.transform`.
+        known: The earlier results of the mode for this level and these weights; see :meth:`Mode.transform`.
     """
 
     def __init__(self, part: Part, level: Level, known: dict[str, Any] | None = None) -> None:
@@ -38,7 +38,7 @@ class LevelWeights:
         return self.part.on_line(name, self.level.alpha, selection)
 
     def gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient on the line of a tensor that :meth:`tensor` gave."""
+        """Turn the gradient of a tensor from :meth:`tensor` into the gradient of the tensor on the line."""
         if self._transform is not None and name in self._compressed:
             return self._transform.gradient(name, value, gradient)
         return gradient
@@ -53,8 +53,8 @@ def level_tensors(
         weights: The tensors of the level.
         execution: The forward.
         statistics: The running statistics of this level, which replace the cut ones.
-        complete: Whether to give tensors for the statistics that the forward would only update, too. By default these
-            are ``None``.
+        complete: Whether to return tensors for the statistics that the forward would only update, too. The default is
+            ``False``, which returns ``None`` for them.
     """
     tensors: list[Tensor | None] = []
     untouched = execution.batch_statistics

@@ -63,7 +63,7 @@ def sort_untrained(trainer: Trainer, module: LightningModule, model: SubspaceMod
     Raises:
         RuntimeError: There is no training data.
     """
-    if model.settled or not model.mode.sorts_channels:
+    if model.trained or not model.mode.sorts_channels:
         return
     step = bare_training_step(module)
     warns, model.runner.evaluation.warns = model.runner.evaluation.warns, False

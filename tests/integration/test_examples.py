@@ -119,7 +119,7 @@ def test_a_pretrained_network_is_loaded_by_order_wrapped_and_finetuned(monkeypat
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(net(images), published.eval()(images))
-    with pytest.raises(ValueError, match="not of this network"):
+    with pytest.raises(ValueError, match="do not fit this network"):
         example.load_in_order(timm.create_model("test_byobnet"), weights)
     assert example.change_at_full_width(net, "given", images) < 1e-5
     # Sorted channels are summed in another order.

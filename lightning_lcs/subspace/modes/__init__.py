@@ -1,4 +1,4 @@
-"""What a level does to tensors: one file per mode."""
+"""The compression modes, one file per mode."""
 
 from lightning_lcs.subspace.modes.quantized import Quantized
 from lightning_lcs.subspace.modes.structured import Structured

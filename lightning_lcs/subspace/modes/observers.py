@@ -1,4 +1,4 @@
-"""Quantized inputs of layers: the ranges that levels of a bit width need, moving while training, fixed afterwards."""
+"""Ranges of the quantized inputs of layers. They are moving averages during training, and fixed afterwards."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from lightning_lcs.functional.quantization import AffineGrid, affine_grid, fake_quantize, round_to_grid, value_range
 
-# Of the moving ranges (arXiv 2110.04252).
+# The momentum of the moving ranges (arXiv 2110.04252).
 MOMENTUM = 0.1
 
 
 def range_key(prefix: str, path: str) -> str:
-    """The name under which a layer's range is kept among a level's statistics."""
+    """The name of a layer's range among the stored tensors of a level."""
     return f"{prefix}{path}.input_range"
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerBits:
-    """Bits of a layer by its path: those that it has at every level, those that it drew, or those of the level."""
+    """The bits of a layer by its path: its fixed bits, the bits that it drew, or else the bits of the level."""
 
     bits: int
     drawn: Mapping[str, int]
@@ -32,19 +32,19 @@ class LayerBits:
         return self.fixed.get(path, self.level(path))
 
     def level(self, path: str) -> int:
-        """The bits of the level to which a layer belongs."""
+        """The bits of the level that runs."""
         return self.drawn.get(path, self.bits)
 
 
 @dataclasses.dataclass
 class Observing:
-    """Inputs that move a level's ranges, each started from the first batch, and are quantized with them.
+    """Updates the ranges of a level with each input, starting from the first batch, and quantizes the input with them.
 
     Attributes:
-        ranges: by the bits of a level; changed.
-        prefix: of the network in names.
-        bits: of a layer.
-        quantize: whether the inputs are quantized yet.
+        ranges: The ranges by the bits of a level; they are updated.
+        prefix: The prefix of the network in qualified names.
+        bits: The bits of each layer by its path.
+        quantize: Whether the inputs are already quantized.
     """
 
     ranges: Mapping[int, dict[str, Tensor]]
@@ -64,7 +64,7 @@ class Observing:
 
 @dataclasses.dataclass
 class Collecting:
-    """Inputs that are quantized with each batch's own range, which goes to ``add``; else as :class:`Observing`."""
+    """Quantizes inputs with the range of each batch, and passes the range to ``add``; see also :class:`Observing`."""
 
     add: Callable[[str, Tensor], None]
     prefix: str
@@ -80,10 +80,10 @@ class Collecting:
 
 @dataclasses.dataclass
 class Reading:
-    """Inputs that are quantized with the ranges of a level; else as :class:`Observing`.
+    """Quantizes inputs with the stored ranges of a level; see also :class:`Observing`.
 
     Raises:
-        RuntimeError: (when called) the layer has no range yet.
+        RuntimeError: The layer has no range yet (raised when the object is called).
     """
 
     ranges: Mapping[str, Tensor]

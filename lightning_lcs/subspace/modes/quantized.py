@@ -136,7 +136,7 @@ class Quantized(Mode):
 
     def evaluation_inputs(self, part: Part, level: Level) -> Reading:
         """The inputs quantized with the stored ranges of the level."""
-        # A copy: training goes on to move the ranges.
+        # A copy, because training goes on to update the ranges.
         ranges = {**level.ranges, **(level.statistics or {})}
         return Reading(ranges, part.prefix, layer_bits(part, level))
 
@@ -161,7 +161,7 @@ class Quantized(Mode):
 
 
 def layer_bits(part: Part, level: Level) -> LayerBits:
-    """The bits of the layers of a network at a level of quantized mode."""
+    """The bits of each layer of a network at a level of quantized mode."""
     drawn = {path: int(bits) for path, bits in part.own(level.drawn).items()}  # type: ignore[arg-type]
     return LayerBits(int(level.value), drawn, {layer_of(name): int(bits) for name, bits in part.pinned.items()})
 
@@ -184,14 +184,14 @@ class QuantizedWeights:
         self._per_channel = per_channel
         self._on_line = on_line
         self._grids: dict[str, AffineGrid] = {}
-        # Weights on the line, from the search for the grids of all of them until each is rounded.
+        # The weights on the line, kept between the search for all their grids and the rounding of each.
         self._values: dict[str, Tensor] = {}
 
     def __call__(self, name: str) -> Tensor:
         """The weight rounded to its bits; gradients pass straight through."""
         value = self._values.pop(name) if name in self._values else self._on_line(name)
         if value.device.type == "cpu":
-            # One by one: the weight is in the cache when it is rounded.
+            # One weight at a time, so that it is still in the processor's cache when it is rounded.
             return fake_quantize(value, *value_range(value, self._per_channel), self._bits(layer_of(name)))
         if not self._grids:
             self._values = {other: self._on_line(other) for other in self._names if other != name}
@@ -205,5 +205,5 @@ class QuantizedWeights:
         return gradient
 
     def kept_entries(self, name: str) -> int:
-        """The number of all entries: each of them keeps some bits."""
+        """The number of entries; all of them are kept, with fewer bits."""
         return self._on_line(name).numel()

@@ -1,4 +1,4 @@
-"""The modes by name: the one place where a mode that is given as text is read."""
+"""The registry of modes by name, which also reads modes that are given as text."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def axes() -> dict[str, Axis]:
 
 
 def check_subspace(subspace: str) -> str:
-    """``subspace`` itself.
+    """Return ``subspace``, or raise an error.
 
     Raises:
-        ValueError: It is neither "line" nor "point".
+        ValueError: ``subspace`` is neither "line" nor "point".
     """
     if subspace not in SUBSPACES:
         raise ValueError(f"subspace={subspace!r} is not known; choose one of {', '.join(map(repr, SUBSPACES))}")
@@ -59,7 +59,7 @@ def check_subspace(subspace: str) -> str:
 
 
 def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
-    """A mode from any form in which it may be given.
+    """Make a mode from any form in which it may be given.
 
     Args:
         mode: A name ("structured", "unstructured", "quantized", or that of a mode of the user's own), a mode object, or

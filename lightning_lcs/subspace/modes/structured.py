@@ -33,7 +33,7 @@ from lightning_lcs.subspace.network import Part
 
 ORDERS = ("given", "importance")
 SELECTIONS = ("first", "scale")
-MOST_WIDTHS = 64  # of which it is kept what they cut: training may draw any
+MOST_WIDTHS = 64  # The number of widths whose selections are kept; it is limited because training may draw any width.
 
 
 @register_mode("structured")
@@ -143,7 +143,7 @@ class Structured(Mode):
         Raises:
             RuntimeError: The network was never called: its input is not known.
         """
-        part.network.in_mode(training)  # raises where it has no such form
+        part.network.in_mode(training)  # Raises an error if the network can't be traced in this mode.
         with training_flags(part.network.module, training):
             return self.execution(part, level, *part.network.example_inputs())
 
@@ -200,7 +200,7 @@ class Structured(Mode):
 
 
 def _first_channels(part: Part, width: float) -> PlanAtWidth:
-    """The selection of the first channels, kept for the widths used last."""
+    """The selection of the first channels, cached for the widths that were used last."""
     held: PlanAtWidth | None = part.cache.get(width)
     if held is None or held.plan is not part.network.plan:
         if len(part.cache) >= MOST_WIDTHS:

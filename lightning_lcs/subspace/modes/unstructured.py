@@ -70,15 +70,15 @@ class Unstructured(Mode):
             )
         if not set(self.dense) <= set(DENSE_LAYERS):
             raise ValueError(
-                f"dense={self.dense!r} holds something else than {', '.join(map(repr, DENSE_LAYERS))}; give a tuple of "
-                "these, () to make every layer sparse"
+                f"dense={self.dense!r} may only hold {', '.join(map(repr, DENSE_LAYERS))}; give a tuple of these, "
+                "or () to make every layer sparse"
             )
         if self.scope not in SCOPES:
             raise ValueError(f"scope={self.scope!r} is not known; choose one of {', '.join(map(repr, SCOPES))}")
         if self.scope == "block" and any(value % 0.25 for value in (self.min_sparsity, self.max_sparsity)):
             raise ValueError(
-                f"scope='block' with min_sparsity={self.min_sparsity!r} and max_sparsity={self.max_sparsity!r}: of "
-                "four entries 0 to 3 become zero, so that both are in {0, 0.25, 0.5, 0.75}; use max_sparsity=0.5 for "
+                f"scope='block' with min_sparsity={self.min_sparsity!r} and max_sparsity={self.max_sparsity!r}: 0 to "
+                "3 of four entries become zero, so that both are in {0, 0.25, 0.5, 0.75}; use max_sparsity=0.5 for "
                 "the 2:4 pattern"
             )
         object.__setattr__(self, "dense", tuple(self.dense))
@@ -153,8 +153,8 @@ class SparseWeights:
         sparsity: The share of zeros, in [0, 1).
         scope: Among which entries the largest are kept; see :class:`Unstructured`.
         on_line: Gives a weight that is not compressed yet, by its name.
-        known: The thresholds of this level and these weights, as far as they are known; more are added. ``None`` to
-            keep none, and to read none back from an accelerator.
+        known: The known thresholds of this level and these weights; further ones are added. ``None`` keeps no
+            thresholds, and reads none back from an accelerator.
     """
 
     def __init__(
@@ -180,14 +180,14 @@ class SparseWeights:
             return value
         threshold = self._threshold(name, value)
         if threshold is not None:
-            return nn.functional.hardshrink(value, threshold)  # one pass, a mask takes four
+            return nn.functional.hardshrink(value, threshold)  # One pass over memory; a mask takes four.
         return value * self._mask(name, value)
 
     def gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient of the entries that are kept."""
+        """The gradient of the kept entries; zero for all others."""
         if self.sparsity == 0.0:
             return gradient
-        # What exceeds a threshold is not zero; without a threshold a kept entry may be.
+        # Entries above a threshold are not zero. Without a threshold, a kept entry may be zero.
         return gradient * (value.ne(0.0) if self._thresholds.get(name) is not None else self._masks[name])
 
     def kept_entries(self, name: str) -> int:
@@ -198,7 +198,7 @@ class SparseWeights:
         return int(self._mask(name, value).sum(dtype=torch.int64)) if self.sparsity else value.numel()
 
     def _threshold(self, name: str, value: Tensor) -> float | None:
-        """The magnitude up to which entries of a weight become zero; ``None`` where that is decided otherwise."""
+        """The magnitude up to which entries of a weight become zero; ``None`` if a mask decides instead."""
         read = self._reads_back or value.device.type == "cpu"
         if self._scope == "layer" and name not in self._thresholds and read:
             zeros = zero_count(value.numel(), self.sparsity)

@@ -86,7 +86,7 @@ def test_images_fit_the_network():
     assert colour.labels is None
     assert all(torch.equal(a, b) for a, b in zip(colour.batches, photos((10, 14), 4, batches=2).batches, strict=True))
     for example in ([torch.zeros(2, 5)], [torch.zeros(2, 4, 8, 8)], [torch.zeros(1), torch.zeros(1)]):
-        with pytest.raises(ValueError, match="serve-demo has images"):
+        with pytest.raises(ValueError, match="serve-demo only has images"):
             images_for(example, 4)
 
 

@@ -29,7 +29,7 @@ def trained(mode, subspace):
     with torch.no_grad():
         for w0, _ in model.endpoint_pairs():
             w0.add_(0.1 * torch.randn_like(w0))
-    model.settle_endpoints()
+    model.start_endpoints()
     model.eval().recalibrate([torch.randn(8, 3, 8, 8)], [0.0, 0.5, 1.0])
     return model
 

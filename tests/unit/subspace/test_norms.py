@@ -91,7 +91,7 @@ def test_narrow_widths_are_narrow_in_every_layer(name, norm):
 def test_bad_input():
     with pytest.raises(ValueError, match="norm='layer'"):
         SubspaceModel(Net(), norm="layer")
-    with pytest.raises(ValueError, match="no batch norm to replace"):
+    with pytest.raises(ValueError, match="needs a batch norm to replace"):
         SubspaceModel(nn.Sequential(nn.Linear(3, 3)), norm="group", subspace="line", line={"parameters": "all"})
-    with pytest.raises(ValueError, match="a batch norm itself"):
+    with pytest.raises(ValueError, match="itself a batch norm"):
         convert_norms([nn.BatchNorm2d(4)], "group", sliced=False)

@@ -176,7 +176,7 @@ def test_timm_models(name):
 
 def test_what_belongs_to_structured_mode_is_refused(images):
     model = SubspaceModel(Net(), images, mode="unstructured", subspace="point")
-    with pytest.raises(RuntimeError, match="belongs to structured mode"):
+    with pytest.raises(RuntimeError, match="needs structured mode"):
         _ = model.plan
 
 
