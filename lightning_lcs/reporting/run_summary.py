@@ -40,7 +40,7 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: The path of the file.
 
     Returns:
-        The summary, as plain data; see :func:`lightning_lcs.training.publish.summary_of`.
+        The summary, as plain data: what :meth:`SubspaceModel.describe` returns, with the module's hyperparameters.
 
     Raises:
         ValueError: The file is not a summary, or is of another version.

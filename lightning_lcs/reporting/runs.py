@@ -30,8 +30,8 @@ class Run:
             one for test data as well.
         evaluations: All its curves. The default is none: only the last curve is known.
         losses: The losses of training steps. The default is none.
-        summary: What was trained; see :func:`lightning_lcs.reporting.run_summary.summary_of`. It is empty if it is not
-            known.
+        summary: What was trained; see :func:`lightning_lcs.reporting.run_summary.read_summary`. The default is empty:
+            it is not known.
 
     Example:
         >>> from lightning_lcs.reporting.runs import Run
