@@ -54,12 +54,30 @@ EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command. The process exits with 1 if the command fails, and with 2 if its arguments are wrong.
+    """Run a command of ``lightning-lcs``.
 
     An error is one sentence on the error stream; ``--debug`` shows where it came from.
 
     Args:
-        args: arguments instead of those of the process.
+        args: The name of the command, and its arguments. The default is those of the process.
+
+    Raises:
+        SystemExit: The command failed (status 1), or it was called in the wrong way (status 2).
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.cli.main import main
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> SubspaceModel(network, torch.randn(2, 4)).eval().save("model.lcs", levels=[0.0, 1.0])
+        >>> main(["levels", "model.lcs"])
+        Levels
+        <BLANKLINE>
+         name   alpha  width  params  MACs       size  latency
+         ─────────────────────────────────────────────────────
+         small  0.000  0.250      16    12  0.0640 kB
+         full   1.000  1.000      58    48   0.232 kB
+        <BLANKLINE>
     """
     given = list(sys.argv[1:] if args is None else args)
     if "--debug" in given:

@@ -67,12 +67,23 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
         path: The path of the file, such as "model_3_bits.safetensors".
         alpha: The level in [0, 1]. The default is 0, the fewest bits.
 
+    Returns:
+        The file: its path, level and size, and the bits of each layer.
+
     Raises:
         ValueError: The mode is another one, there are several networks, or ``alpha`` is outside [0, 1].
         RuntimeError: The inputs of a layer were never observed at this level.
+        OSError: The file could not be written; the old one is as it was.
 
     Example:
-        See :func:`load_bits`.
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import save_bits
+        >>> network = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+        >>> model = SubspaceModel(network, mode="quantized", subspace="point").eval()
+        >>> model.recalibrate([torch.randn(16, 8)], [model.mode.alpha(3)])
+        >>> save_bits(model, "model_3_bits.safetensors").bits
+        {'0': 3, '1': 3, '2': 3, '3': 8}
     """
     if not isinstance(model.mode, Quantized) or len(model.parts) != 1:
         raise ValueError(
@@ -128,19 +139,17 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
         ValueError: The file is not of this kind, is damaged, or is of another architecture; the network is unchanged.
 
     Example:
-        >>> import tempfile, torch
+        >>> import torch
         >>> from lightning_lcs import SubspaceModel
         >>> from lightning_lcs.export import load_bits, save_bits
-        >>> from lightning_lcs.subspace.calibration import recalibrate
         >>> def network():
         ...     return torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
         >>> model = SubspaceModel(network(), mode="quantized", subspace="point").eval()
         >>> model.recalibrate([torch.randn(16, 8)], [model.mode.alpha(3)])
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = save_bits(model, f"{folder}/3_bits.safetensors")
-        ...     again = load_bits(file.path, network())
-        >>> file.bits["1"]
-        3
+        >>> file = save_bits(model, "model_3_bits.safetensors")
+        >>> loaded, images = load_bits("model_3_bits.safetensors", network()), torch.randn(2, 8)
+        >>> torch.equal(loaded(images), model.materialize(0.0)(images))
+        True
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")

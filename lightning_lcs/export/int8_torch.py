@@ -22,19 +22,31 @@ _LAYERS = ("conv1d", "conv2d", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class Int8Network:
-    """A network of integers, compared with the simulated quantization.
+    """A network of integers from :func:`int8_network`, compared with the simulated quantization.
 
     Attributes:
         module: The network, which takes batches of any size. As it is, it computes with floats what integers would
             give; ``torch.compile(module, options={"freezing": True})`` under ``torch.no_grad()`` makes x86 processors
             run it with integers.
-        alpha: The level.
-        agreement: The share of the given images whose largest output is that of the simulation.
+        alpha: The level, in [0, 1].
+        agreement: The share of the given images whose largest output is that of the simulation, in [0, 1].
         difference: The mean difference of outputs, relative to the mean of their magnitudes.
         trained: The layers whose inputs have the scale and zero point of the simulation; all other integers have the
             ranges of the images.
         kept_float: The weights that are quantized in the simulation and whose layer stays float, because torch's
             quantizer has no integers for it.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import int8_network
+        >>> network = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+        >>> images = torch.randn(64, 64)
+        >>> model = SubspaceModel(network, images[:2], mode="quantized", subspace="point").eval()
+        >>> model.recalibrate([images], alphas=[1.0])
+        >>> made = int8_network(model, images)
+        >>> made.trained, made.kept_float
+        (('0', '2'), ())
     """
 
     module: GraphModule
@@ -70,8 +82,16 @@ def int8_network(
         RuntimeError: Ranges were never observed, or the network agrees less with the simulation than required.
 
     Example:
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
         >>> from lightning_lcs.export import int8_network
-        >>> network = int8_network(model, images).module  # doctest: +SKIP
+        >>> network = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+        >>> images = torch.randn(64, 64)
+        >>> model = SubspaceModel(network, images[:2], mode="quantized", subspace="point").eval()
+        >>> model.recalibrate([images], alphas=[1.0])
+        >>> made = int8_network(model, images)
+        >>> made.module(images).shape, made.agreement >= 0.9
+        (torch.Size([64, 10]), True)
     """
     with needed_for("int8_network()"):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e

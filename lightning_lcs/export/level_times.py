@@ -48,18 +48,20 @@ def time_levels(model: SubspaceModel, repeats: int = 30, batch: int = 1) -> list
         repeats: The number of measurements of each level, at least 1. The default is 30.
         batch: The number of samples of a forward, at least 1. The default is 1.
 
+    Returns:
+        The medians of the measured times of each level, in the order of the level table.
+
     Raises:
         ValueError: The model has no level table or was not loaded from a structured file, or a number is below 1.
 
     Example:
-        >>> import tempfile, torch
+        >>> import torch
         >>> from lightning_lcs import SubspaceModel
         >>> from lightning_lcs.export import time_levels
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
         >>> model = SubspaceModel(net, torch.randn(2, 8), subspace="point").eval()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.save(f"{folder}/model.lcs", levels=[0.0, 1.0])
-        ...     timings = time_levels(SubspaceModel.load(f"{folder}/model.lcs"), repeats=2)
+        >>> model.save("model.lcs", levels=[0.0, 1.0])
+        >>> timings = time_levels(SubspaceModel.load("model.lcs"), repeats=2)
         >>> [timing.level.name for timing in timings]
         ['small', 'full']
     """

@@ -70,13 +70,12 @@ def export_onnx(
             else than its level.
 
     Example:
-        >>> import tempfile, torch
+        >>> import torch
         >>> from lightning_lcs import SubspaceModel
         >>> from lightning_lcs.export import export_onnx
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
         >>> model = SubspaceModel(net, torch.randn(2, 8), subspace="point").eval()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     files = export_onnx(model, folder, [0.0, 1.0])
+        >>> files = export_onnx(model, "onnx", [0.0, 1.0])
         >>> [file.path.name for file in files]
         ['alpha_0.onnx', 'alpha_1.onnx', 'levels.onnx']
     """

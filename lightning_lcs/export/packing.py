@@ -20,17 +20,25 @@ def packed_size(count: int, bits: int) -> int:
 
 
 def pack_bits(integers: npt.NDArray[np.int8], bits: int) -> Bytes:
-    """Integers as a stream of bits, in two's complement, the lowest bit first; the last byte is filled up with zeros.
+    """Pack integers into a stream of bits, in two's complement, the lowest bit first.
+
+    The last byte is filled up with zeros.
 
     Args:
-        integers: int8, any shape, in ``[-2^(bits-1), 2^(bits-1) - 1]``.
-        bits: 2 to 8.
+        integers: The integers, int8 of any shape, in ``[-2^(bits-1), 2^(bits-1) - 1]``.
+        bits: The bits of each integer, 2 to 8.
 
     Returns:
-        ``packed_size(integers.size, bits)`` bytes.
+        The bytes, uint8 of shape ``(ceil(integers.size * bits / 8),)``.
 
     Raises:
-        ValueError: an integer that does not fit.
+        ValueError: An integer does not fit into ``bits``, or ``bits`` is not in 2 to 8.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_lcs.export import pack_bits
+        >>> pack_bits(np.array([1, -1, 0, -4], dtype=np.int8), bits=3).tolist()
+        [57, 8]
     """
     low, high = integer_range(bits)
     flat = np.ascontiguousarray(integers, dtype=np.int8).reshape(-1)
@@ -48,18 +56,25 @@ def pack_bits(integers: npt.NDArray[np.int8], bits: int) -> Bytes:
 
 
 def unpack_bits(packed: Bytes, bits: int, count: int) -> npt.NDArray[np.int8]:
-    """The integers that :func:`pack_bits` packed.
+    """Unpack the integers that :func:`pack_bits` packed.
 
     Args:
-        packed: bytes.
-        bits: 2 to 8.
-        count: how many integers there are.
+        packed: The bytes, uint8 of shape ``(ceil(count * bits / 8),)``.
+        bits: The bits of each integer, 2 to 8.
+        count: The number of integers.
 
     Returns:
-        int8 of shape ``(count,)``.
+        The integers, int8 of shape ``(count,)``.
 
     Raises:
-        ValueError: the number of bytes does not fit.
+        ValueError: The number of bytes does not fit ``count`` and ``bits``, or ``bits`` is not in 2 to 8.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_lcs.export import pack_bits, unpack_bits
+        >>> packed = pack_bits(np.array([1, -1, 0, -4], dtype=np.int8), bits=3)
+        >>> unpack_bits(packed, bits=3, count=4).tolist()
+        [1, -1, 0, -4]
     """
     if packed.size != packed_size(count, bits):
         raise ValueError(

@@ -35,6 +35,9 @@ def pack_sparse(tensors: Tensor | Mapping[str, Tensor], values: str = "float32")
         values: The type of the packed entries: "float32" (they come back bit for bit, with positive zeros), "float16"
             or "int8" (one scale per tensor). The default is "float32".
 
+    Returns:
+        The packed tensor, or the packed tensors by name.
+
     Raises:
         ValueError: ``values`` is not known, or a tensor holds a number that this type can't hold.
 
@@ -58,11 +61,19 @@ def unpack_sparse(packed: Packed | Mapping[str, Packed]) -> Tensor | dict[str, T
     Args:
         packed: A packed tensor, or several by name.
 
+    Returns:
+        The tensor, or the tensors by name.
+
     Raises:
         ValueError: The parts do not fit each other.
 
     Example:
-        See :func:`pack_sparse`.
+        >>> import torch
+        >>> from lightning_lcs.export import pack_sparse, unpack_sparse
+        >>> state = {"weight": torch.tensor([0.0] * 99 + [0.5]), "steps": torch.tensor(7)}
+        >>> unpacked = unpack_sparse(pack_sparse(state))
+        >>> torch.equal(unpacked["weight"], state["weight"])
+        True
     """
     if isinstance(packed, Packed):
         return unpack(packed)
@@ -72,11 +83,29 @@ def unpack_sparse(packed: Packed | Mapping[str, Packed]) -> Tensor | dict[str, T
 class SparseLevels:
     """The levels of a file, in a network: a change of level is one comparison per weight.
 
-    The weights of the densest level are held beside those that run.
+    :func:`load_sparse` makes it. The weights of the densest level are held beside those that run.
+
+    Args:
+        module: The network that runs the levels; its parameters and buffers are overwritten.
+        densest: The parameters and buffers of the densest level, by name.
+        levels: What distinguishes each level from the densest one.
 
     Attributes:
-        alphas: of the levels, ascending.
-        alpha: the level that the network has.
+        alphas: The levels in the file, ascending.
+        alpha: The level that the network runs.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import load_sparse, save_sparse
+        >>> def network():
+        ...     return torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+        >>> model = SubspaceModel(network(), mode="unstructured", subspace="point").eval()
+        >>> file = save_sparse(model, "sparse.safetensors", [0.0, 1.0])
+        >>> small = network()
+        >>> load_sparse("sparse.safetensors", small).set_alpha(0.0)
+        >>> int(small[1].weight.count_nonzero())
+        2
     """
 
     def __init__(self, module: nn.Module, densest: Mapping[str, Tensor], levels: Sequence[_StoredLevel]) -> None:
@@ -92,10 +121,10 @@ class SparseLevels:
         """Put the weights and statistics of a level into the network.
 
         Args:
-            alpha: one of :attr:`alphas`.
+            alpha: The level, one of :attr:`alphas`.
 
         Raises:
-            ValueError: it is none of them.
+            ValueError: The file does not hold this level.
         """
         level = self._levels.get(alpha)
         if level is None:
@@ -139,11 +168,22 @@ def save_sparse(
         alphas: A level, or several levels. The default is 0.
         values: The type of packed weights; see :func:`pack_sparse`. The default is "float32".
 
+    Returns:
+        The file: its path, levels and size, and the size of the dense tensors.
+
     Raises:
         ValueError: The mode is another one, a level is outside [0, 1], or a number does not fit ``values``.
+        OSError: The file could not be written; the old one is as it was.
 
     Example:
-        See :func:`load_sparse`.
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import save_sparse
+        >>> network = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4)))
+        >>> model = SubspaceModel(network, mode="unstructured", subspace="point").eval()
+        >>> file = save_sparse(model, "sparse.safetensors", [0.0, 0.5])
+        >>> file.alphas, file.size_bytes < file.dense_bytes
+        ((0.0, 0.5), True)
     """
     if not isinstance(model.mode, Unstructured) or len(model.parts) != 1:
         raise ValueError(
@@ -199,20 +239,22 @@ def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels
         module: The network, with its norms replaced if the subspace has ``norm=``. All of its parameters and buffers
             are overwritten.
 
+    Returns:
+        The levels, in the network.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is not of this kind, is damaged, or is of another architecture; the network is unchanged.
 
     Example:
-        >>> import tempfile, torch
+        >>> import torch
         >>> from lightning_lcs import SubspaceModel
         >>> from lightning_lcs.export import load_sparse, save_sparse
         >>> def network():
         ...     return torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
         >>> model = SubspaceModel(network(), mode="unstructured", subspace="point").eval()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = save_sparse(model, f"{folder}/sparse.safetensors", [0.0, 1.0])
-        ...     levels = load_sparse(file.path, network())
+        >>> file = save_sparse(model, "sparse.safetensors", [0.0, 1.0])
+        >>> levels = load_sparse("sparse.safetensors", network())
         >>> levels.set_alpha(0.0)
         >>> levels.alphas
         (0.0, 1.0)

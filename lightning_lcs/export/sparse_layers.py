@@ -20,13 +20,18 @@ _LEAST_ZEROS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class LayerChoice:
-    """What was measured of a layer, and chosen.
+    """What :func:`use_sparse_layers` measured of a layer, and chose.
 
     Attributes:
-        path: of the layer.
-        sparsity: share of zeros in its weight.
-        ratio: time with the sparse weight, of the time with the dense one.
-        sparse: whether it runs with the sparse weight from now on.
+        path: The path of the layer in the network.
+        sparsity: The share of zeros in its weight, in [0, 1].
+        ratio: The time with the sparse weight divided by the time with the dense weight.
+        sparse: Whether the layer runs with the sparse weight from now on.
+
+    Example:
+        >>> from lightning_lcs.export.sparse_layers import LayerChoice
+        >>> LayerChoice(path="head", sparsity=0.95, ratio=0.4, sparse=True).sparse
+        True
     """
 
     path: str
@@ -92,16 +97,27 @@ def use_sparse_layers(module: nn.Module, *args: Any, repeats: int = 15, **kwargs
     which torch's sparse tensors do not allow.
 
     Args:
-        module: in evaluation; its layers are replaced in place.
-        args: an example of its arguments.
-        repeats: measurements of each layer.
-        kwargs: an example of its keyword arguments.
+        module: The network, in evaluation; its layers are replaced in place.
+        args: An example of the arguments of the network.
+        repeats: The number of measurements of each layer, at least 1. The default is 15.
+        kwargs: An example of the keyword arguments of the network.
 
     Returns:
-        The layers that were measured. All others stay dense.
+        The layers that were measured: those whose weights are half zeros or more. All others stay dense.
 
     Raises:
-        RuntimeError: the network is in training.
+        RuntimeError: The network is in training.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> from lightning_lcs.export import use_sparse_layers
+        >>> network = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+        >>> model = SubspaceModel(network, mode="unstructured", subspace="point").eval()
+        >>> small = model.materialize(0.0)
+        >>> choices = use_sparse_layers(small, torch.randn(16, 64), repeats=3)
+        >>> [(choice.path, round(choice.sparsity, 2)) for choice in choices]
+        [('0', 0.97), ('1', 0.97)]
     """
     if module.training:
         raise RuntimeError("use_sparse_layers() is for inference: call eval() first")

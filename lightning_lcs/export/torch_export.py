@@ -45,13 +45,12 @@ def export_torch(
             else than its level.
 
     Example:
-        >>> import tempfile, torch
+        >>> import torch
         >>> from lightning_lcs import SubspaceModel
         >>> from lightning_lcs.export import export_torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
         >>> model = SubspaceModel(net, torch.randn(2, 8), subspace="point").eval()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (file,) = export_torch(model, folder, [0.5])
+        >>> (file,) = export_torch(model, "programs", [0.5])
         >>> file.path.name, file.difference < 1e-4
         ('alpha_0.5.pt2', True)
     """

@@ -58,13 +58,12 @@ def inspect_file(path: str | os.PathLike[str]) -> FileContents:
         ValueError: It is not a file that ``SubspaceModel.save`` wrote, or it is damaged.
 
     Example:
-        >>> import tempfile, torch
+        >>> import torch
         >>> from lightning_lcs import SubspaceModel
         >>> from lightning_lcs.io.inspect import inspect_file
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     SubspaceModel(net, torch.randn(2, 8), subspace="point").eval().save(f"{folder}/model.lcs")
-        ...     inspect_file(f"{folder}/model.lcs").ops
+        >>> SubspaceModel(net, torch.randn(2, 8), subspace="point").eval().save("model.lcs")
+        >>> inspect_file("model.lcs").ops
         3
     """
     header, tensors = container.read(path)

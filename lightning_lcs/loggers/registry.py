@@ -17,12 +17,17 @@ class Measurement:
 
     Attributes:
         curves: The curves to show by name: "latest", then "previous" and "baseline" where there are such curves.
-        description: What was trained, as plain data; see
-            :func:`lightning_lcs.reporting.run_summary.summary_of`.
+        description: What was trained, as plain data; see :meth:`SubspaceModel.describe`.
         step: The number of optimizer steps taken.
         folder: The folder of the run.
         save: Writes the trained subspace into a file, such as "model.lcs", with the latest curve as its level table;
-            ``None`` unless the user asked for the file to be uploaded.
+            ``None``, the default, unless the user asked for the file to be uploaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from lightning_lcs.loggers.registry import Measurement
+        >>> Measurement(curves={"latest": []}, description={}, step=100, folder=Path("runs/version_0")).step
+        100
     """
 
     curves: Mapping[str, Curve]

@@ -41,14 +41,22 @@ def log_curve(run: Any, curves: Mapping[str, Curve], summary: Mapping[str, Any] 
     Args:
         run: The run, such as ``WandbLogger.experiment``.
         curves: The curves by name, as legends show it; the first one is the latest. Empty curves are left out.
-        summary: What was trained; see :func:`lightning_lcs.reporting.run_summary.summary_of`. The default is unknown.
+        summary: What was trained; see :meth:`SubspaceModel.describe`. The default is ``None``: it is not known.
 
     Raises:
         ModuleNotFoundError: wandb is not installed.
 
     Example:
+        >>> import wandb
         >>> from lightning_lcs.loggers import log_curve
-        >>> log_curve(wandb_logger.experiment, {"latest": callback.curve})  # doctest: +SKIP
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> run = wandb.init(mode="disabled")
+        >>> log_curve(run, {"latest": [small, full]})
+        >>> run.summary["lcs/macs/alpha_100"]
+        90
     """
     with needed_for("WandbLogger"):
         import wandb

@@ -22,7 +22,7 @@ def workspace(entity: str, project: str, metric: str, alphas: Sequence[float], n
         entity: The user or the team.
         project: The project that the runs were logged to.
         metric: The metric of the curves, such as "val_acc".
-        alphas: The levels of the curves.
+        alphas: The levels of the curves, ascending, each in [0, 1].
         name: The name of the workspace. The default is "Trade-off curves".
 
     Returns:
@@ -33,7 +33,9 @@ def workspace(entity: str, project: str, metric: str, alphas: Sequence[float], n
 
     Example:
         >>> from lightning_lcs.loggers import workspace
-        >>> made = workspace("my-team", "my-project", "val_acc", [0.0, 0.5, 1.0])  # doctest: +SKIP
+        >>> made = workspace("my-team", "my-project", "val_acc", [0.0, 0.5, 1.0])
+        >>> [section.name for section in made.sections]
+        ['Trade-off curves', 'Pareto front over runs', 'Levels over training', 'Diagnostics']
     """
     with needed_for("a dashboard"):
         import wandb_workspaces.workspaces as ws

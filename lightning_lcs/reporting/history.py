@@ -59,18 +59,21 @@ def write_history(evaluations: Sequence[Evaluation], path: str | os.PathLike[str
 
     Args:
         evaluations: The evaluations.
-        path: The path of the file.
+        path: The path of the file, such as "curves.csv"; its folder is made if it does not exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: The file could not be written; the old one is as it was.
 
     Example:
-        >>> import tempfile
         >>> from lightning_lcs.reporting.history import Evaluation, read_history, write_history
         >>> from lightning_lcs.reporting import CurvePoint
         >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
         >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
-        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_history([Evaluation(curve=[small], stage="fit", epoch=0, step=7)], f"{folder}/curves.csv")
-        ...     read_history(path)[0].step
+        >>> path = write_history([Evaluation(curve=[small], stage="fit", epoch=0, step=7)], "curves.csv")
+        >>> read_history(path)[0].step
         7
     """
     named = {str(number): evaluation.curve for number, evaluation in enumerate(evaluations)}
@@ -84,13 +87,22 @@ def read_history(path: str | os.PathLike[str]) -> list[Evaluation]:
     """Read the evaluations of a file that :func:`write_history` wrote.
 
     Args:
-        path: The path of the file.
+        path: The path of the file, such as the ``curves.csv`` of a run.
+
+    Returns:
+        The evaluations, in the order of the file.
 
     Raises:
         ValueError: The file holds no evaluations.
 
     Example:
-        See :func:`write_history`.
+        >>> from lightning_lcs.reporting.history import Evaluation, read_history, write_history
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> epochs = [Evaluation(curve=[small], stage="fit", epoch=epoch, step=100 * epoch) for epoch in (1, 2)]
+        >>> [evaluation.step for evaluation in read_history(write_history(epochs, "curves.csv"))]
+        [100, 200]
     """
     found = read_rows(path)
     if not set(_WHEN) <= set(found[0]):

@@ -42,16 +42,13 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str], metric: str 
         ValueError: No curve has the metric, or any metric at all.
 
     Example:
-        >>> import tempfile
-        >>> from lightning_lcs.reporting import read_runs, write_csv, write_report
-        >>> from lightning_lcs.reporting import CurvePoint
+        >>> from lightning_lcs.reporting import CurvePoint, read_runs, write_csv, write_report
         >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
         >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
         >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     runs = read_runs([write_csv({"": [small, full]}, f"{folder}/curve.csv")])
-        ...     write_report(runs, f"{folder}/a.html").name
-        'a.html'
+        >>> path = write_csv({"": [small, full]}, "runs/ours/curve.csv")
+        >>> write_report(read_runs(["runs"]), "report.html").name
+        'report.html'
     """
     return write_text(page(runs, plotly_code(), metric), path)
 

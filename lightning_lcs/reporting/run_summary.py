@@ -34,10 +34,22 @@ def name_method(folder: Path, method: str) -> None:
 
 
 def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A summary as :func:`write_summary` wrote it.
+    """Read the ``summary.json`` of a run: what was trained, with which settings, and where.
+
+    Args:
+        path: The path of the file.
+
+    Returns:
+        The summary, as plain data: what :meth:`SubspaceModel.describe` returns, with the module's hyperparameters.
 
     Raises:
-        ValueError: not such a file, or one of another version.
+        ValueError: The file is not a summary, or is of another version.
+
+    Example:
+        >>> from lightning_lcs.reporting.run_summary import read_summary, write_summary
+        >>> path = write_summary({"version": 1, "method": "structured-point"}, "summary.json")
+        >>> read_summary(path)["method"]
+        'structured-point'
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))

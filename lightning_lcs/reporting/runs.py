@@ -30,8 +30,8 @@ class Run:
             one for test data as well.
         evaluations: All its curves. The default is none: only the last curve is known.
         losses: The losses of training steps. The default is none.
-        summary: What was trained; see :func:`lightning_lcs.reporting.run_summary.summary_of`. It is empty if it is not
-            known.
+        summary: What was trained; see :func:`lightning_lcs.reporting.run_summary.read_summary`. The default is empty:
+            it is not known.
 
     Example:
         >>> from lightning_lcs.reporting.runs import Run
@@ -59,14 +59,12 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
         ValueError: There is no curve, or a file does not hold what its name says.
 
     Example:
-        >>> import tempfile
-        >>> from lightning_lcs.reporting import read_runs, write_csv
-        >>> from lightning_lcs.reporting import CurvePoint
+        >>> from lightning_lcs.reporting import CurvePoint, read_runs, write_csv
         >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
         >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
         >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [run.name for run in read_runs([write_csv({"": [small, full]}, f"{folder}/ours/curve.csv")])]
+        >>> path = write_csv({"": [small, full]}, "runs/ours/curve.csv")
+        >>> [run.name for run in read_runs(["runs"])]
         ['ours']
     """
     found = list(dict.fromkeys(run for path in paths for run in _found(Path(path))))
@@ -132,13 +130,14 @@ def read_losses(path: str | os.PathLike[str]) -> dict[str, list[tuple[int, float
     Args:
         path: The path of the file.
 
+    Returns:
+        By name, the pairs of an optimizer step and the loss there.
+
     Example:
-        >>> import tempfile
         >>> from pathlib import Path
         >>> from lightning_lcs.reporting.runs import read_losses
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     size = Path(folder, "metrics.csv").write_text("step,train_loss\\n7,0.5\\n")
-        ...     read_losses(f"{folder}/metrics.csv")
+        >>> size = Path("metrics.csv").write_text("step,train_loss\\n7,0.5\\n")
+        >>> read_losses("metrics.csv")
         {'train_loss': [(7, 0.5)]}
     """
     losses: dict[str, list[tuple[int, float]]] = {}

@@ -27,12 +27,19 @@ def print_curves(curves: Mapping[str, Curve], console: Console | None = None, me
         metric: The only metric to print. The default is all metrics.
 
     Example:
-        >>> from lightning_lcs.reporting import print_curves
-        >>> from lightning_lcs.reporting import CurvePoint
+        >>> from rich.console import Console
+        >>> from lightning_lcs.reporting import CurvePoint, print_curves
         >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
         >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
         >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
-        >>> print_curves({"": [small, full]})  # doctest: +SKIP
+        >>> print_curves({"": [small, full]}, Console(width=80))
+        Accuracy-efficiency curve
+        ┏━━━━━━━┳━━━━━━━┳━━━━━━━━┳━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━┳━━━━━━━━━┓
+        ┃ alpha ┃ width ┃ params ┃ MACs ┃      size ┃ latency ┃ val_acc ┃
+        ┡━━━━━━━╇━━━━━━━╇━━━━━━━━╇━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━╇━━━━━━━━━┩
+        │ 0.000 │ 0.250 │     10 │   20 │ 0.0400 kB │ 1.00 ms │  0.8000 │
+        │ 1.000 │ 1.000 │     10 │   90 │ 0.0400 kB │ 1.00 ms │  0.9000 │
+        └───────┴───────┴────────┴──────┴───────────┴─────────┴─────────┘
     """
     level, *costs = _costs(next(iter(curves.values())), level_axis(curves.values()))
     metrics = [

@@ -25,16 +25,27 @@ MOST_RECIPES = 32  # levels whose views are kept; limited, because a controller 
 
 @dataclasses.dataclass(frozen=True)
 class RuntimeStatistics:
-    """What a runtime did so far.
+    """What the runtime of a loaded structured model did so far; ``model.runtime.statistics()`` returns it.
 
     Attributes:
-        forwards: number of forwards.
-        switches: number of levels prepared.
-        longest_reader_wait_ms: the longest that a forward waited to get hold of its level, switches running or not.
-        mean_reader_wait_ms: the same in the mean.
-        last_switch_ms: time of the last switch, from the call to the moment from which forwards see the new level.
-        last_drain_ms: how much of it was waiting for forwards of the level before the last to end.
-        arena_bytes: memory of the prepared tensors, both arenas together.
+        forwards: The number of forwards. The default is 0, as for the other attributes.
+        switches: The number of levels that were prepared.
+        longest_reader_wait_ms: The longest time that a forward waited for its level, in milliseconds.
+        mean_reader_wait_ms: The mean time that a forward waited for its level, in milliseconds.
+        last_switch_ms: The time of the last switch in milliseconds, from the call until forwards see the new level.
+        last_drain_ms: The part of the last switch that waited for running forwards to end, in milliseconds.
+        arena_bytes: The memory of the prepared tensors in bytes, both arenas together.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs import SubspaceModel
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> SubspaceModel(network, torch.randn(2, 4)).eval().save("model.lcs")
+        >>> model = SubspaceModel.load("model.lcs")
+        >>> with torch.inference_mode():
+        ...     outputs = model(torch.randn(3, 4))
+        >>> model.runtime.statistics().forwards
+        1
     """
 
     forwards: int = 0

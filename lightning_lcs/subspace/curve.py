@@ -52,17 +52,24 @@ class Efficiency:
         Args:
             name: The name of the axis.
             value: The value of the level on the axis.
-            alpha: See the class, as for the other arguments.
-            params: The number of parameters.
-            macs: The multiply-accumulates.
-            size_bytes: The bytes.
+            alpha: The level that runs, in [0, 1].
+            params: The number of parameters that are not zero by compression.
+            macs: The multiply-accumulates of one sample.
+            size_bytes: The size of the parameters and buffers, in bytes.
         """
         known: dict[str, Any] = {"width": 1.0, "sparsity": 0.0, "bit_width": 32}
         on_axis = {**known, name: value} if name in known else {**known, "settings": {name: value}}
         return cls(**on_axis, alpha=alpha, params=params, macs=macs, size_bytes=size_bytes)
 
     def value(self, name: str) -> float:
-        """The value of a cost or of an axis by its name; NaN for an axis that the level does not lie on."""
+        """The value of a cost or of an axis by its name.
+
+        Args:
+            name: The name of a cost or an axis, such as "macs" or "width".
+
+        Returns:
+            The value; NaN for an axis that the level does not lie on.
+        """
         value: float = getattr(self, name) if name in self.__dataclass_fields__ else self.settings.get(name, math.nan)
         return value
 
@@ -72,9 +79,26 @@ class CurvePoint(Efficiency):
     """One level of a measured curve: its cost (see :class:`Efficiency`) and what was measured there.
 
     Attributes:
+        alpha: The level that runs, in [0, 1].
+        width: The share of channels that are kept, in (0, 1].
+        sparsity: The share of zeros in the compressed weights, in [0, 1).
+        bit_width: The bits of the compressed weights; 32 where they are not quantized.
+        params: The number of parameters that are not zero by compression.
+        macs: The multiply-accumulates of one sample.
+        size_bytes: The size of the parameters and buffers, in bytes.
+        settings: The values on the axes of compression modes of your own, by the name of the axis. The default is
+            empty.
         latency_ms: The median time of a forward with one sample on the machine that measured it, in milliseconds; NaN
             if it was not measured.
         metrics: Your own validation metrics at this level, by the names under which they were logged.
+
+    Example:
+        >>> from lightning_lcs.reporting import CurvePoint
+        >>> counts = {"params": 10, "macs": 20, "size_bytes": 40}
+        >>> cost = {"width": 0.25, "sparsity": 0.0, "bit_width": 32, **counts}
+        >>> point = CurvePoint(alpha=0.0, **cost, latency_ms=1.5, metrics={"val_acc": 0.9})
+        >>> point.width, point.metrics["val_acc"]
+        (0.25, 0.9)
     """
 
     latency_ms: float

@@ -45,18 +45,21 @@ def write_csv(curves: Mapping[str, Curve], path: str | os.PathLike[str]) -> Path
 
     Args:
         curves: The curves by name; several curves have a column "curve" with their names.
-        path: The path of the file; its folder is made if it does not exist.
+        path: The path of the file, such as "curve.csv"; its folder is made if it does not exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: The file could not be written; the old one is as it was.
 
     Example:
-        >>> import tempfile
-        >>> from lightning_lcs.reporting import read_csv, write_csv
-        >>> from lightning_lcs.reporting import CurvePoint
+        >>> from lightning_lcs.reporting import CurvePoint, read_csv, write_csv
         >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
         >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
         >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_csv({"": [small, full]}, f"{folder}/curve.csv")
-        ...     read_csv(path) == [small, full]
+        >>> path = write_csv({"": [small, full]}, "curve.csv")
+        >>> read_csv(path) == [small, full]
         True
     """
     return write_rows(*rows(curves), path)
@@ -77,11 +80,19 @@ def read_csv(path: str | os.PathLike[str]) -> list[CurvePoint]:
     Args:
         path: The path of the file.
 
+    Returns:
+        The points of the curve, in the order of the file.
+
     Raises:
         ValueError: The file does not hold exactly one curve.
 
     Example:
-        See :func:`write_csv`.
+        >>> from lightning_lcs.reporting import CurvePoint, read_csv, write_csv
+        >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
+        >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
+        >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
+        >>> [point.metrics for point in read_csv(write_csv({"": [small, full]}, "curve.csv"))]
+        [{'val_acc': 0.8}, {'val_acc': 0.9}]
     """
     found = read_rows(path)
     if "curve" in found[0]:
@@ -99,14 +110,11 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, list[CurvePoint]]:
         ValueError: The file holds no curve.
 
     Example:
-        >>> import tempfile
-        >>> from lightning_lcs.reporting import read_curves, write_csv
-        >>> from lightning_lcs.reporting import CurvePoint
+        >>> from lightning_lcs.reporting import CurvePoint, read_curves, write_csv
         >>> cost = {"sparsity": 0.0, "bit_width": 32, "params": 10, "macs": 20, "size_bytes": 40, "latency_ms": 1.0}
         >>> small = CurvePoint(alpha=0.0, width=0.25, **cost, metrics={"val_acc": 0.8})
         >>> full = CurvePoint(alpha=1.0, width=1.0, **{**cost, "macs": 90}, metrics={"val_acc": 0.9})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     list(read_curves(write_csv({"ours": [small], "theirs": [full]}, f"{folder}/both.csv")))
+        >>> list(read_curves(write_csv({"ours": [small], "theirs": [full]}, "both.csv")))
         ['ours', 'theirs']
     """
     curves: dict[str, list[CurvePoint]] = {}

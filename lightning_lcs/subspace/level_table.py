@@ -33,6 +33,17 @@ class NamedLevel(CurvePoint):
 
     Attributes:
         name: The name of the level, unique in its table: 1 to 200 printable characters.
+        alpha: The level that runs, in [0, 1].
+        width: The share of channels that are kept, in (0, 1].
+        sparsity: The share of zeros in the compressed weights, in [0, 1).
+        bit_width: The bits of the compressed weights; 32 where they are not quantized.
+        params: The number of parameters that are not zero by compression.
+        macs: The multiply-accumulates of one sample.
+        size_bytes: The size of the parameters and buffers, in bytes.
+        settings: The values on the axes of compression modes of your own, by the name of the axis. The default is
+            empty.
+        latency_ms: The median time of a forward with one sample, in milliseconds; NaN if it was not measured.
+        metrics: The metrics at this level, by name; empty if none was measured.
 
     Raises:
         ValueError: The name is not such a text.

@@ -47,7 +47,11 @@ class Axis:
     full: float = 1.0
 
     def formatted(self, value: float) -> str:
-        """The value as text, with its unit."""
+        """The value as text, with its unit.
+
+        Args:
+            value: The value on the axis.
+        """
         return f"{value:{self.format}}{f' {self.unit}' if self.unit else ''}"
 
 
@@ -73,10 +77,18 @@ class Level:
     Attributes:
         mode: The mode.
         alpha: The level that runs, in [0, 1]; see :meth:`Mode.snap`.
-        strength: The share of the compression that applies while a warm-up lasts, in [0, 1].
-        drawn: Values of the mode's axis that single layers drew in place of the level's, by qualified path.
-        statistics: The stored batch-norm statistics, by qualified name; ``None`` where the level has none.
-        ranges: The ranges of quantized inputs, by qualified name.
+        strength: The share of the compression that applies while a warm-up lasts, in [0, 1]. The default is 1.
+        drawn: Values of the mode's axis that single layers drew in place of the level's, by qualified path. The default
+            is none.
+        statistics: The stored batch-norm statistics, by qualified name. The default is ``None``: the level has none.
+        ranges: The ranges of quantized inputs, by qualified name. The default is none.
+
+    Example:
+        >>> from lightning_lcs import Structured
+        >>> from lightning_lcs.subspace.mode import Level
+        >>> level = Level(Structured(min_width=0.25), alpha=0.0)
+        >>> level.value, level.is_full
+        (0.25, False)
     """
 
     mode: Mode
@@ -165,6 +177,18 @@ class Mode:
         warms_up: Whether the compression may grow over the first steps of the training.
         sorts_channels: Whether the channels are sorted before the first training.
         pins_layers: Whether the options name layers that have one level; all of them may be named.
+
+    Example:
+        >>> import dataclasses
+        >>> from lightning_lcs.subspace.mode import Axis, Level, Mode
+        >>> @dataclasses.dataclass(frozen=True, repr=False)
+        ... class LowRank(Mode):
+        ...     axis = Axis("rank", "Share of ranks")
+        ...     smallest: float = 0.25
+        ...     def value(self, alpha):
+        ...         return self.smallest + (1.0 - self.smallest) * alpha
+        >>> LowRank(), Level(LowRank(), alpha=0.5).value
+        (LowRank(smallest=0.25), 0.625)
     """
 
     axis: ClassVar[Axis]
@@ -192,11 +216,18 @@ class Mode:
     # -- levels -----------------------------------------------------------------------------------------------------
 
     def value(self, alpha: float) -> float:
-        """The value of the mode's axis at ``alpha``."""
+        """The value of the mode's axis at a level.
+
+        Args:
+            alpha: The level, in [0, 1].
+        """
         raise NotImplementedError
 
     def snap(self, alpha: float) -> float:
         """The level that ``alpha`` stands for; by default itself.
+
+        Args:
+            alpha: The level asked for.
 
         Raises:
             ValueError: ``alpha`` is not in [0, 1].
@@ -204,7 +235,11 @@ class Mode:
         return check_alpha(alpha)
 
     def is_full(self, alpha: float) -> bool:
-        """Whether ``alpha`` is the network as it is."""
+        """Whether a level is the network as it is; by default alpha = 1 alone.
+
+        Args:
+            alpha: The level, in [0, 1].
+        """
         return alpha == 1.0
 
     def default_alphas(self) -> list[float]:
@@ -212,13 +247,20 @@ class Mode:
         return list(DEFAULT_ALPHAS)
 
     def sampling(self, subspace: str) -> SamplingDefaults:
-        """How a training step visits the levels unless the user says otherwise."""
+        """How a training step visits the levels unless the user says otherwise.
+
+        Args:
+            subspace: "line" or "point".
+        """
         return SamplingDefaults()
 
     # -- a network --------------------------------------------------------------------------------------------------
 
     def select_weights(self, module: nn.Module) -> Selected:
         """Which weights of a network it compresses; by default those of all convolutions and linear layers.
+
+        Args:
+            module: The network.
 
         Raises:
             ValueError: The options don't fit the network.
@@ -228,26 +270,49 @@ class Mode:
     def plan(self, module: nn.Module) -> ChannelPlan:
         """An empty channel plan with the options of the mode.
 
+        Args:
+            module: The network.
+
         Raises:
             ValueError: The options don't fit the network, or it is of a kind that can't be sliced.
         """
         return ChannelPlan()
 
     def warn_of_whole(self, part: Part) -> None:
-        """Warn where much of a new network stays whole without having been asked for."""
+        """Warn where much of a new network stays whole without having been asked for.
+
+        Args:
+            part: The network.
+        """
         warn_of_whole(part.network.module, self.kept_whole(part))
 
     def kept_whole(self, part: Part) -> dict[str, str]:
-        """What could be compressed and stays whole, each with the reason."""
+        """What could be compressed and stays whole, each with the reason.
+
+        Args:
+            part: The network.
+        """
         return kept_whole(part.network.module, part.compressed)
 
     def execution(self, part: Part, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
-        """How the network runs at a level, for this call and the current training flags."""
+        """How the network runs at a level, for this call and the current training flags.
+
+        Args:
+            part: The network.
+            level: The level.
+            args: The arguments of the call.
+            kwargs: The keyword arguments of the call.
+        """
         part.network.remember(args, kwargs)
         return part.replaced()
 
     def example_execution(self, part: Part, level: Level, training: bool) -> Execution:
         """How the network runs at a level for the call seen first, wholly in training or in evaluation.
+
+        Args:
+            part: The network.
+            level: The level.
+            training: Whether all modules are in training, instead of evaluation.
 
         Raises:
             RuntimeError: The mode traces the network, which was never called: its input is not known.
@@ -271,21 +336,43 @@ class Mode:
     # -- inputs of layers -------------------------------------------------------------------------------------------
 
     def evaluation_inputs(self, part: Part, level: Level) -> Inputs | None:
-        """What changes the inputs of layers in evaluation; by default nothing."""
+        """What changes the inputs of layers in evaluation; by default nothing.
+
+        Args:
+            part: The network.
+            level: The level.
+        """
         return None
 
     def training_inputs(self, part: Part, level: Level, ranges: dict[float, dict[str, Tensor]]) -> Inputs | None:
-        """The same in a training step, which moves the ranges of the levels."""
+        """The same in a training step, which moves the ranges of the levels.
+
+        Args:
+            part: The network.
+            level: The level.
+            ranges: The ranges of inputs, by alpha and qualified name, which are updated in place.
+        """
         return None
 
     def calibration_inputs(self, part: Part, level: Level, add: Callable[[str, Tensor], None]) -> Inputs | None:
-        """The same while statistics are collected; ``add`` takes each range by qualified name."""
+        """The same while statistics are collected.
+
+        Args:
+            part: The network.
+            level: The level.
+            add: Takes each range, by qualified name.
+        """
         return None
 
     # -- what a level is --------------------------------------------------------------------------------------------
 
     def cost(self, part: Part, level: Level) -> Cost:
-        """What a level of a network costs; by default a compressed weight has as many numbers as the level keeps."""
+        """What a level of a network costs; by default a compressed weight has as many numbers as the level keeps.
+
+        Args:
+            part: The network.
+            level: The level.
+        """
         transform = self.transform(part, level, partial(part.on_line, alpha=level.alpha), None)
         density: dict[str, float] = {}
         params = size_bytes = 0
@@ -311,7 +398,11 @@ class Mode:
         return kept * value.element_size()
 
     def describe(self, part: Part) -> Description:
-        """What the most compressed level (alpha = 0) has of the tensors of a network."""
+        """What the most compressed level (alpha = 0) has of the tensors of a network.
+
+        Args:
+            part: The network.
+        """
         level = Level(self, 0.0)
         transform = self.transform(part, level, partial(part.on_line, alpha=level.alpha), None)
         parameters = dict(part.network.module.named_parameters())
@@ -324,11 +415,23 @@ class Mode:
         return Description(rows, kept, full, list(self.kept_whole(part).items()))
 
     def left(self, part: Part, name: str, kept: int, numbers: int) -> str:
-        """What the most compressed level leaves of a weight, in words."""
+        """What the most compressed level leaves of a weight, in words.
+
+        Args:
+            part: The network.
+            name: The qualified name of the weight.
+            kept: How many numbers the level keeps of it.
+            numbers: How many numbers the weight has in full.
+        """
         return f"{kept:,} of {numbers:,} entries"
 
     def report(self, part: Part, alpha: float) -> list[str]:
-        """What is compressed in a network at a level, and what stays whole and why, a line each."""
+        """What is compressed in a network at a level, and what stays whole and why, a line each.
+
+        Args:
+            part: The network.
+            alpha: The level, in [0, 1].
+        """
         sizes = {name: parameter.numel() for name, parameter in part.user_parameters()}
         inside = sum(sizes.get(name, 0) for name in part.compressed)
         count = len(part.compressed)
@@ -339,6 +442,9 @@ class Mode:
 
     def sort_channels(self, part: Part) -> None:
         """Sort the channels of a network, the strongest first.
+
+        Args:
+            part: The network.
 
         Raises:
             RuntimeError: The mode keeps all channels, or the input of the network is not known.

@@ -75,16 +75,26 @@ def group_count(channels: int, sliced: bool) -> int:
 def convert_norms(modules: Iterable[nn.Module], norm: str, sliced: bool) -> list[str]:
     """Replace every batch norm of some networks, in place.
 
+    A group norm has 32 groups, or the next smaller number that divides the channels.
+
     Args:
-        modules: the networks.
+        modules: The networks.
         norm: "instance" or "group"; "keep" changes nothing.
-        sliced: whether channels will be sliced, see :func:`group_count`.
+        sliced: Whether channels will be sliced, as in structured mode: each group then has at least 8 channels, or
+            there is one group.
 
     Returns:
         What was replaced, and with what, a line each.
 
     Raises:
-        ValueError: ``norm`` is not known, the networks have no batch norm, or one is one itself.
+        ValueError: ``norm`` is not known, the networks have no batch norm, or a network is itself a batch norm.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs.subspace.norms import convert_norms
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.BatchNorm2d(16))
+        >>> convert_norms([network], "group", sliced=True)
+        ['1: 16, 2 groups']
     """
     if check_norm(norm) == "keep":
         return []

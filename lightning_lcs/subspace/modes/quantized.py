@@ -28,16 +28,24 @@ class Quantized(Mode):
     simulated in floating point. A line is trained at ``k / n`` only, and never at its endpoint 0 itself.
 
     Args:
-        min_bits: at alpha = 0, in 2..8.
-        max_bits: at alpha = 1, in min_bits..8.
-        edge_bits: of the first convolution and the last linear layer, at every alpha: 2..8, or 32 for full precision,
-            as in the paper.
-        per_channel: a range per output channel of each weight instead of one per weight.
-        layer_bits: bits of single layers at every alpha, by path or pattern: ``{"layer4.*": 8}``; 2..8, or 32. The
-            first pattern that fits a layer holds, before ``edge_bits``.
+        min_bits: The bit width at alpha = 0, in 2..8. The default is 3.
+        max_bits: The bit width at alpha = 1, in min_bits..8. The default is 8.
+        edge_bits: The bit width of the first convolution and the last linear layer at every alpha: 2..8, or 32 for full
+            precision, as in the paper. The default is 8.
+        per_channel: Whether each output channel of a weight has a range of its own, instead of one range per weight.
+            The default is false.
+        layer_bits: The bit widths of single layers at every alpha, by path or pattern, such as ``{"layer4.*": 8}``;
+            each is in 2..8, or 32. The first pattern that fits a layer holds, before ``edge_bits``. The default is
+            none.
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: An option is outside its range.
+
+    Example:
+        >>> from lightning_lcs import Quantized
+        >>> mode = Quantized(min_bits=4)
+        >>> mode.bit_width(0.0), mode.bit_width(1.0), mode.alpha(6)
+        (4, 8, 0.6)
     """
 
     axis: ClassVar[Axis] = Axis("bit_width", "Bits", format=".0f", full=32)
@@ -67,7 +75,17 @@ class Quantized(Mode):
         object.__setattr__(self, "layer_bits", dict(self.layer_bits))
 
     def bit_width(self, alpha: float) -> int:
-        """Bits per weight and activation at ``alpha``."""
+        """The bits of each weight and activation at a level.
+
+        Args:
+            alpha: The level, in [0, 1].
+
+        Returns:
+            The bit width, in min_bits..max_bits.
+
+        Raises:
+            ValueError: ``alpha`` is not in [0, 1].
+        """
         return self.min_bits - 1 + self._number(alpha)
 
     def snap(self, alpha: float) -> float:
@@ -75,7 +93,14 @@ class Quantized(Mode):
         return self.alpha(self.bit_width(alpha))
 
     def alpha(self, bits: int) -> float:
-        """The level of so many bits: the inverse of :meth:`bit_width`."""
+        """The level of a bit width: the inverse of :meth:`bit_width`.
+
+        Args:
+            bits: The bit width, in min_bits..max_bits.
+
+        Returns:
+            The level, in (0, 1].
+        """
         return (bits - self.min_bits + 1) / (self.max_bits - self.min_bits + 1)
 
     def is_full(self, alpha: float) -> bool:

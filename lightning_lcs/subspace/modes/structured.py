@@ -44,22 +44,29 @@ class Structured(Mode):
     ``width(alpha) = min_width + (1 - min_width) * alpha`` (arXiv 2110.04252, section 4.1, with ``min_width = 0.25``).
 
     Args:
-        min_width: share of channels kept at alpha = 0, in (0, 1].
-        round_to: numbers of channels that shrink are multiples of it, at every width below 1; such as 8 for hardware
-            that wants it. Channels per head count with the heads.
-        min_channels: channels that every group keeps.
-        keep: modules that stay whole at every width, with all that is in them: paths or patterns such as "layer4.*".
+        min_width: The share of channels kept at alpha = 0, in (0, 1]. The default is 0.25.
+        round_to: The number of channels that shrink is a multiple of this number at every width below 1, such as 8 for
+            hardware that needs it. Channels per head count with the heads. The default is 1.
+        min_channels: The number of channels that every group keeps, at least 1. The default is 1.
+        keep: The modules that stay whole at every width, with all that is in them: paths or patterns such as
+            "layer4.*". The default is none.
         order: "given", or "importance" to sort the channels of every group by the L1 norm of their weights before
             training: the narrow widths of a pretrained network then start from its strongest channels. What the network
             computes in full stays the same, up to rounding. :class:`LCSCallback` does it at the start of the first
-            ``fit``; a :class:`SubspaceModel` alone when ``sort_channels()`` is called.
-        select: which channels a width keeps: "first" of each group, or those of "scale": with the largest scales of
-            their norms in the whole network, at least one of each group, as network slimming does with a network that
-            was trained plainly (arXiv 1708.06519). Groups without a norm then stay whole, and ``round_to`` and
-            ``min_channels`` have no effect.
+            ``fit``; a :class:`SubspaceModel` alone does it when ``sort_channels()`` is called. The default is "given".
+        select: Which channels a width keeps: "first" keeps the first of each group; "scale" keeps those with the
+            largest scales of their norms in the whole network, at least one of each group, as network slimming does
+            with a network that was trained plainly (arXiv 1708.06519). Groups without a norm then stay whole, and
+            ``round_to`` and ``min_channels`` have no effect. The default is "first".
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: An option is outside its range.
+
+    Example:
+        >>> from lightning_lcs import Structured
+        >>> mode = Structured(min_width=0.5, keep=("head",))
+        >>> mode.width(0.0), mode.width(0.5), mode.width(1.0)
+        (0.5, 0.75, 1.0)
     """
 
     axis: ClassVar[Axis] = Axis("width", "Channel width")
@@ -89,7 +96,17 @@ class Structured(Mode):
         object.__setattr__(self, "keep", tuple(self.keep))
 
     def width(self, alpha: float) -> float:
-        """Share of channels kept at ``alpha``, in [min_width, 1]."""
+        """The share of channels kept at a level.
+
+        Args:
+            alpha: The level, in [0, 1].
+
+        Returns:
+            The width, in [min_width, 1].
+
+        Raises:
+            ValueError: ``alpha`` is not in [0, 1].
+        """
         return self.min_width + (1.0 - self.min_width) * check_alpha(alpha)
 
     @property

@@ -37,16 +37,24 @@ class Unstructured(Mode):
     0.025 to 1 (arXiv 2110.04252, section 4.2); its high-sparsity variant is ``max_sparsity=0.995, min_sparsity=0.95``.
 
     Args:
-        max_sparsity: share of zeros at alpha = 0, in [0, 1).
-        min_sparsity: share of zeros at alpha = 1, in [0, max_sparsity].
-        dense: layers whose weights are kept whole: any of "first" (the first convolution), "last" (the last linear
+        max_sparsity: The share of zeros at alpha = 0, in [0, 1). The default is 0.975.
+        min_sparsity: The share of zeros at alpha = 1, in [0, max_sparsity]. The default is 0.
+        dense: The layers whose weights are kept whole: any of "first" (the first convolution), "last" (the last linear
             layer, the head) and "depthwise" (convolutions with as many groups as channels), by order of registration.
-        scope: among which entries the largest are kept: "layer" (of each weight), "global" (of all weights of the
-            network together, at least one of each) or "block" (of each four consecutive inputs, as accelerators want it
-            in their 2:4 pattern; both sparsities are then multiples of 0.25, and so is every level's).
+            The default is "first" and "last".
+        scope: The entries among which the largest are kept: "layer" (of each weight), "global" (of all weights of the
+            network together, at least one of each) or "block" (of each four consecutive inputs, as accelerators need it
+            for their 2:4 pattern; both sparsities are then multiples of 0.25, and so is that of every level). The
+            default is "layer".
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: An option is outside its range.
+
+    Example:
+        >>> from lightning_lcs import Unstructured
+        >>> mode = Unstructured(max_sparsity=0.9, dense=())
+        >>> mode.sparsity(0.0), mode.sparsity(0.5), mode.sparsity(1.0)
+        (0.9, 0.45, 0.0)
     """
 
     axis: ClassVar[Axis] = Axis("sparsity", "Share of zeros", full=0.0)
@@ -84,7 +92,17 @@ class Unstructured(Mode):
         object.__setattr__(self, "dense", tuple(self.dense))
 
     def sparsity(self, alpha: float) -> float:
-        """Share of zeros in each compressed weight at ``alpha``; in all together with ``scope="global"``."""
+        """The share of zeros in each compressed weight at a level; in all of them together with ``scope="global"``.
+
+        Args:
+            alpha: The level, in [0, 1].
+
+        Returns:
+            The sparsity, in [min_sparsity, max_sparsity].
+
+        Raises:
+            ValueError: ``alpha`` is not in [0, 1].
+        """
         return self.max_sparsity - (self.max_sparsity - self.min_sparsity) * self.snap(alpha)
 
     def is_full(self, alpha: float) -> bool:
