@@ -288,7 +288,7 @@ def _level(row: Any) -> NamedLevel:
     numbers = {k: _number(k, v) for k, v in row.items() if k not in ("name", "metrics", "settings")}
     whole = {k: numbers[k] for k in ("bit_width", "params", "macs", "size_bytes")}
     if not all(isinstance(value, int) and 0 <= value < 2**62 for value in whole.values()):
-        raise ValueError(f"the level table in the file is malformed: {whole} are not all non-negative integers")
+        raise ValueError(f"the level table in the file is malformed: {whole} must be counts of at least 0")
     check_alpha(numbers["alpha"])
     for share in ("width", "sparsity"):
         if not 0.0 <= numbers[share] <= 1.0:
