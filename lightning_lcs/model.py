@@ -135,12 +135,41 @@ class SubspaceModel(nn.Module):
 
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN; the level stays what it was.
+
+        Example:
+            >>> import torch
+            >>> from lightning_lcs import SubspaceModel
+            >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> model = SubspaceModel(network, torch.randn(2, 4)).eval()
+            >>> model.set_alpha(0.5)
+            >>> model.alpha
+            0.5
         """
         self.runner.set_alpha(alpha)
 
     @contextlib.contextmanager
     def at_alpha(self, alpha: float) -> Iterator[SubspaceModel]:
-        """Run at ``alpha`` inside the block; the level before comes back on any exit."""
+        """Run at ``alpha`` inside the block; the level before comes back on any exit.
+
+        Args:
+            alpha: The level, in [0, 1]; 1 is the full network.
+
+        Yields:
+            The model.
+
+        Raises:
+            ValueError: ``alpha`` is outside [0, 1] or NaN; the level stays what it was.
+
+        Example:
+            >>> import torch
+            >>> from lightning_lcs import SubspaceModel
+            >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> model = SubspaceModel(network, torch.randn(2, 4)).eval()
+            >>> with model.at_alpha(0.0):
+            ...     outputs = model(torch.randn(3, 4))
+            >>> outputs.shape, model.alpha
+            (torch.Size([3, 2]), 1.0)
+        """
         before = self.alpha
         self.set_alpha(alpha)
         try:
@@ -159,6 +188,16 @@ class SubspaceModel(nn.Module):
 
         Raises:
             ValueError: There is no such level; the one set stays.
+
+        Example:
+            >>> import torch
+            >>> from lightning_lcs import SubspaceModel
+            >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> model = SubspaceModel(network, torch.randn(2, 4)).eval()
+            >>> model.save("model.lcs", levels=[0.0, 1.0])
+            >>> loaded = SubspaceModel.load("model.lcs")
+            >>> loaded.set_level("small").macs
+            12
         """
         level = named_level(self.levels, name)
         self.set_alpha(level.alpha)
@@ -191,6 +230,16 @@ class SubspaceModel(nn.Module):
         Raises:
             ValueError: No level fits (the nearest is named), or a limit is not known or not finite; the level set
                 stays.
+
+        Example:
+            >>> import torch
+            >>> from lightning_lcs import SubspaceModel
+            >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> model = SubspaceModel(network, torch.randn(2, 4)).eval()
+            >>> model.save("model.lcs", levels=[0.0, 0.5, 1.0])
+            >>> loaded = SubspaceModel.load("model.lcs")
+            >>> loaded.fit_budget(macs=30).name
+            'medium'
         """
         level = level_for_budget(
             self.levels, macs=macs, latency_ms=latency_ms, size_bytes=size_bytes, accuracy=accuracy, metric=metric
@@ -203,6 +252,12 @@ class SubspaceModel(nn.Module):
 
         With stored batch-norm statistics it is the nearest stored one (or 1, whose statistics are the network's own);
         without any it is ``alpha`` itself. In quantized mode it is that of a bit width.
+
+        Args:
+            alpha: The level asked for, in [0, 1].
+
+        Raises:
+            ValueError: ``alpha`` is outside [0, 1] or NaN.
         """
         return self.runner.nearest_level(alpha)
 
@@ -218,7 +273,15 @@ class SubspaceModel(nn.Module):
     # -- running ----------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's own results for its own arguments, at the level set."""
+        """The network's own results for its own arguments, at the level set.
+
+        Args:
+            args: The arguments of the network.
+            kwargs: The keyword arguments of the network.
+
+        Raises:
+            RuntimeError: The subspace has several networks, which are called separately.
+        """
         part = self._only_part("forward()")
         return self.runner.run(part, part.network.module, args, kwargs)
 
@@ -271,7 +334,23 @@ class SubspaceModel(nn.Module):
         return part.network.plan
 
     def report(self, alpha: float = 0.0) -> str:
-        """What is compressed at a level, what stays whole and why, and which norms were replaced, a line each."""
+        """What is compressed at a level, what stays whole and why, and which norms were replaced, a line each.
+
+        Args:
+            alpha: The level, in [0, 1]. The default is 0, the most compressed level.
+
+        Raises:
+            RuntimeError: The mode traces the network, which was never called, and had no ``example_inputs``.
+
+        Example:
+            >>> import torch
+            >>> from lightning_lcs import SubspaceModel
+            >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> model = SubspaceModel(network, torch.randn(2, 4)).eval()
+            >>> print(model.report())
+            3 of 4 parameters and buffers are sliced; at width 0.25 they hold 16 of 58 numbers (27.6%)
+              belong to inputs or outputs, or are single numbers: 2.bias
+        """
         lines: list[str] = []
         for part in self.parts:
             first, *more = self.mode.report(part, alpha)
@@ -285,8 +364,24 @@ class SubspaceModel(nn.Module):
     def efficiency(self, alpha: float) -> Efficiency:
         """What a level costs; with stored batch-norm statistics, the level that is nearest to ``alpha``.
 
+        Args:
+            alpha: The level, in [0, 1].
+
+        Returns:
+            The number of parameters, the multiply-accumulates of one sample, and the size in bytes.
+
         Raises:
             RuntimeError: The network was never called, and had no ``example_inputs``.
+            ValueError: ``alpha`` is outside [0, 1] or NaN.
+
+        Example:
+            >>> import torch
+            >>> from lightning_lcs import SubspaceModel
+            >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> model = SubspaceModel(network, torch.randn(2, 4)).eval()
+            >>> cost = model.efficiency(0.0)
+            >>> cost.width, cost.params, cost.macs, cost.size_bytes
+            (0.25, 16, 12, 64)
         """
         level = self.runner.level(alpha)
         costs = [self.mode.cost(part, level) for part in self.parts]
@@ -304,6 +399,19 @@ class SubspaceModel(nn.Module):
         Returns:
             A network whose ``state_dict`` has the network's own names: in structured mode an ``fx.GraphModule`` with
             small tensors, else a copy of the network; for several networks a ``ModuleDict`` of them.
+
+        Raises:
+            RuntimeError: The mode traces the network, which was never called, and had no ``example_inputs``.
+            ValueError: ``alpha`` is outside [0, 1] or NaN.
+
+        Example:
+            >>> import torch
+            >>> from lightning_lcs import SubspaceModel
+            >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> model = SubspaceModel(network, torch.randn(2, 4)).eval()
+            >>> small = model.materialize(0.0)
+            >>> {name: tuple(value.shape) for name, value in small.state_dict().items()}
+            {'0.weight': (2, 4), '0.bias': (2,), '2.weight': (2, 2), '2.bias': (2,)}
         """
         level = self.runner.level(alpha)
         networks: dict[str, nn.Module] = {}
@@ -414,6 +522,20 @@ class SubspaceModel(nn.Module):
 
         Raises:
             ValueError: The file holds no subspace, or one of another architecture or version.
+
+        Example:
+            >>> import lightning as L
+            >>> import torch
+            >>> from lightning_lcs import CompressibleSubspaceWrapper, SubspaceModel
+            >>> def module():
+            ...     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4), torch.nn.Linear(4, 2))
+            ...     return CompressibleSubspaceWrapper(network, num_classes=2)
+            >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+            >>> trainer = L.Trainer(accelerator="cpu", **quiet)
+            >>> trainer.strategy.connect(module())
+            >>> trainer.save_checkpoint("last.ckpt")
+            >>> SubspaceModel.from_checkpoint("last.ckpt", module()).mode
+            Structured(min_width=0.25)
         """
         state, weights = checkpoints.read(checkpoint)
         networks, weights = state.networks_in(module, weights)
@@ -443,6 +565,16 @@ class SubspaceModel(nn.Module):
             RuntimeError: The network was never called, and had no ``example_inputs``.
             ValueError: The network holds an op that a file may not hold, or the curve is of another model.
             OSError: The file could not be written; the old one is as it was.
+
+        Example:
+            >>> import torch
+            >>> from lightning_lcs import SubspaceModel
+            >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> model = SubspaceModel(network, torch.randn(2, 4)).eval()
+            >>> model.save("model.lcs", levels={"phone": 0.0, "server": 1.0}, class_names=["cat", "dog"])
+            >>> loaded = SubspaceModel.load("model.lcs")
+            >>> [level.name for level in loaded.levels], loaded.class_names
+            (['phone', 'server'], ('cat', 'dog'))
         """
         given = (self.levels or None) if levels is None else levels
         table = make_table(given, self.mode, self.efficiency)
@@ -466,6 +598,16 @@ class SubspaceModel(nn.Module):
         Raises:
             ValueError: The file is of another kind, version or architecture, it is damaged, it holds an op that is not
                 allowed, ``module`` is missing, or ``layout`` is not known.
+
+        Example:
+            >>> import torch
+            >>> from lightning_lcs import SubspaceModel
+            >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> model = SubspaceModel(network, torch.randn(2, 4)).eval()
+            >>> model.save("model.lcs", levels=[0.0, 1.0])
+            >>> loaded, inputs = SubspaceModel.load("model.lcs"), torch.randn(3, 4)
+            >>> torch.allclose(loaded(inputs), model(inputs), atol=1e-6)
+            True
         """
         check_layout(layout)
         saved = lcs_file.read(path)

@@ -103,7 +103,11 @@ class Rules:
         object.__setattr__(self, "levels", levels)
 
     def snap(self, alpha: float) -> float:
-        """The highest level that is not above ``alpha``, or the lowest level if there is none."""
+        """The highest level that is not above ``alpha``, or the lowest level if there is none.
+
+        Args:
+            alpha: The level asked for, in [0, 1].
+        """
         return max((level for level in self.levels if level <= alpha), default=self.levels[0])
 
 

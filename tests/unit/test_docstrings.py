@@ -64,6 +64,17 @@ PUBLIC = {
 }
 
 
+def example_methods(value: Any) -> dict[str, Any]:
+    """The public methods of a class whose docstrings have an example."""
+    names = [name for name in vars(value) if not name.startswith("_")] if inspect.isclass(value) else []
+    methods = {name: getattr(value, name) for name in names}
+    return {
+        method.__qualname__: method
+        for method in methods.values()
+        if inspect.isroutine(method) and section_of(inspect.getdoc(method) or "", "Example")
+    }
+
+
 def section_of(docstring: str, *titles: str) -> str:
     """The lines of a docstring's first section of one of these titles, indented by four; empty without one."""
     found = re.search(rf"^(?:{'|'.join(titles)}):\n((?:    .*\n|\n)*)", docstring + "\n", re.MULTILINE)
@@ -77,7 +88,10 @@ def entries_of(docstring: str) -> dict[str, str]:
 
 
 def parameters_of(value: Any) -> list[str]:
-    return [name for name in inspect.signature(value).parameters if not name.startswith("_")]
+    return [name for name in inspect.signature(value).parameters if name != "self" and not name.startswith("_")]
+
+
+PUBLIC |= {name: method for value in list(PUBLIC.values()) for name, method in example_methods(value).items()}
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
@@ -85,13 +99,14 @@ def test_docstring_describes_every_parameter(name: str) -> None:
     entries = entries_of(inspect.getdoc(PUBLIC[name]) or "")
     parameters = parameters_of(PUBLIC[name])
     assert set(entries) >= set(parameters), f"not described: {sorted(set(parameters) - set(entries))}"
-    known = {*parameters, *(attribute for attribute in dir(PUBLIC[name]))}
+    known = {*parameters, *dir(PUBLIC[name]), *getattr(PUBLIC[name], "__annotations__", {})}
     assert known >= set(entries), f"no such parameter or attribute: {sorted(set(entries) - known)}"
     small = [entry for entry, text in entries.items() if text[:1].islower()]
     assert not small, f"descriptions start with a capital letter: {small}"
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces, as it is imported
 def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = section_of(inspect.getdoc(PUBLIC[name]) or "", "Example")
