@@ -48,7 +48,8 @@ class QuantizedWeight:
 def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, QuantizedWeight]:
     """The compressed weights of a level of a quantized network by name, with the scales of the simulation."""
     part, mode = model.parts[0], model.mode
-    assert isinstance(mode, Quantized)
+    if not isinstance(mode, Quantized):
+        raise ValueError(f"quantized weights need a subspace in quantized mode, and the mode of this one is {mode}")
     bits_of = layer_bits(part, Level(mode, alpha))
     found = {}
     with torch.no_grad():
