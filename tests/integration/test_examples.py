@@ -103,7 +103,7 @@ def test_a_network_is_deployed_and_controlled(tmp_path):
     tiny = ["--model=test_resnet", "--epochs=1", "--batches=0.1", "--rounds=1", f"--folder={tmp_path}"]
     command = [sys.executable, "examples/deploy_and_control.py", *tiny]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "replayed, they are the same: True" in done.stdout
+    assert "a replay makes the same decisions: True" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} >= {"curve.csv", "model.lcs", "recording.jsonl"}
 
 

@@ -166,7 +166,7 @@ def test_control_flow_of_a_network_s_own_is_named():
     graph = onnx.helper.make_graph([], "empty", [], [])
     choice = onnx.helper.make_node("If", ["x"], ["y"], then_branch=graph, else_branch=graph)
     level = LevelGraph(onnx.helper.make_model(onnx.helper.make_graph([choice], "level", [], [])), {})
-    with pytest.raises(ValueError, match=r"holds If.*several=False"):
+    with pytest.raises(ValueError, match=r"control flow of its own \(If\).*several=False"):
         several_levels([level, level])
 
 
