@@ -137,7 +137,7 @@ trainer:
 """
     )
     run(["fit", "--config", "mine.yaml"])
-    assert len((tmp_path / "curve.csv").read_text().splitlines()) == 4
+    assert len((tmp_path / "lightning_lcs_logs" / "curve.csv").read_text().splitlines()) == 4
 
 
 def test_its_own_trainer_is_refused(tmp_path, bolts):
