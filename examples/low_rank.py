@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_lcs.subspace.mode import Axis, Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.registry import register_mode
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 
 
 @register_mode("low_rank")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import ChannelPlan
-from lightning_lcs.graph.network import training_flags
+from lightning_lcs.graph.traced_network import training_flags
 from lightning_lcs.graph.tracing.example_inputs import sample
 from lightning_lcs.io import checkpoint as checkpoints
 from lightning_lcs.io import lcs_file
@@ -26,9 +26,9 @@ from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.materialize import materialized_part
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, name_of, parse_mode
-from lightning_lcs.subspace.network import TOGETHER, Part, cosine_between, endpoint_pairs
 from lightning_lcs.subspace.norms import convert_norms
 from lightning_lcs.subspace.option_places import model_places
+from lightning_lcs.subspace.part import TOGETHER, Part, cosine_between, endpoint_pairs
 from lightning_lcs.subspace.runner import LevelRunner
 from lightning_lcs.subspace.state import SubspaceState, parameter_shapes
 from lightning_lcs.utils.options import checked_keywords, parse_options
@@ -430,7 +430,7 @@ class SubspaceModel(nn.Module):
         return endpoint_pairs(self.parts)
 
     def endpoint_cosine(self) -> Tensor:
-        """The cosine between the endpoints; see :func:`lightning_lcs.subspace.network.cosine_between`."""
+        """The cosine between the endpoints; see :func:`lightning_lcs.subspace.part.cosine_between`."""
         return cosine_between(self.endpoint_pairs())
 
     def start_endpoints(self) -> None:

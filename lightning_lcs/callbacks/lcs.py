@@ -17,6 +17,7 @@ from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
 from lightning_lcs.subspace.norms import check_norm
 from lightning_lcs.training.adoption import Adoption
+from lightning_lcs.training.bare_step import sort_untrained
 from lightning_lcs.training.checks import (
     agreed,
     check_monitors,
@@ -30,7 +31,6 @@ from lightning_lcs.training.methods import method_settings, paper_settings
 from lightning_lcs.training.options import Loss, Recalibration, Sampling, places
 from lightning_lcs.training.recalibration import Recalibrator
 from lightning_lcs.training.saving import Saving
-from lightning_lcs.training.steps import sort_untrained
 from lightning_lcs.training.sweep import train_endpoints_alike
 from lightning_lcs.training.sweep_options import SweepOptions
 from lightning_lcs.training.target import Target

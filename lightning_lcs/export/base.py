@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.mode import check_alpha
-from lightning_lcs.subspace.network import TOGETHER
+from lightning_lcs.subspace.part import TOGETHER
 
 # The largest allowed difference between an exported file and the level in torch, relative to the largest output.
 TOLERANCE = 1e-4

@@ -17,7 +17,7 @@ from lightning_lcs.subspace.mode import Level, check_alpha
 from lightning_lcs.subspace.modes import Quantized
 from lightning_lcs.subspace.modes.observers import Reading, range_key
 from lightning_lcs.subspace.modes.quantized import layer_bits
-from lightning_lcs.subspace.network import TOGETHER
+from lightning_lcs.subspace.part import TOGETHER
 
 _BITS = 8
 

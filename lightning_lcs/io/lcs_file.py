@@ -21,7 +21,7 @@ from lightning_lcs.io.plan_json import checked_name
 from lightning_lcs.subspace.level_table import NamedLevel, table_from_data, table_to_data
 from lightning_lcs.subspace.mode import Level, Mode, check_alpha
 from lightning_lcs.subspace.modes.registry import check_subspace, mode_to_dict, parse_mode
-from lightning_lcs.subspace.network import TOGETHER, Part
+from lightning_lcs.subspace.part import TOGETHER, Part
 from lightning_lcs.subspace.state import SubspaceState
 
 VERSION = 3

@@ -10,8 +10,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import ChannelPlan
-from lightning_lcs.graph.network import ENDPOINT_NAME, TracedNetwork
 from lightning_lcs.graph.program import Program
+from lightning_lcs.graph.traced_network import ENDPOINT_NAME, TracedNetwork
 from lightning_lcs.graph.tracing.trace import InputSpec
 from lightning_lcs.io.graph_json import network_from_data
 from lightning_lcs.subspace import endpoints

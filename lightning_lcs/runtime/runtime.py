@@ -18,7 +18,7 @@ from lightning_lcs.runtime.arena import Arena, Recipe
 from lightning_lcs.subspace.evaluation import Evaluation
 from lightning_lcs.subspace.forward import Traced
 from lightning_lcs.subspace.mode import Level
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 
 MOST_RECIPES = 32  # levels whose views are kept; limited, because a controller may set ever new alphas
 

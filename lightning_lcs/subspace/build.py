@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from lightning_lcs.graph.network import TracedNetwork
+from lightning_lcs.graph.traced_network import TracedNetwork
 from lightning_lcs.subspace.mode import Mode
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 
 
 def build_parts(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from lightning_lcs.graph.cost import count_module_macs
-from lightning_lcs.graph.network import training_flags
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.graph.traced_network import training_flags
+from lightning_lcs.subspace.part import Part
 
 
 @dataclasses.dataclass(frozen=True)

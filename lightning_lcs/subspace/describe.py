@@ -16,7 +16,7 @@ from lightning_lcs.functional.subspace import endpoint_distance
 from lightning_lcs.graph.channels.plan import select
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.modes.registry import mode_to_dict
-from lightning_lcs.subspace.network import Part, cosine_between, endpoint_pairs
+from lightning_lcs.subspace.part import Part, cosine_between, endpoint_pairs
 from lightning_lcs.subspace.state import LevelTensors, SubspaceState
 
 VERSION = 1

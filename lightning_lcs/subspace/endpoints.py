@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_lcs.functional.subspace import redraw
-from lightning_lcs.graph.network import ENDPOINT_NAME
+from lightning_lcs.graph.traced_network import ENDPOINT_NAME
 from lightning_lcs.subspace.line import Line
 
 NOTHING_ON_LINE = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_lcs.subspace.forward import Execution, Inputs
 from lightning_lcs.subspace.mode import Level
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.weights import LevelWeights, level_tensors
 from lightning_lcs.utils.warning import warn
 

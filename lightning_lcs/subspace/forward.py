@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import PlanAtWidth, Selection
-from lightning_lcs.graph.network import TracedNetwork
 from lightning_lcs.graph.program import Program
+from lightning_lcs.graph.traced_network import TracedNetwork
 
 Inputs = Callable[[str, Tensor], Tensor]
 """Takes the path of a layer and its input, and returns the input that the layer gets."""

@@ -13,7 +13,7 @@ from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.forward import Execution, Inputs, Traced, hook_inputs, layers_at
 from lightning_lcs.subspace.layers import layer_of
 from lightning_lcs.subspace.mode import Level
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.weights import LevelWeights, level_tensors
 
 

@@ -18,7 +18,7 @@ from lightning_lcs.subspace.cost import Cost, macs_of
 from lightning_lcs.subspace.coverage import kept_whole, warn_of_whole
 from lightning_lcs.subspace.forward import Execution, Inputs
 from lightning_lcs.subspace.layers import layer_weights
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

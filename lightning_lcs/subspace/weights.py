@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_lcs.graph.channels.plan import Selection
 from lightning_lcs.subspace.forward import Execution
 from lightning_lcs.subspace.mode import Level, WeightTransform
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 
 
 class LevelWeights:

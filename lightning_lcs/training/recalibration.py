@@ -10,10 +10,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid
+from lightning_lcs.training.bare_step import TrainingFlags, bare_training_step
 from lightning_lcs.training.isolation import quiet
 from lightning_lcs.training.loaders import batch_size, taken_from_training, training_batches
 from lightning_lcs.training.progress import counted, progress
-from lightning_lcs.training.steps import TrainingFlags, bare_training_step
 from lightning_lcs.utils.warning import warn
 
 RECALIBRATION = "Recalibration of batch norm, images"

@@ -13,7 +13,7 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 
 Target = str | Sequence[str] | None
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_lcs.graph import network
+from lightning_lcs.graph import traced_network
 from tests.integration import support
 from tests.integration.traces import remembering
 
@@ -57,5 +57,5 @@ def val() -> DataLoader[tuple[torch.Tensor, ...]]:
 @pytest.fixture(autouse=True, scope="package")
 def _traces_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "trace", remembering(network.trace))
+        patch.setattr(traced_network, "trace", remembering(traced_network.trace))
         yield

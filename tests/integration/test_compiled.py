@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_lcs.graph.network import TracedNetwork
+from lightning_lcs.graph.traced_network import TracedNetwork
 from tests.integration.beside import Mine, fit
 from tests.integration.support import lcs
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_lcs.cli.coverage import Coverage, measured, prepared
 from lightning_lcs.cli.coverage import build as build_network
-from lightning_lcs.graph import network
+from lightning_lcs.graph import traced_network
 from lightning_lcs.model import SubspaceModel
 from tests.equivalence.masking import MaskMismatchError, masked_forward, survivors
 from tests.helpers import relative, scramble
@@ -113,7 +113,7 @@ def examine(net: nn.Module, x: Tensor, masked: bool = True, mistakes: int = 0) -
 @contextlib.contextmanager
 def _timed(name: str) -> Iterator[list[float]]:
     """Processor seconds of each call of a function while traces are made."""
-    function, seconds = getattr(network, name), []
+    function, seconds = getattr(traced_network, name), []
 
     def timed(*args: Any) -> Any:
         started = time.process_time()
@@ -122,7 +122,7 @@ def _timed(name: str) -> Iterator[list[float]]:
         finally:
             seconds.append(time.process_time() - started)
 
-    with mock.patch.object(network, name, timed):
+    with mock.patch.object(traced_network, name, timed):
         yield seconds
 
 

@@ -15,7 +15,7 @@ from lightning_lcs.subspace.layers import layer_of, layer_weights
 from lightning_lcs.subspace.mode import Axis, Level, Mode, SamplingDefaults, Selected, check_alpha
 from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
 from lightning_lcs.subspace.modes.registry import register_mode
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 
 
 @register_mode("quantized")

@@ -13,7 +13,7 @@ from lightning_lcs.graph.channels.dims import Structure
 from lightning_lcs.graph.channels.importance import importances, largest_scales, reorder, sorted_orders
 from lightning_lcs.graph.channels.plan import ChannelPlan, PlanAtWidth
 from lightning_lcs.graph.cost import count_macs, count_params
-from lightning_lcs.graph.network import training_flags
+from lightning_lcs.graph.traced_network import training_flags
 from lightning_lcs.graph.tracing.errors import check_kinds
 from lightning_lcs.subspace.cost import Cost
 from lightning_lcs.subspace.coverage import issue_pending_warnings, warn_of_whole
@@ -29,7 +29,7 @@ from lightning_lcs.subspace.mode import (
     shape_text,
 )
 from lightning_lcs.subspace.modes.registry import register_mode
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 
 ORDERS = ("given", "importance")
 SELECTIONS = ("first", "scale")

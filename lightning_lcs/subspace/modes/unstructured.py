@@ -22,7 +22,7 @@ from lightning_lcs.subspace.coverage import kept_whole
 from lightning_lcs.subspace.layers import attention_weights, layer_weights
 from lightning_lcs.subspace.mode import Axis, Level, Mode, SamplingDefaults, Selected, check_alpha
 from lightning_lcs.subspace.modes.registry import register_mode
-from lightning_lcs.subspace.network import Part
+from lightning_lcs.subspace.part import Part
 
 SCOPES = ("layer", "global", "block")
 DENSE_LAYERS = ("first", "last", "depthwise")

@@ -83,7 +83,7 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         shapes.append(args[0].shape[1:])
         return trace(module, args, kwargs)
 
-    monkeypatch.setattr("lightning_lcs.graph.network.trace", counted)
+    monkeypatch.setattr("lightning_lcs.graph.traced_network.trace", counted)
     return shapes
 
 
@@ -137,7 +137,7 @@ def test_training_at_many_sizes_traces_once(traces: list[tuple[int, ...]]) -> No
 
 @torch.no_grad()
 def test_sizes_without_end_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_lcs.graph.network.MAX_FORMS", 6)
+    monkeypatch.setattr("lightning_lcs.graph.traced_network.MAX_FORMS", 6)
     net = net_of(SIZED["scale by size"])
     model = SubspaceModel(net, image(16, 16), subspace="point").eval()
     model.set_alpha(0.5)
@@ -150,7 +150,7 @@ def test_sizes_without_end_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None
 @torch.no_grad()
 def test_a_check_is_missing_for_no_size_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without it these run, and are wrong: the test above can fail.
-    monkeypatch.setattr("lightning_lcs.graph.network.fixed_sizes", lambda *_: [])
+    monkeypatch.setattr("lightning_lcs.graph.traced_network.fixed_sizes", lambda *_: [])
     wrong = 0
     for kind in ("pool by size", "resize to size", "scale by size", "crop by size"):
         net = net_of(SIZED[kind])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_lcs.functional.subspace import endpoint_cosine, interpolate
 from lightning_lcs.graph.channels.plan import Selection, select
-from lightning_lcs.graph.network import TracedNetwork
+from lightning_lcs.graph.traced_network import TracedNetwork
 from lightning_lcs.subspace.endpoints import is_norm, user_parameters
 from lightning_lcs.subspace.forward import Replaced
 from lightning_lcs.subspace.layers import layer_of
