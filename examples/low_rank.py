@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_lcs.subspace.mode import Axis, Level, Mode, SamplingDefaults
+from lightning_lcs.subspace.axis import Axis
+from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
 
@@ -44,7 +45,7 @@ class LowRank(Mode):
 
 
 class LowRankWeights:
-    """The weights of a network at a level; see ``lightning_lcs.subspace.mode.WeightTransform``."""
+    """The weights of a network at a level; see ``lightning_lcs.subspace.compression.WeightTransform``."""
 
     def __init__(self, share: float, on_line: Callable[[str], Tensor]) -> None:
         self.share = share

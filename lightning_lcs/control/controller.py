@@ -8,7 +8,6 @@ import os
 import statistics
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning_lcs.control.decision import Policy, Rules, State, decide, policy_
 from lightning_lcs.control.recording import Decision
 from lightning_lcs.control.sensors import SYSTEM_READINGS, Forward, Readings, SystemReader
 from lightning_lcs.utils.timing import elapsed, synchronize
+from lightning_lcs.utils.warning import warn
 
 DEFAULT_LEVELS = 7
 # A controller may run for months, so it keeps a limited number of forwards between two steps, and of decisions.
@@ -260,7 +260,7 @@ class RuntimeController:
     def _warn_once(self, topic: str, text: str) -> None:
         if topic not in self._warned:
             self._warned.add(topic)
-            warnings.warn(text, stacklevel=4)  # the caller of step()
+            warn(text)
 
 
 def default_levels(net: Any, count: int = DEFAULT_LEVELS) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.mode import check_alpha
+from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.part import TOGETHER
 
 # The largest allowed difference between an exported file and the level in torch, relative to the largest output.

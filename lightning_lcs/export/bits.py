@@ -17,9 +17,10 @@ from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
 from lightning_lcs.functional.quantization import affine_parameters, dequantize, quantize, value_range
 from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.forward import hook_inputs, layers_at
 from lightning_lcs.subspace.layers import layer_of
-from lightning_lcs.subspace.mode import Level, check_alpha
+from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.modes import Quantized
 from lightning_lcs.subspace.modes.observers import LayerBits, Reading, range_key
 from lightning_lcs.subspace.modes.quantized import layer_bits

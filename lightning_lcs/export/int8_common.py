@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from lightning_lcs.export.qdq import QuantizationParameters
 from lightning_lcs.functional.quantization import affine_parameters
 from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.forward import ChangedInput
 from lightning_lcs.subspace.layers import layer_of
-from lightning_lcs.subspace.mode import Level, check_alpha
+from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.modes import Quantized
 from lightning_lcs.subspace.modes.observers import Reading, range_key
 from lightning_lcs.subspace.modes.quantized import layer_bits

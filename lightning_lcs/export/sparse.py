@@ -16,7 +16,7 @@ from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.export.sparse_coding import VALUES, Packed, pack, pack_all, unpack
 from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.mode import check_alpha
+from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.modes import Unstructured
 
 _KEY = "lightning_lcs_sparse"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_lcs.graph.tracing import example_inputs
-from lightning_lcs.subspace.modes.registry import mode_to_dict, parse_mode
+from lightning_lcs.subspace.modes.registry import parse_mode
 from lightning_lcs.subspace.state import LevelTensors, SubspaceState
 
 CHECKPOINT_KEY = "lightning_lcs"
@@ -22,10 +22,7 @@ def to_data(state: SubspaceState) -> dict[str, Any]:
     """Plain data and tensors for a checkpoint, which :func:`from_data` reads back."""
     return {
         "version": VERSION,
-        "mode": mode_to_dict(state.mode),
-        "subspace": state.subspace,
-        "line_parameters": state.line_parameters,
-        "norm": state.norm,
+        **state.settings(),
         "targets": state.targets,
         "shapes": state.shapes,
         "endpoint_0": {name: value.detach().clone() for name, value in state.endpoint_0.items()},

@@ -18,9 +18,10 @@ from lightning_lcs.io import container
 from lightning_lcs.io.graph_json import network_from_data, network_to_data
 from lightning_lcs.io.loaded_network import StoredNetwork, runs_at_any_size, stored_endpoints, stored_module
 from lightning_lcs.io.plan_json import checked_name
+from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.level_table import NamedLevel, table_from_data, table_to_data
-from lightning_lcs.subspace.mode import Level, Mode, check_alpha
-from lightning_lcs.subspace.modes.registry import check_subspace, mode_to_dict, parse_mode
+from lightning_lcs.subspace.mode import Level, Mode
+from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
 from lightning_lcs.subspace.part import TOGETHER, Part
 from lightning_lcs.subspace.state import SubspaceState
 
@@ -57,10 +58,7 @@ def common_header(state: SubspaceState, levels: Sequence[NamedLevel], class_name
     """The part of the header that every file has, without the aliases."""
     return {
         "version": VERSION,
-        "mode": mode_to_dict(state.mode),
-        "subspace": state.subspace,
-        "line_parameters": state.line_parameters,
-        "norm": state.norm,
+        **state.settings(),
         "level_table": table_to_data(levels),
         "classes": checked_classes(list(class_names)),
         "statistics": list(state.statistics),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from lightning_lcs.subspace.axis import Axis
 from lightning_lcs.subspace.curve import Curve as Curve
 from lightning_lcs.subspace.curve import CurvePoint as CurvePoint
 from lightning_lcs.subspace.curve import metric_names as metric_names
 from lightning_lcs.subspace.curve_file import read_csv as read_csv
 from lightning_lcs.subspace.curve_file import read_curves as read_curves
 from lightning_lcs.subspace.curve_file import write_csv as write_csv
-from lightning_lcs.subspace.mode import Axis
 from lightning_lcs.subspace.modes.registry import axes
 
 

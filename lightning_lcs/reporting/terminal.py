@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
+from lightning_lcs.subspace.axis import Axis
 from lightning_lcs.subspace.level_table import NamedLevel
-from lightning_lcs.subspace.mode import Axis
 
 _Column: TypeAlias = tuple[str, list[str]]  # a heading, and a cell for each level
 

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.curve import CurvePoint, Efficiency
 from lightning_lcs.subspace.curve_file import read_csv
-from lightning_lcs.subspace.mode import Mode, check_alpha
+from lightning_lcs.subspace.mode import Mode
 
 # Every table of two to seven levels has a level "small"; the level of alpha = 1 is always "full".
 _WORDS = {

@@ -6,14 +6,15 @@ alpha lies in [0, 1] throughout: 1 is the full network, 0 the most compressed on
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import ChannelPlan
+from lightning_lcs.subspace.axis import Axis, check_alpha
+from lightning_lcs.subspace.compression import Description, Selected, WeightTransform, shape_text
 from lightning_lcs.subspace.cost import Cost, macs_of
 from lightning_lcs.subspace.coverage import kept_whole, warn_of_whole
 from lightning_lcs.subspace.forward import Execution, Inputs
@@ -21,38 +22,6 @@ from lightning_lcs.subspace.layers import layer_weights
 from lightning_lcs.subspace.part import Part
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """The quantity that the levels of a mode change, for tables, plots, reports and log keys.
-
-    Attributes:
-        name: The name in :class:`Efficiency`, in CSV columns and in log keys: lower-case letters, digits and "_".
-        label: The label in tables and plots, such as "Channel width".
-        unit: The unit that follows a value; empty for shares and counts.
-        format: The format specification of a value, as for :func:`format`.
-        full: The value of a network that is not compressed.
-
-    Example:
-        >>> from lightning_lcs.subspace.mode import Axis
-        >>> Axis("width", "Channel width").formatted(0.5)
-        '0.500'
-    """
-
-    name: str
-    label: str
-    unit: str = ""
-    format: str = ".3f"
-    full: float = 1.0
-
-    def formatted(self, value: float) -> str:
-        """The value as text, with its unit.
-
-        Args:
-            value: The value on the axis.
-        """
-        return f"{value:{self.format}}{f' {self.unit}' if self.unit else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,55 +78,6 @@ class Level:
         return self.mode.is_full(self.alpha)
 
 
-@dataclasses.dataclass(frozen=True)
-class Selected:
-    """Which weights of a network a mode compresses.
-
-    Attributes:
-        weights: Their qualified names.
-        pinned: The values of the mode's axis that some of them have at every level, by name.
-    """
-
-    weights: tuple[str, ...] = ()
-    pinned: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-class WeightTransform(Protocol):
-    """What a level does to the compressed weights of one network, as long as they stay what they are."""
-
-    def __call__(self, name: str) -> Tensor:
-        """The weight at the level, of its own shape, differentiable where gradients are recorded."""
-
-    def gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient of the weight on the line.
-
-        Args:
-            name: The qualified name of the weight.
-            value: What calling gave for it, detached.
-            gradient: The gradient with respect to ``value``.
-        """
-
-    def kept_entries(self, name: str) -> int:
-        """How many numbers of the weight the level keeps."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """What the most compressed level has of the tensors of one network.
-
-    Attributes:
-        rows: ``(name, shape, what is left)`` of each tensor that shrinks.
-        kept: The number of entries that are left of these tensors, at alpha = 0.
-        full: The number of all their entries.
-        whole: ``(what, why)`` of what could shrink and does not.
-    """
-
-    rows: list[tuple[str, str, str]]
-    kept: int
-    full: int
-    whole: list[tuple[str, str]]
-
-
 class Mode:
     """A way to compress a network: options, the map from alpha to a level, and what a level does to weights.
 
@@ -180,7 +100,8 @@ class Mode:
 
     Example:
         >>> import dataclasses
-        >>> from lightning_lcs.subspace.mode import Axis, Level, Mode
+        >>> from lightning_lcs.subspace.axis import Axis
+        >>> from lightning_lcs.subspace.mode import Level, Mode
         >>> @dataclasses.dataclass(frozen=True, repr=False)
         ... class LowRank(Mode):
         ...     axis = Axis("rank", "Share of ranks")
@@ -452,22 +373,6 @@ class Mode:
         raise RuntimeError(f"sort_channels() is for structured mode: {self} keeps all channels")
 
 
-def check_alpha(alpha: Any) -> float:
-    """``alpha`` as a float.
-
-    Raises:
-        ValueError: It is not a number in [0, 1] (NaN included).
-    """
-    try:
-        value = float(alpha)
-    except (TypeError, ValueError):
-        value = math.nan
-    if math.isnan(value) or not 0.0 <= value <= 1.0:
-        named = "; set_level() takes the name of a level" if isinstance(alpha, str) else ""
-        raise ValueError(f"alpha={alpha!r} is not in [0, 1]: 1 is the full model, 0 the most compressed one{named}")
-    return value
-
-
 def shown_options(mode: Mode) -> dict[str, Any]:
     """The first option of a mode, and of the others those that are not at their default."""
     first, *others = dataclasses.fields(mode)  # type: ignore[arg-type]
@@ -477,8 +382,3 @@ def shown_options(mode: Mode) -> dict[str, Any]:
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def shape_text(sizes: Sequence[int]) -> str:
-    """A shape as text: "8 x 3 x 3" with multiplication signs."""
-    return " \N{MULTIPLICATION SIGN} ".join(map(str, sizes)) or "1"

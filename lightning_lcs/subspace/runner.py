@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_lcs.subspace import calibration
+from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.calibration import Collector
 from lightning_lcs.subspace.evaluation import Evaluation
 from lightning_lcs.subspace.gradients import GradientSum
-from lightning_lcs.subspace.mode import Level, Mode, check_alpha
+from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.state import LevelTensors
 from lightning_lcs.subspace.training_level import TrainingLevel

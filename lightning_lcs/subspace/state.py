@@ -48,6 +48,15 @@ class SubspaceState:
     ranges: LevelTensors
     inputs: list[Arguments | None]
 
+    def settings(self) -> dict[str, Any]:
+        """The mode, the subspace, its line and the norms as plain data, for checkpoints and files."""
+        return {
+            "mode": mode_to_dict(self.mode),
+            "subspace": self.subspace,
+            "line_parameters": self.line_parameters,
+            "norm": self.norm,
+        }
+
     def check(self, model: SubspaceState) -> None:
         """Check that a model can take this state over.
 
@@ -57,8 +66,9 @@ class SubspaceState:
         Raises:
             ValueError: The model has another mode, subspace, line, norm or architecture.
         """
-        for key in ("mode", "subspace", "line_parameters", "norm"):
-            saved, present = _plain(getattr(self, key)), _plain(getattr(model, key))
+        settings = model.settings()
+        for key, saved in self.settings().items():
+            present = settings[key]
             if present != saved and not (key == "line_parameters" and self.subspace == "point"):
                 option = key.replace("_", ".")
                 raise ValueError(
@@ -133,7 +143,3 @@ def shape_difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """A sentence about the first difference between the shapes of the model and those in a checkpoint."""
     name = next(name for name in (*mine, *theirs) if mine.get(name) != theirs.get(name))
     return f"{name} has shape {mine.get(name)} here and {theirs.get(name)} in the checkpoint"
-
-
-def _plain(value: Any) -> Any:
-    return mode_to_dict(value) if isinstance(value, Mode) else value

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from lightning_lcs.graph.channels.plan import Selection
+from lightning_lcs.subspace.compression import WeightTransform
 from lightning_lcs.subspace.forward import Execution
-from lightning_lcs.subspace.mode import Level, WeightTransform
+from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
 
 

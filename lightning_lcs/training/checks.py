@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
+from lightning_lcs.utils.warning import warn
 
 # Classes are compared by name, because users import them from either of Lightning's two namespaces.
 _STRATEGIES = {
@@ -68,10 +68,9 @@ def warn_of_old_namespace() -> None:
     """
     old = getattr(sys.modules.get("pytorch_lightning"), "__version__", "2")
     if old.partition(".")[0] in ("0", "1"):
-        warnings.warn(
+        warn(
             f"pytorch_lightning {old} is imported, whose Trainer can't run callbacks of lightning-lcs (below 2.0 it "
-            'stops with "Expected a parent"): use lightning.pytorch.Trainer',
-            stacklevel=4,
+            'stops with "Expected a parent"): use lightning.pytorch.Trainer'
         )
 
 

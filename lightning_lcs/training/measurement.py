@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -21,6 +20,7 @@ from lightning_lcs.training.evaluation import evaluate_level, evaluation_batches
 from lightning_lcs.training.progress import progress
 from lightning_lcs.training.publish import publish
 from lightning_lcs.utils.timing import median_latencies_ms
+from lightning_lcs.utils.warning import warn
 
 
 class Measurement:
@@ -71,7 +71,7 @@ class Measurement:
                 well.
         """
         if evaluation_loaders(trainer, bool(trainer.testing)) is None:
-            warnings.warn("no validation data: the accuracy-efficiency curve is not measured", stacklevel=2)
+            warn("no validation data: the accuracy-efficiency curve is not measured")
             return
         levels = sorted({model.nearest_level(alpha) for alpha in self.alphas})
         measured: dict[float, dict[str, float]] = {}

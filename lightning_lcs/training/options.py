@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lightning_lcs.functional.sampling import SAMPLERS, VISIT_FULL, step_generator
 from lightning_lcs.functional.schedules import SCHEDULES
+from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid
-from lightning_lcs.subspace.mode import check_alpha
 from lightning_lcs.subspace.option_places import model_places
 
 # Name -> weight of the loss of each level, as a function of the number of levels that a step visits.

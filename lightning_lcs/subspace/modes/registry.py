@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from lightning_lcs.subspace.mode import Axis, Mode, shown_options
+from lightning_lcs.subspace.axis import Axis
+from lightning_lcs.subspace.mode import Mode, shown_options
 
 SUBSPACES = ("line", "point")
 MODES: dict[str, type[Mode]] = {}

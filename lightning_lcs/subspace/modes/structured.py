@@ -15,19 +15,12 @@ from lightning_lcs.graph.channels.plan import ChannelPlan, PlanAtWidth
 from lightning_lcs.graph.cost import count_macs, count_params
 from lightning_lcs.graph.traced_network import training_flags
 from lightning_lcs.graph.tracing.errors import check_kinds
+from lightning_lcs.subspace.axis import Axis, check_alpha
+from lightning_lcs.subspace.compression import Description, Selected, shape_text
 from lightning_lcs.subspace.cost import Cost
 from lightning_lcs.subspace.coverage import issue_pending_warnings, warn_of_whole
 from lightning_lcs.subspace.forward import Traced
-from lightning_lcs.subspace.mode import (
-    Axis,
-    Description,
-    Level,
-    Mode,
-    SamplingDefaults,
-    Selected,
-    check_alpha,
-    shape_text,
-)
+from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
 

@@ -18,9 +18,11 @@ from lightning_lcs.functional.sparsity import (
     magnitude_threshold,
     zero_count,
 )
+from lightning_lcs.subspace.axis import Axis, check_alpha
+from lightning_lcs.subspace.compression import Selected
 from lightning_lcs.subspace.coverage import kept_whole
 from lightning_lcs.subspace.layers import attention_weights, layer_weights
-from lightning_lcs.subspace.mode import Axis, Level, Mode, SamplingDefaults, Selected, check_alpha
+from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
 

@@ -183,7 +183,7 @@ def test_a_thread_decides_and_survives_a_level_that_can_not_be_set(monkeypatch):
 
     network.set_alpha = set_alpha
     said = []
-    monkeypatch.setattr(warnings, "warn", lambda text, **options: said.append(text))
+    monkeypatch.setattr(warnings, "warn", lambda text, *_, **__: said.append(text))
     controller = RuntimeController(network, [lambda view: 0.0], levels=LEVELS, interval_s=0.0, read=dict)
     controller.start()
     with pytest.raises(RuntimeError, match="already running"):

@@ -1,5 +1,7 @@
 """Loggers that draw curves: the user's own, subclasses, and unknown ones."""
 
+import sys
+
 import pytest
 
 from lightning_lcs.loggers import Measurement, register_logger
@@ -51,6 +53,14 @@ def test_an_unknown_logger_gets_figures_if_it_takes_them(measurement):
     draw_curves(logger, measurement)
     assert logger.experiment.names == [("lcs/val_acc", 7), ("lcs/val_loss", 7)]
     draw_curves(object(), measurement)
+
+
+def test_without_matplotlib_a_warning_says_that_there_are_no_pictures(measurement, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    logger = FigureLogger()
+    with pytest.warns(UserWarning, match=r"no pictures of the curve: .*pip install 'lightning-lcs\[plots\]'"):
+        draw_curves(logger, measurement)
+    assert logger.experiment.names == []
 
 
 def test_a_second_function_for_a_class_of_loggers_is_refused():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lcs.subspace.mode import check_alpha
+from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.modes import Structured
 from lightning_lcs.subspace.modes.registry import MODES, check_subspace, mode_to_dict, parse_mode
 
