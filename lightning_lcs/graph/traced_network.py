@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import ChannelPlan
 from lightning_lcs.graph.channels.propagate import propagate
+from lightning_lcs.graph.merge_traces import open_sizes
 from lightning_lcs.graph.program import FixedSize, Program
-from lightning_lcs.graph.resize import open_sizes
 from lightning_lcs.graph.tracing.errors import ALTERNATIVES, TraceError
 from lightning_lcs.graph.tracing.example_inputs import resized, sample
 from lightning_lcs.graph.tracing.hooks import Hook, hooks_disabled

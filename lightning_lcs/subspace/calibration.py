@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lightning_lcs.graph.traced_network import training_flags
 from lightning_lcs.subspace.axis import check_alpha
+from lightning_lcs.subspace.level_weights import LevelWeights, level_tensors
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.part import Part
-from lightning_lcs.subspace.weights import LevelWeights, level_tensors
 
 DEFAULT_LEVELS = 25
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_lcs.subspace.forward import Execution, Inputs
+from lightning_lcs.subspace.level_weights import LevelWeights, level_tensors
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
-from lightning_lcs.subspace.weights import LevelWeights, level_tensors
 from lightning_lcs.utils.warning import warn
 
 NO_STATISTICS = (

@@ -12,9 +12,9 @@ from lightning_lcs.graph.program import build_materialized_model
 from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.forward import Execution, Inputs, Traced, hook_inputs, layers_at
 from lightning_lcs.subspace.layers import layer_of
+from lightning_lcs.subspace.level_weights import LevelWeights, level_tensors
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
-from lightning_lcs.subspace.weights import LevelWeights, level_tensors
 
 
 def materialized_part(

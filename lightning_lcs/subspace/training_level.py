@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from lightning_lcs.graph.channels.plan import Selection
 from lightning_lcs.subspace.forward import Execution
 from lightning_lcs.subspace.gradients import GradientSum
+from lightning_lcs.subspace.level_weights import LevelWeights
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
-from lightning_lcs.subspace.weights import LevelWeights
 
 
 class TrainingLevel:
