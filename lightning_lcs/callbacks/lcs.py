@@ -198,7 +198,7 @@ class LCSCallback(pl.Callback):
             others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
             trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
         self._take_work_of_others(trainer)
-        self._upkeep.begin(pl_module)
+        self._upkeep.begin(trainer, pl_module)
         Saving.put_into(trainer, self._add_where_present)
         self._adoption.begin(trainer, pl_module, stage)
 
@@ -224,11 +224,13 @@ class LCSCallback(pl.Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every replacement away."""
+        self._upkeep.end()
         self._adoption.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take every replacement away; a checkpoint saved now gets no statistics from the step that failed."""
         self._upkeep.fail()
+        self._upkeep.end()
         self._adoption.end()
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -265,22 +267,21 @@ class LCSCallback(pl.Callback):
     # -- evaluation and checkpoints -----------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adopt a network that was built late, and collect the statistics that alpha = 1 lacks."""
-        self._upkeep.before_validation(trainer, pl_module)
+        """Adopt a network that was built late."""
+        self.adopted(pl_module)
+        self._upkeep.before_validation(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the curve where it is due; ``ModelCheckpoint`` runs after this."""
         self._upkeep.after_validation(trainer, pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    on_test_start = on_validation_start
+
+    on_test_end = on_validation_end
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adopt a network that was built late."""
         self.adopted(pl_module)
-
-    on_predict_start = on_test_start
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the curve on the test data."""
-        self._upkeep.measure(trainer, pl_module, dict(trainer.callback_metrics))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the curve of the final weights if no validation did."""

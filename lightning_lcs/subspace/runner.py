@@ -140,7 +140,7 @@ class LevelRunner:
         strength: float = 1.0,
         direct: bool = False,
         drawn: Mapping[str, float] | None = None,
-    ) -> Iterator[None]:
+    ) -> Iterator[TrainingLevel]:
         """One level of a training step: forward and backward inside the block, at exactly ``alpha``.
 
         The level's own tensors and activations are gone at its end. No running statistics are written. At alpha = 1 the
@@ -155,6 +155,9 @@ class LevelRunner:
             direct: Whether to back-propagate into the parameters themselves, for a backward that comes after the block.
             drawn: The values of the mode's axis that single layers drew in place of the level's, by qualified path.
 
+        Yields:
+            What runs the networks inside the block.
+
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN.
         """
@@ -163,8 +166,9 @@ class LevelRunner:
         taker = None if direct else own if gradients is None else gradients
         level = Level(self.mode, self.mode.snap(alpha), strength=strength, drawn=drawn or {})
         try:
-            with self._running(TrainingLevel(level, taker, self._ranges)), own.added():
-                yield
+            executor = TrainingLevel(level, taker, self._ranges, self.evaluation.warn_of_statistics)
+            with self._running(executor), own.added():
+                yield executor
         finally:
             self._resolve()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,12 +29,21 @@ class TrainingLevel:
         level: The level.
         gradients: Takes the gradients; ``None`` to back-propagate into the parameters themselves.
         ranges: The moving ranges of quantized inputs, by level; they are updated.
+        warn: Is called with the level where a network runs in evaluation mode, on running statistics of alpha = 1.
     """
 
-    def __init__(self, level: Level, gradients: GradientSum | None, ranges: dict[float, dict[str, Tensor]]) -> None:
+    def __init__(
+        self,
+        level: Level,
+        gradients: GradientSum | None,
+        ranges: dict[float, dict[str, Tensor]],
+        warn: Callable[[Level], None],
+    ) -> None:
         self._level = level
         self._gradients = gradients
         self._ranges = ranges
+        self._warn = warn
+        self._drops = False
         self._weights: dict[int, LevelWeights] = {}
         self._tensors: dict[tuple[int, str], Tensor] = {}
 
@@ -46,8 +57,19 @@ class TrainingLevel:
             self._weights[id(part)] = LevelWeights(part, level)
         weights = self._weights[id(part)]
         untouched = execution.batch_statistics
+        if any(name not in untouched for name in execution.statistics):
+            self._warn(level)
         tensors = [None if name in untouched else self._tensor(weights, execution, name) for name in execution.names]
         return execution.run(tensors, full, args, kwargs, level.mode.training_inputs(part, level, self._ranges))
+
+    @contextlib.contextmanager
+    def gradients_dropped(self) -> Iterator[None]:
+        """Inside the block, gradients are not handed on: a backward of the user's own is not that of the loss."""
+        self._drops = True
+        try:
+            yield
+        finally:
+            self._drops = False
 
     def _tensor(self, weights: LevelWeights, execution: Execution, name: str) -> Tensor:
         key = (id(weights.part), name)
@@ -56,10 +78,17 @@ class TrainingLevel:
             if self._gradients is None:
                 value = weights.tensor(name, selection)
                 # Convolutions on some devices read a slice with gaps wrongly (pytorch/pytorch#192212).
-                self._tensors[key] = value.detach().clone() if name in execution.updated else value.contiguous()
+                value = value.detach().clone() if name in execution.updated else value.contiguous()
+                if value.requires_grad:
+                    # A backward frees the graph through which the tensor was cut: the next forward cuts it again.
+                    value.register_hook(functools.partial(self._forget, key))
+                self._tensors[key] = value
             else:
                 self._tensors[key] = self._leaf(weights, name, selection, name in execution.updated, self._gradients)
         return self._tensors[key]
+
+    def _forget(self, key: tuple[int, str], gradient: Tensor) -> None:
+        self._tensors.pop(key, None)
 
     @torch.no_grad()
     def _leaf(
@@ -69,7 +98,7 @@ class TrainingLevel:
         value = value.clone() if copied else value.contiguous()
         sources = self._sources(weights.part, name)
         if sources:
-            hook = _GradientHandover(gradients, sources, selection, weights, name)
+            hook = _GradientHandover(gradients, sources, selection, weights, name, lambda: self._drops)
             value.requires_grad_().register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         return value
 
@@ -95,8 +124,10 @@ class _GradientHandover:
         selection: Selection,
         weights: LevelWeights,
         name: str,
+        drops: Callable[[], bool],
     ) -> None:
         self._gradients = gradients
+        self._drops = drops
         self._sources = sources
         self._selection = selection
         self._weights = weights
@@ -104,7 +135,7 @@ class _GradientHandover:
 
     def __call__(self, leaf: Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
-        if gradient is not None:
+        if gradient is not None and not self._drops():
             gradient = self._weights.gradient(self._name, leaf.detach(), gradient)
             for parameter, share in self._sources:
                 self._gradients.add(parameter, self._selection, gradient, share)

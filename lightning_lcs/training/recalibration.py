@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid
+from lightning_lcs.subspace.gradients import gradients_apart
 from lightning_lcs.training.bare_step import TrainingFlags, bare_training_step
-from lightning_lcs.training.isolation import quiet
+from lightning_lcs.training.isolation import apart
 from lightning_lcs.training.loaders import batch_size, taken_from_training, training_batches
 from lightning_lcs.training.progress import counted, progress
+from lightning_lcs.training.user_state import Snapshot
 from lightning_lcs.utils.warning import warn
 
 RECALIBRATION = "Recalibration of batch norm, images"
@@ -38,6 +43,7 @@ class Recalibrator:
         self.images = images
         self.seed = seed
         self.flags = TrainingFlags()
+        self._with_gradients = False
 
     def run(self, trainer: Trainer, module: LightningModule, model: SubspaceModel, also: Sequence[float] = ()) -> None:
         """Collect the statistics of all levels now.
@@ -81,14 +87,44 @@ class Recalibrator:
                 "them"
             )
             return
-        step = bare_training_step(module)
+        try:
+            self._collect(trainer, module, model, collect)
+        except RuntimeError:
+            # A step that needs gradients of its own (an adversarial one) fails without, and for others they are a cost.
+            if self._with_gradients:
+                raise
+            self._with_gradients = True
+            self._collect(trainer, module, model, collect)
+
+    def _collect(
+        self, trainer: Trainer, module: LightningModule, model: SubspaceModel, collect: Callable[..., None]
+    ) -> None:
         with (
-            isolate_rng(),
-            quiet(module, model),
+            apart(trainer, module, model, stage=RunningStage.TRAINING),
             self.flags.around(module, model),
+            gradients_apart(module.parameters()),
             trainer.precision_plugin.forward_context(),
             progress(trainer, RECALIBRATION, self.images) as advance,
         ):
             batches = training_batches(trainer, module, self.images, self.seed)
             sizes = counted(batches, advance, RECALIBRATION, lambda item: trainer.world_size * batch_size(item[0]))
-            collect(sizes, forward=lambda item: step(*item))
+            collect(sizes, forward=_Forward(bare_training_step(module), self._with_gradients))
+
+
+class _Forward:
+    """Runs the user's step on a batch, and sets the batch back for the next level."""
+
+    def __init__(self, step: Callable[..., Any], with_gradients: bool) -> None:
+        self._step = step
+        self._with_gradients = with_gradients
+        self._item: Any = None
+        self._batch = Snapshot([])
+
+    def __call__(self, item: Any) -> None:
+        if item is not self._item:
+            self._item, self._batch = item, Snapshot([item], earlier=self._batch)
+        try:
+            with torch.enable_grad() if self._with_gradients else contextlib.nullcontext():
+                self._step(*item)
+        finally:
+            self._batch.restore()
