@@ -263,7 +263,10 @@ class SubspaceModel(nn.Module):
 
     @property
     def statistics(self) -> Mapping[float, Mapping[str, Tensor]]:
-        """The stored batch-norm statistics, by level and qualified name: a copy. Assign a mapping to replace them."""
+        """The stored batch-norm statistics, by level and qualified name: a copy.
+
+        Assign a mapping to replace them; it counts as collected at the present weights.
+        """
         return self.runner.statistics
 
     @statistics.setter
@@ -469,6 +472,7 @@ class SubspaceModel(nn.Module):
             statistics=self.runner.statistics,
             ranges=self.runner.ranges,
             inputs=[part.network.example for part in self.parts],
+            statistics_weights=self.runner.statistics_weights,
         )
 
     def subspace_state(self) -> dict[str, Any]:
@@ -477,6 +481,8 @@ class SubspaceModel(nn.Module):
 
     def load_subspace_state(self, data: Mapping[str, Any]) -> None:
         """Take over what :meth:`subspace_state` gave.
+
+        Once the weights are loaded, too, ``runner.settle_statistics()`` drops statistics of other weights.
 
         Raises:
             ValueError: It is of another mode, subspace, architecture or version; nothing has been changed then.
@@ -487,7 +493,8 @@ class SubspaceModel(nn.Module):
 
     def _take(self, state: SubspaceState) -> None:
         state.apply(self.parts)
-        self.runner.ranges, self.runner.statistics = state.ranges, state.statistics
+        self.runner.ranges = state.ranges
+        self.runner.set_statistics(state.statistics, state.statistics_weights)
         self.trained = True
 
     @classmethod
@@ -510,6 +517,7 @@ class SubspaceModel(nn.Module):
             raise
         module.load_state_dict(weights)
         model._take(state)
+        model.runner.settle_statistics()
         return model.eval()
 
     @classmethod

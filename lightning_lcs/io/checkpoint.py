@@ -27,6 +27,7 @@ def to_data(state: SubspaceState) -> dict[str, Any]:
         "shapes": state.shapes,
         "endpoint_0": {name: value.detach().clone() for name, value in state.endpoint_0.items()},
         "statistics": _levels_to_data(state.statistics),
+        "statistics_weights": state.statistics_weights,
         "ranges": _levels_to_data(state.ranges),
         "inputs": [example_inputs.to_data(arguments) for arguments in state.inputs],
     }
@@ -58,6 +59,7 @@ def from_data(data: Mapping[str, Any]) -> SubspaceState:
         statistics=_levels_from_data(data["statistics"]),
         ranges=_levels_from_data(data["ranges"]),
         inputs=[example_inputs.from_data(arguments) for arguments in data.get("inputs", ())],
+        statistics_weights=str(data.get("statistics_weights", "")),
     )
 
 

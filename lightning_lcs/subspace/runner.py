@@ -13,11 +13,18 @@ from lightning_lcs.subspace import calibration
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.calibration import Collector
 from lightning_lcs.subspace.evaluation import Evaluation
+from lightning_lcs.subspace.fingerprint import differ, fingerprint
 from lightning_lcs.subspace.gradients import GradientSum
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.state import LevelTensors
 from lightning_lcs.subspace.training_level import TrainingLevel
+from lightning_lcs.utils.warning import warn
+
+DROPPED = (
+    "the batch-norm statistics of the levels are dropped, because they were collected at other weights than those that "
+    "were loaded; recalibrate() with training images collects them anew"
+)
 
 
 class Executor(Protocol):
@@ -54,10 +61,11 @@ class LevelRunner:
         self.parts = parts
         self.mode = mode
         self.alpha = 1.0
-        self.evaluation = Evaluation(Level(mode, 1.0))
+        self.evaluation = Evaluation(Level(mode, 1.0), self.statistics_fit)
         self.server: Server | None = None
         self._executor: Executor | None = None  # inside a block
         self._statistics: dict[float, dict[str, Tensor]] = {}
+        self._statistics_weights = ""
         self._ranges: dict[float, dict[str, Tensor]] = {}
         self._resolve()
 
@@ -93,13 +101,63 @@ class LevelRunner:
 
     @property
     def statistics(self) -> Mapping[float, Mapping[str, Tensor]]:
-        """The stored batch-norm statistics, by level and qualified name; a copy of the mapping."""
+        """The stored batch-norm statistics, by level and qualified name; a copy of the mapping.
+
+        Statistics that are assigned count as those of the present weights.
+        """
         return dict(self._statistics)
 
     @statistics.setter
     def statistics(self, levels: Mapping[float, Mapping[str, Tensor]]) -> None:
+        self.set_statistics(levels, self.fingerprint() if levels else "")
+
+    def set_statistics(self, levels: Mapping[float, Mapping[str, Tensor]], weights: str) -> None:
+        """Replace the stored batch-norm statistics.
+
+        Args:
+            levels: The statistics, by level and qualified name.
+            weights: The fingerprint of the weights that they were collected at; empty if these are not known.
+        """
         self._statistics = {alpha: dict(tensors) for alpha, tensors in levels.items()}
+        self._statistics_weights = weights
+        self.evaluation.forget_check()
         self._resolve()
+
+    @property
+    def statistics_weights(self) -> str:
+        """The fingerprint of the weights that the stored statistics were collected at; empty if it is not known."""
+        return self._statistics_weights
+
+    def fingerprint(self) -> str:
+        """The fingerprint of the present weights, computed anew; see :func:`lightning_lcs.subspace.fingerprint`."""
+        return fingerprint(self.parts)
+
+    def statistics_fit(self) -> bool:
+        """Whether the stored statistics are those of the present weights.
+
+        It is true without statistics, and for statistics of unknown origin.
+        """
+        return not (self._statistics and self._statistics_weights and self._differs(self.fingerprint()))
+
+    def settle_statistics(self) -> bool:
+        """Compare the statistics with the weights, now that both were loaded, and drop them if they do not fit.
+
+        A warning says so. Statistics of unknown origin count as those of the present weights from now on.
+
+        Returns:
+            Whether the statistics were kept.
+        """
+        if not self._statistics:
+            return True
+        present = self.fingerprint()
+        fit = not self._differs(present)
+        if not fit:
+            warn(DROPPED)
+        self.set_statistics(self._statistics if fit else {}, present if fit else "")
+        return fit
+
+    def _differs(self, weights: str) -> bool:
+        return differ(self._statistics_weights, weights)
 
     @property
     def ranges(self) -> Mapping[float, Mapping[str, Tensor]]:

@@ -35,6 +35,8 @@ class SubspaceState:
         statistics: The batch-norm statistics of the levels.
         ranges: The ranges of quantized inputs, by level.
         inputs: An example call of each network; ``None`` where it is not known.
+        statistics_weights: The fingerprint of the weights that the statistics were collected at. The default is empty:
+            it is not known.
     """
 
     mode: Mode
@@ -47,6 +49,7 @@ class SubspaceState:
     statistics: LevelTensors
     ranges: LevelTensors
     inputs: list[Arguments | None]
+    statistics_weights: str = ""
 
     def settings(self) -> dict[str, Any]:
         """The mode, the subspace, its line and the norms as plain data, for checkpoints and files."""
