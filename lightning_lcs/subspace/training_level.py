@@ -81,7 +81,7 @@ class TrainingLevel:
                 value = value.detach().clone() if name in execution.updated else value.contiguous()
                 if value.requires_grad:
                     # A backward frees the graph through which the tensor was cut: the next forward cuts it again.
-                    value.register_hook(functools.partial(self._forget, key))
+                    value.register_hook(functools.partial(self._forget, key))  # type: ignore[no-untyped-call]
                 self._tensors[key] = value
             else:
                 self._tensors[key] = self._leaf(weights, name, selection, name in execution.updated, self._gradients)

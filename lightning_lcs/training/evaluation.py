@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -146,6 +147,8 @@ def _new_loop(used: _EvaluationLoop, max_batches: int | None) -> _EvaluationLoop
     loop._seen_batches_per_dataloader = defaultdict(int)
     loop._module_mode = type(used._module_mode)()
     loop._data_fetcher = None
+    if used._combined_loader is not None:
+        loop._combined_loader = CombinedLoader(used._combined_loader.iterables, used._combined_loader._mode)
     loop._restarting = False
     loop.setup_data = _nothing  # type: ignore[method-assign]
     if max_batches is not None:
@@ -164,8 +167,6 @@ def _installed(trainer: Trainer, loop: _EvaluationLoop) -> Iterator[None]:
     try:
         yield
     finally:
-        if loop._combined_loader is not None:
-            loop._combined_loader._iterator = None  # ends workers, unless they are persistent
         setattr(owner, name, used)
 
 

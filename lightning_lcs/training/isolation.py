@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -46,16 +45,19 @@ def apart(
     Yields:
         The snapshot. Its ``restore()`` sets the state back between two runs in the block.
     """
-    before, stop, validated = trainer.state.stage, trainer.should_stop, trainer._last_val_time
+    before = {name: getattr(trainer, name) for name in ("should_stop", "_last_val_time") if hasattr(trainer, name)}
+    present = trainer.state.stage
     trained = [p for part in model.parts for p in part.network.module.parameters() if p.requires_grad]
     roots = [module, users_callbacks(trainer), getattr(trainer, "datamodule", None), arguments]
     with isolate_rng(), muted(trainer), logs_to(log, module):
         snapshot = Snapshot(roots, trained, earlier)
-        trainer.state.stage = before if stage is None else stage
+        trainer.state.stage = present if stage is None else stage
         try:
             yield snapshot
         finally:
-            trainer.state.stage, trainer.should_stop, trainer._last_val_time = before, stop, validated
+            trainer.state.stage = present
+            for name, value in before.items():
+                setattr(trainer, name, value)
             snapshot.restore()
 
 
@@ -65,8 +67,6 @@ def users_callbacks(trainer: Trainer) -> list[Callback]:
 
 
 def _is_users(callback: Callback) -> bool:
-    kinds = [
-        kind for kind in type(callback).__mro__ if kind.__name__ not in (Callback.__name__, LambdaCallback.__name__)
-    ]
+    kinds = [kind for kind in type(callback).__mro__ if kind.__name__ not in ("Callback", "LambdaCallback")]
     packages = {kind.__module__.partition(".")[0] for kind in kinds}
     return not packages & {"lightning", "pytorch_lightning", "lightning_lcs"}

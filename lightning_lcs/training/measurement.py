@@ -101,8 +101,9 @@ class Measurement:
             latencies = trainer.strategy.broadcast(latencies)
         curve = []
         for alpha in levels:
-            measurements = {"latency_ms": latencies[alpha], "metrics": measured[alpha], "weights": passes.weights}
-            curve.append(CurvePoint(**vars(model.efficiency(alpha)), **measurements))
+            cost = vars(model.efficiency(alpha))
+            values: dict[str, Any] = {"latency_ms": latencies[alpha], "metrics": measured[alpha]}
+            curve.append(CurvePoint(**cost, **values, weights=passes.weights))
         self.curve = curve
         self.evaluations = publish(trainer, module, model, curve, self.evaluations, self.baseline, self.artifact)
 

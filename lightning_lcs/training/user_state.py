@@ -61,7 +61,9 @@ class Snapshot:
         for key in self._registered:
             self._plain.pop(key, None)
         known = {} if earlier is None else earlier._copies
-        self._copies = {key: _copy_of(tensor, known.get(key), False) for key, tensor in self._plain.items()}
+        self._copies: dict[int, _Copy] = {
+            key: _copy_of(tensor, known.get(key), False) for key, tensor in self._plain.items()
+        }
         again = {key: _copy_of(tensor, known.get(key), True) for key, tensor in self._registered.items()}
         _copy([kept.values for kept in again.values()], [kept.tensor for kept in again.values()])
         self._copies.update(again)
@@ -100,9 +102,11 @@ class Snapshot:
             self._undo.append(lambda: np.copyto(value, before))
         elif isinstance(value, _GENERATORS):
             self._undo.append(_reset_of(value))
-        if not isinstance(value, (Tensor, nn.Module, *_NOT_STATE)):
-            if kind.__module__.partition(".")[0] not in _NOT_STATE_IN:
-                self._visit_object(value)
+        known = (
+            isinstance(value, (Tensor, nn.Module, *_NOT_STATE)) or kind.__module__.partition(".")[0] in _NOT_STATE_IN
+        )
+        if not known:
+            self._visit_object(value)
 
     def _visit_module(self, module: nn.Module) -> None:
         own = module.__dict__
