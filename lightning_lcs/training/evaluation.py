@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -65,14 +65,14 @@ def evaluate_level(
     with contextlib.ExitStack() as stack:
         stack.callback(patches.undo)
         patches.set(module, f"{kind}_step", StandIn(getattr(module, f"{kind}_step"), steps.run))
-        patches.set(trainer, "callbacks", users_callbacks(trainer))
+        users = users_callbacks(trainer)
+        others = [callback for callback in trainer.callbacks if callback not in users]  # type: ignore[attr-defined]
+        _silence(patches, others, kind, ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end"))
         log = _log_over_ranks if trainer.world_size > 1 else _log
         stage = RunningStage.SANITY_CHECKING if trainer.sanity_checking else stage
         stack.enter_context(apart(trainer, module, model, stage=stage, log=log))
         if not hooks_around:
-            for owner in (module, *users_callbacks(trainer)):
-                for hook in (f"on_{kind}_start", f"on_{kind}_end"):
-                    patches.set(owner, hook, _nothing)
+            _silence(patches, [module, *users], kind, ("start", "end"))
         stack.enter_context(_installed(trainer, loop))
         stack.enter_context(_own_metrics(connector))
         for child in module.modules():
@@ -117,6 +117,12 @@ class _Steps:
     def end(self) -> None:
         if self._batch is not None:
             self._batch.restore()
+
+
+def _silence(patches: Patches, owners: Iterable[Any], kind: str, hooks: Iterable[str]) -> None:
+    for owner in owners:
+        for hook in hooks:
+            patches.set(owner, f"on_{kind}_{hook}", _nothing)
 
 
 def evaluation_loop(trainer: Trainer) -> _EvaluationLoop:

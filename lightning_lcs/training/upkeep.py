@@ -84,10 +84,10 @@ class Upkeep:
         model = self.adoption.adopted(module)
         if trainer.sanity_checking:
             self._rehearse(trainer, module)
-        elif trainer.state.fn != "fit" and not model.trained:
+        elif trainer.state.fn != "fit" and trainer.ckpt_path is not None and not model.trained:
             warn(
-                "no curve is measured: the network was never trained as a subspace; validate or test it after fit(), "
-                "or with the checkpoint of a run with LCSCallback (ckpt_path=)"
+                f"no curve is measured: {trainer.ckpt_path} was saved without LCSCallback, so that its network was "
+                "never trained as a subspace; give the checkpoint of a run with LCSCallback as ckpt_path"
             )
         elif trainer.state.fn != "fit" or self.measurement.is_due(trainer):
             self.measure(trainer, module, dict(trainer.callback_metrics))

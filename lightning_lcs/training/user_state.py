@@ -177,7 +177,8 @@ class _Copy:
         self.state = _state(tensor)
 
     def is_changed(self) -> bool:
-        return self.state != _state(self.tensor)
+        """Whether the tensor may have been written to; inference tensors don't tell."""
+        return self.state[0] is None or self.state != _state(self.tensor)
 
 
 def _copy_of(tensor: Tensor, known: _Copy | None, registered: bool) -> _Copy:
@@ -195,7 +196,6 @@ def _state(tensor: Tensor) -> tuple[Any, ...]:
     return version, address, tensor.shape, tensor.dtype, tensor.device
 
 
-@torch.no_grad()
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
     groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):
@@ -203,7 +203,7 @@ def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
         group[0].append(target)
         group[1].append(source)
     for (_, _, inference), (into, out_of) in groups.items():
-        with torch.inference_mode(inference):
+        with torch.inference_mode(inference), torch.no_grad():
             torch._foreach_copy_(into, out_of)
 
 
