@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,14 @@ from lightning_lcs.subspace.build import build_parts
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
 from lightning_lcs.subspace.curve import Efficiency
 from lightning_lcs.subspace.describe import describe
-from lightning_lcs.subspace.level_table import GivenLevels, NamedLevel, level_for_budget, make_table, named_level
+from lightning_lcs.subspace.level_table import (
+    GivenLevels,
+    NamedLevel,
+    check_measured_at,
+    level_for_budget,
+    make_table,
+    named_level,
+)
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.materialize import materialized_part
 from lightning_lcs.subspace.mode import Level, Mode
@@ -571,7 +579,8 @@ class SubspaceModel(nn.Module):
 
         Raises:
             RuntimeError: The network was never called, and had no ``example_inputs``.
-            ValueError: The network holds an op that a file may not hold, or the curve is of another model.
+            ValueError: The network holds an op that a file may not hold, the curve is of another model or other
+                weights, or the batch-norm statistics are of other weights.
             OSError: The file could not be written; the old one is as it was.
 
         Example:
@@ -586,6 +595,7 @@ class SubspaceModel(nn.Module):
         """
         given = (self.levels or None) if levels is None else levels
         table = make_table(given, self.mode, self.efficiency)
+        self.check_weights_of(table)
         names = self.class_names if class_names is None else class_names
         lcs_file.save(path, self.state(), self.parts, table, names)
 
@@ -636,7 +646,10 @@ class SubspaceModel(nn.Module):
             else:
                 lcs_file.check_weights(saved, module)
                 model = cls._from_state(saved.state, module, module, saved.weights)
-            model.levels, model.class_names = saved.levels, saved.class_names
+            # Statistics and metrics of the file are those of its weights, as long as these do not change.
+            weights = model.runner.statistics_weights or model.runner.fingerprint()
+            model.levels = tuple(dataclasses.replace(level, weights=weights) for level in saved.levels)
+            model.class_names = saved.class_names
             return model
 
     @classmethod
@@ -649,6 +662,19 @@ class SubspaceModel(nn.Module):
         model.statistics, model.trained, model.training = state.statistics, True, False
         model.runtime = model.runner.server = Runtime(part, model.runner.evaluation)
         return model
+
+    def check_weights_of(self, levels: Sequence[NamedLevel]) -> None:
+        """Check that the batch-norm statistics, and the metrics of levels, are those of the present weights.
+
+        Args:
+            levels: The levels that are to be saved with these weights.
+
+        Raises:
+            ValueError: Some of them belong to other weights.
+        """
+        weights = self.runner.fingerprint()
+        self.runner.check_statistics(weights)
+        check_measured_at(levels, weights)
 
     def set_example_inputs(self, *args: Any, **kwargs: Any) -> None:
         """Choose the call that ``save``, ``materialize`` and the exports are for.

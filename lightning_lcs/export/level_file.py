@@ -30,7 +30,8 @@ def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str])
         The level, as it stands in the table of the new file.
 
     Raises:
-        ValueError: The model is not structured, or ``alpha`` is outside [0, 1].
+        ValueError: The model is not structured, ``alpha`` is outside [0, 1], or the batch-norm statistics or the
+            metrics of the level are of other weights.
 
     Example:
         >>> import torch
@@ -57,6 +58,7 @@ def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str])
     known = next((entry for entry in model.levels if entry.alpha == level), None)
     cost: dict[str, Any] = {**vars(model.efficiency(level)), "alpha": 1.0, "width": 1.0}
     latency, metrics = (math.nan, {}) if known is None else (known.latency_ms, known.metrics)
+    model.check_weights_of([] if known is None else [known])
     point = CurvePoint(**cost, latency_ms=latency, metrics=metrics)
     table = make_table({"full" if known is None else known.name: point}, mode, lambda _: point)
     state = dataclasses.replace(model.state(), mode=mode, subspace="point", endpoint_0={}, statistics={}, ranges={})

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.curve import CurvePoint, Efficiency
 from lightning_lcs.subspace.curve_file import read_csv
+from lightning_lcs.subspace.fingerprint import differ
 from lightning_lcs.subspace.mode import Mode
 
 # Rows of a file do not say at which weights they were measured: a file holds one set of weights, which are theirs.
@@ -172,6 +173,27 @@ def check_table(levels: Sequence[NamedLevel]) -> tuple[NamedLevel, ...]:
     if len(names) > MOST_LEVELS:
         raise ValueError(f"levels: a table has at most {MOST_LEVELS} levels, and these are {len(names)}")
     return tuple(levels)
+
+
+def check_measured_at(levels: Sequence[CurvePoint], weights: str) -> None:
+    """Check that metrics are those of a model.
+
+    Args:
+        levels: The levels with their metrics.
+        weights: The fingerprint of the model's weights.
+
+    Raises:
+        ValueError: Metrics were measured at other weights.
+    """
+    other = next((level for level in levels if level.metrics and differ(level.weights, weights)), None)
+    if other is not None:
+        raise ValueError(
+            f"levels: the metrics at alpha={other.alpha:g} were measured at other weights than those of this model, "
+            "such as the last ones of a training whose best ones are saved; measure the curve of these weights, with "
+            "the LCSCallback lcs in the trainer:\n"
+            "    trainer.validate(module, ckpt_path=...)  # the checkpoint to save\n"
+            "    lcs.subspace_model.save(path, levels=lcs.curve)"
+        )
 
 
 def named_level(levels: Sequence[NamedLevel], name: str) -> NamedLevel:

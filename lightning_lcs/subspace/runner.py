@@ -21,6 +21,10 @@ from lightning_lcs.subspace.state import LevelTensors
 from lightning_lcs.subspace.training_level import TrainingLevel
 from lightning_lcs.utils.warning import warn
 
+OTHERS = (
+    "the batch-norm statistics of the levels were collected at other weights than the present ones, and a file holds "
+    "one set of weights: call recalibrate() with training images before it is saved"
+)
 DROPPED = (
     "the batch-norm statistics of the levels are dropped, because they were collected at other weights than those that "
     "were loaded; recalibrate() with training images collects them anew"
@@ -119,7 +123,7 @@ class LevelRunner:
             weights: The fingerprint of the weights that they were collected at; empty if these are not known.
         """
         self._statistics = {alpha: dict(tensors) for alpha, tensors in levels.items()}
-        self._statistics_weights = weights
+        self._statistics_weights = weights if levels else ""
         self.evaluation.forget_check()
         self._resolve()
 
@@ -137,7 +141,19 @@ class LevelRunner:
 
         It is true without statistics, and for statistics of unknown origin.
         """
-        return not (self._statistics and self._statistics_weights and self._differs(self.fingerprint()))
+        return not self._statistics_weights or not differ(self._statistics_weights, self.fingerprint())
+
+    def check_statistics(self, weights: str) -> None:
+        """Check that the stored statistics may be saved with weights.
+
+        Args:
+            weights: The fingerprint of the weights.
+
+        Raises:
+            ValueError: The statistics were collected at other weights.
+        """
+        if differ(self._statistics_weights, weights):
+            raise ValueError(OTHERS)
 
     def settle_statistics(self) -> bool:
         """Compare the statistics with the weights, now that both were loaded, and drop them if they do not fit.
@@ -150,14 +166,11 @@ class LevelRunner:
         if not self._statistics:
             return True
         present = self.fingerprint()
-        fit = not self._differs(present)
+        fit = not differ(self._statistics_weights, present)
         if not fit:
             warn(DROPPED)
-        self.set_statistics(self._statistics if fit else {}, present if fit else "")
+        self.set_statistics(self._statistics if fit else {}, present)
         return fit
-
-    def _differs(self, weights: str) -> bool:
-        return differ(self._statistics_weights, weights)
 
     @property
     def ranges(self) -> Mapping[float, Mapping[str, Tensor]]:
