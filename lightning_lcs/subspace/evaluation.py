@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,6 +63,16 @@ class Evaluation:
         """Check anew whether the stored statistics fit, because they are about to change."""
         self._checked.clear()
         self._told = False
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Inside the block, no level warns of its statistics, because nobody sees its results."""
+        before = self.warns, self._told
+        self.warns, self._told = False, True
+        try:
+            yield
+        finally:
+            self.warns, self._told = before
 
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a network at the level; at the full level, call ``full``."""

@@ -66,14 +66,11 @@ def sort_untrained(trainer: Trainer, module: LightningModule, model: SubspaceMod
     if model.trained or not model.mode.sorts_channels:
         return
     step = bare_training_step(module)
-    warns, model.runner.evaluation.warns = model.runner.evaluation.warns, False
-    try:
-        with (
-            apart(trainer, module, model, stage=RunningStage.TRAINING),
-            trainer.precision_plugin.forward_context(),
-            model.at_alpha(0.0),
-        ):
-            step(*next(iter(training_batches(trainer, module, 1, seed))))
-    finally:
-        model.runner.evaluation.warns = warns
+    with (
+        apart(trainer, module, model, stage=RunningStage.TRAINING),
+        model.runner.evaluation.silent(),
+        trainer.precision_plugin.forward_context(),
+        model.at_alpha(0.0),
+    ):
+        step(*next(iter(training_batches(trainer, module, 1, seed))))
     model.sort_channels()

@@ -105,7 +105,13 @@ class Measurement:
             values: dict[str, Any] = {"latency_ms": latencies[alpha], "metrics": measured[alpha]}
             curve.append(CurvePoint(**cost, **values, weights=passes.weights))
         self.curve = curve
-        self.evaluations = publish(trainer, module, model, curve, self.evaluations, self.baseline, self.artifact)
+        artifact = self.artifact and not differ(passes.weights, model.runner.fingerprint())
+        if self.artifact and not artifact:
+            warn(
+                "model.lcs is not uploaded: hooks of the validation exchange the weights, so that the curve is of other "
+                "weights than those that are trained"
+            )
+        self.evaluations = publish(trainer, module, model, curve, self.evaluations, self.baseline, artifact)
 
     def _latencies(self, model: SubspaceModel, levels: Sequence[float]) -> dict[float, float]:
         if not self.latency or len(model.parts) > 1:
@@ -116,7 +122,8 @@ class Measurement:
         def call(small: torch.nn.Module) -> Callable[[], Any]:
             return lambda: small(*args, **kwargs)
 
-        return median_latencies_ms({alpha: call(model.materialize(alpha)) for alpha in levels})
+        with model.runner.evaluation.silent():  # the time does not depend on the statistics
+            return median_latencies_ms({alpha: call(model.materialize(alpha)) for alpha in levels})
 
 
 class _Passes:

@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
-from lightning_lcs.model import SubspaceModel
 from lightning_lcs.training.adoption import Adoption
 from lightning_lcs.training.evaluation import evaluate_level
 from lightning_lcs.training.measurement import Measurement
@@ -139,10 +138,6 @@ class Upkeep:
 
     def _rehearse(self, trainer: Trainer, module: LightningModule) -> None:
         """One batch of a curve: a step that can't run compressed fails now instead of after the training."""
-        model: SubspaceModel = self.adoption.adopted(module)
-        # The level has no batch-norm statistics yet, and nobody sees the result.
-        warns, model.runner.evaluation.warns = model.runner.evaluation.warns, False
-        try:
+        model = self.adoption.adopted(module)
+        with model.runner.evaluation.silent():  # the level has no batch-norm statistics yet
             evaluate_level(trainer, module, model, 0.0, max_batches=1)
-        finally:
-            model.runner.evaluation.warns = warns
