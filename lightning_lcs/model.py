@@ -672,7 +672,8 @@ class SubspaceModel(nn.Module):
         if self.mode.runs_as_graph:
             with training_flags(network.module, False):
                 network.program(*sample(args, kwargs))
-        network.example = sample(args, kwargs)
+        network.example = None
+        network.remember(args, kwargs)
 
     def _only_part(self, what: str) -> Part:
         if len(self.parts) > 1:
