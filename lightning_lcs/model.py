@@ -512,8 +512,9 @@ class SubspaceModel(nn.Module):
         networks: nn.Module | Mapping[str, nn.Module],
         module: nn.Module,
         weights: Mapping[str, Tensor],
+        strict: bool = True,
     ) -> SubspaceModel:
-        """Build a model of networks inside a module, and replace all weights of the module."""
+        """Build a model of networks inside a module, and replace the weights of the module: all of them if strict."""
         trained = endpoints.is_trained(module)
         line = Line(parameters=state.line_parameters)
         model = cls(networks, mode=state.mode, subspace=state.subspace, line=line, norm=state.norm)
@@ -523,21 +524,29 @@ class SubspaceModel(nn.Module):
             if not trained:
                 endpoints.detach(module)
             raise
-        module.load_state_dict(weights)
+        module.load_state_dict(weights, strict=strict)
         model._take(state)
         model.runner.settle_statistics()
         return model.eval()
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | os.PathLike[str], module: nn.Module) -> SubspaceModel:
+    def from_checkpoint(
+        cls, checkpoint: str | os.PathLike[str], module: nn.Module, *, weights_only: bool = True
+    ) -> SubspaceModel:
         """Open a Lightning checkpoint, in any process.
 
         Args:
-            checkpoint: The path of the file, which is read with ``weights_only=True``.
-            module: The LightningModule that was trained, or its network; its weights are replaced.
+            checkpoint: The path of the file.
+            module: The LightningModule that was trained, or its network; its weights are replaced. Weights that a
+                module with ``strict_loading = False`` leaves out of its checkpoints stay as they are.
+            weights_only: Whether to read tensors and plain data alone. Objects of other types in the file, such as
+                paths and functions among the hyperparameters, are then left out, since reading them may run code. Give
+                false only for a file that you trust. The default is true.
 
         Raises:
-            ValueError: The file holds no subspace, or one of another architecture or version.
+            FileNotFoundError: There is no such file.
+            ValueError: The file holds no subspace, or one of another architecture or version, or it can't be read
+                without its objects of other types.
 
         Example:
             >>> import lightning as L
@@ -553,9 +562,10 @@ class SubspaceModel(nn.Module):
             >>> SubspaceModel.from_checkpoint("last.ckpt", module()).mode
             Structured(min_width=0.25)
         """
-        state, weights = checkpoints.read(checkpoint)
-        networks, weights = state.networks_in(module, weights)
-        return cls._from_state(state, networks, module, weights)
+        state, weights = checkpoints.read(checkpoint, weights_only)
+        strict = getattr(module, "strict_loading", True)  # of a LightningModule
+        networks, weights = state.networks_in(module, weights, strict)
+        return cls._from_state(state, networks, module, weights, strict)
 
     def save(
         self,
@@ -696,7 +706,8 @@ class SubspaceModel(nn.Module):
         if self.mode.runs_as_graph:
             with training_flags(network.module, False):
                 network.program(*sample(args, kwargs))
-        network.example = sample(args, kwargs)
+        network.example = None
+        network.remember(args, kwargs)
 
     def _only_part(self, what: str) -> Part:
         if len(self.parts) > 1:

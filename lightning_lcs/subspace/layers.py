@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def layer_of(weight: str) -> str:
@@ -45,5 +46,10 @@ def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, 
     return tuple(
         f"{path}.weight" if path else "weight"
         for path, child in found
-        if id(child) not in left_out and isinstance(child._parameters.get("weight"), Tensor)
+        if id(child) not in left_out and _has_entries(child._parameters.get("weight"))
     )
+
+
+def _has_entries(weight: Tensor | None) -> bool:
+    # Layers may be built for no channels at all; a lazy layer does not know its channels yet.
+    return weight is not None and (is_lazy(weight) or weight.numel() > 0)
