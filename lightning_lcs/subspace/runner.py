@@ -273,10 +273,14 @@ class LevelRunner:
 
     def recalibrate(self, batches: Iterable[Any], alphas: int | Sequence[float], forward: Callable[[Any], Any]) -> None:
         """Collect statistics for a grid of levels, and keep them; see :meth:`SubspaceModel.recalibrate`."""
-        full = self.mode.is_full
-        levels = sorted({self.mode.snap(alpha) for alpha in calibration.level_grid(alphas) if not full(alpha)})
+        levels = self.grid(alphas)
         if self.needs_data(levels):
-            self.statistics = self._collected(batches, levels, forward)
+            self.statistics = self.collect(batches, levels, forward)
+
+    def grid(self, alphas: int | Sequence[float]) -> list[float]:
+        """The levels whose statistics are kept for a grid: without those that the mode does not compress."""
+        full = self.mode.is_full
+        return sorted({self.mode.snap(alpha) for alpha in calibration.level_grid(alphas) if not full(alpha)})
 
     def recalibrate_full(self, batches: Iterable[Any], forward: Callable[[Any], Any]) -> None:
         """Collect statistics for alpha = 1, and store them as the network's own running statistics.
@@ -290,9 +294,11 @@ class LevelRunner:
         Raises:
             ValueError: No batch was given.
         """
-        if not self.needs_data([1.0]):
-            return
-        collected = self._collected(batches, [1.0], forward)
+        if self.needs_data([1.0]):
+            self.store_full(self.collect(batches, [1.0], forward))
+
+    def store_full(self, collected: LevelTensors) -> None:
+        """Store statistics of alpha = 1 as the running statistics, or as a level if the mode compresses it, too."""
         if not self.mode.is_full(1.0):
             self.statistics = collected
             return
@@ -301,9 +307,8 @@ class LevelRunner:
                 for name, value in part.own(collected[1.0]).items():
                     part.network.tensor(name).copy_(value)
 
-    def _collected(
-        self, batches: Iterable[Any], levels: Sequence[float], forward: Callable[[Any], Any]
-    ) -> LevelTensors:
+    def collect(self, batches: Iterable[Any], levels: Sequence[float], forward: Callable[[Any], Any]) -> LevelTensors:
+        """Collect statistics for levels, without storing them; the arguments are those of :meth:`recalibrate`."""
         with torch.inference_mode(False), torch.no_grad(), self.collecting() as collector:
             return calibration.collect(collector, batches, levels, forward)
 

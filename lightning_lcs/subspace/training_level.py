@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,7 +45,7 @@ class TrainingLevel:
         self._gradients = gradients
         self._ranges = ranges
         self._warn = warn
-        self._drops = False
+        self._drops = _Switch()
         self._weights: dict[int, LevelWeights] = {}
         self._tensors: dict[tuple[int, str], Tensor] = {}
 
@@ -65,11 +67,11 @@ class TrainingLevel:
     @contextlib.contextmanager
     def gradients_dropped(self) -> Iterator[None]:
         """Inside the block, gradients are not handed on: a backward of the user's own is not that of the loss."""
-        self._drops = True
+        self._drops.on = True
         try:
             yield
         finally:
-            self._drops = False
+            self._drops.on = False
 
     def _tensor(self, weights: LevelWeights, execution: Execution, name: str) -> Tensor:
         key = (id(weights.part), name)
@@ -81,14 +83,12 @@ class TrainingLevel:
                 value = value.detach().clone() if name in execution.updated else value.contiguous()
                 if value.requires_grad:
                     # A backward frees the graph through which the tensor was cut: the next forward cuts it again.
-                    value.register_hook(functools.partial(self._forget, key))  # type: ignore[no-untyped-call]
+                    forget = functools.partial(_forget, weakref.ref(self), key)
+                    value.register_hook(forget)  # type: ignore[no-untyped-call]
                 self._tensors[key] = value
             else:
                 self._tensors[key] = self._leaf(weights, name, selection, name in execution.updated, self._gradients)
         return self._tensors[key]
-
-    def _forget(self, key: tuple[int, str], gradient: Tensor) -> None:
-        self._tensors.pop(key, None)
 
     @torch.no_grad()
     def _leaf(
@@ -98,7 +98,7 @@ class TrainingLevel:
         value = value.clone() if copied else value.contiguous()
         sources = self._sources(weights.part, name)
         if sources:
-            hook = _GradientHandover(gradients, sources, selection, weights, name, lambda: self._drops)
+            hook = _GradientHandover(gradients, sources, selection, weights, name, self._drops)
             value.requires_grad_().register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         return value
 
@@ -114,6 +114,19 @@ class TrainingLevel:
         return [(parameter, share) for parameter, share in sources if parameter.requires_grad and share > 0.0]
 
 
+def _forget(level: weakref.ref[TrainingLevel], key: tuple[int, str], gradient: Tensor) -> None:
+    held = level()
+    if held is not None:
+        held._tensors.pop(key, None)
+
+
+@dataclasses.dataclass
+class _Switch:
+    """Hooks of tensors read it: a reference to the level, which holds the tensors, would keep all of them alive."""
+
+    on: bool = False
+
+
 class _GradientHandover:
     """A hook of a leaf that passes its gradient on to the parameters from which the leaf was computed."""
 
@@ -124,7 +137,7 @@ class _GradientHandover:
         selection: Selection,
         weights: LevelWeights,
         name: str,
-        drops: Callable[[], bool],
+        drops: _Switch,
     ) -> None:
         self._gradients = gradients
         self._drops = drops
@@ -135,7 +148,7 @@ class _GradientHandover:
 
     def __call__(self, leaf: Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
-        if gradient is not None and not self._drops():
+        if gradient is not None and not self._drops.on:
             gradient = self._weights.gradient(self._name, leaf.detach(), gradient)
             for parameter, share in self._sources:
                 self._gradients.add(parameter, self._selection, gradient, share)

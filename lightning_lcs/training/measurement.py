@@ -81,6 +81,8 @@ class Measurement:
         """
         if evaluation_batches(trainer) == 0:
             warn("no validation data: the accuracy-efficiency curve is not measured")
+            if recalibrate is not None and not model.statistics:
+                recalibrate(self.alphas)
             return
         stale = recalibrate is not None and not model.runner.statistics_fit()
         levels = sorted({model.mode.snap(a) if stale else model.nearest_level(a) for a in self.alphas})
@@ -108,8 +110,8 @@ class Measurement:
         artifact = self.artifact and not differ(passes.weights, model.runner.fingerprint())
         if self.artifact and not artifact:
             warn(
-                "model.lcs is not uploaded: hooks of the validation exchange the weights, so that the curve is of other "
-                "weights than those that are trained"
+                "model.lcs is not uploaded: hooks of the validation exchange the weights, so that the curve is of "
+                "other weights than those that are trained"
             )
         self.evaluations = publish(trainer, module, model, curve, self.evaluations, self.baseline, artifact)
 

@@ -53,17 +53,14 @@ def _muted(value: Any) -> Any:
 
 @contextlib.contextmanager
 def muted(trainer: Trainer) -> Iterator[None]:
-    """Inside the block, a trainer's loggers, their experiments and the bars of its progress bar write nothing.
-
-    An object of a logger's class stays one: its class is replaced by a subclass for as long as the block takes.
-    """
+    """Inside the block, a trainer's loggers, their experiments and the bars of its progress bar write nothing."""
     patches = Patches()
-    classes = [(logger, type(logger)) for logger in trainer.loggers]
     wandb = sys.modules.get("wandb")
     bar = trainer.progress_bar_callback
-    try:
-        for logger, kind in classes:
-            logger.__class__ = _muted_class(kind)
+    with contextlib.ExitStack() as stack:
+        for kind in {type(logger) for logger in trainer.loggers}:
+            stack.enter_context(_silent(kind, [logger for logger in trainer.loggers if type(logger) is kind]))
+        stack.callback(patches.undo)
         for owner in (wandb, getattr(wandb, "run", None)):
             if owner is not None:
                 patches.set(owner, "log", _nothing)
@@ -71,18 +68,47 @@ def muted(trainer: Trainer) -> Iterator[None]:
             if any(kind.__name__ in ("tqdm", "Progress") for kind in type(value).__mro__):
                 patches.set(bar, name, _muted(value))
         yield
+
+
+@contextlib.contextmanager
+def _silent(kind: type[Logger], loggers: list[Logger]) -> Iterator[None]:
+    """Inside the block, some loggers of a class write nothing.
+
+    The methods of the class are replaced for as long as the block takes. Another class would be found among the
+    subclasses of ``Logger`` by whoever looks for a logger by its name, as the command line does.
+    """
+    own = {name: kind.__dict__[name] for name in _writing(kind) if name in kind.__dict__}
+    try:
+        for name in _writing(kind):
+            setattr(kind, name, _silenced(inspect.getattr_static(kind, name), kind, loggers))
+        yield
     finally:
-        patches.undo()
-        for logger, kind in classes:
-            logger.__class__ = kind
+        for name in _writing(kind):
+            setattr(kind, name, own[name]) if name in own else delattr(kind, name)
+
+
+def _silenced(original: Any, kind: type[Logger], loggers: list[Logger]) -> Any:
+    def is_silent(logger: Logger) -> bool:
+        return any(logger is other for other in loggers)
+
+    if not inspect.isfunction(original):  # the property "experiment"
+        return property(
+            lambda self: (
+                Muted(lambda: original.__get__(self, kind)) if is_silent(self) else original.__get__(self, kind)
+            )
+        )
+
+    @functools.wraps(original)
+    def method(self: Logger, *args: Any, **kwargs: Any) -> Any:
+        return None if is_silent(self) else original(self, *args, **kwargs)
+
+    return method
 
 
 @functools.cache
-def _muted_class(kind: type[Logger]) -> type[Logger]:
-    names = {name for name, _ in inspect.getmembers(kind, inspect.isfunction) if name.startswith(_WRITES)}
-    silent: dict[str, Any] = dict.fromkeys(names, _nothing)
-    silent["experiment"] = property(lambda self: Muted(lambda: kind.experiment.__get__(self)))  # type: ignore[attr-defined]
-    return type(kind.__name__, (kind,), silent)
+def _writing(kind: type[Logger]) -> tuple[str, ...]:
+    methods = [name for name, _ in inspect.getmembers(kind, inspect.isfunction) if name.startswith(_WRITES)]
+    return (*methods, *(["experiment"] if hasattr(kind, "experiment") else []))
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -123,7 +123,7 @@ def test_what_is_outside_of_the_network_trains_meanwhile(tmp_path, train, val):
 
 @pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")
 def test_a_detector_is_compressed_whole_by_its_own_code(tmp_path, train, val):
-    callback, module = lcs(mode=Unstructured(dense=()), subspace="point", target="net", alphas=2), Detection()
+    callback, module = lcs(mode=Unstructured(dense=()), subspace="point", target="net", alphas=2), Detection(set())
     trainer(tmp_path, callback, max_epochs=1).fit(module, train, val)
     assert callback.subspace_model.statistics[0.0].keys() == {
         f"{norm}.running_{what}" for norm in ("backbone.norm", "neck") for what in ("mean", "var")

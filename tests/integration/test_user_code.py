@@ -71,11 +71,12 @@ class Busy(Module):
                 teacher.data.mul_(0.9).add_(student.data, alpha=0.1)
         logits = self.net(images + 0.1 * torch.rand_like(images))
         loss = F.cross_entropy(logits, labels)
+        value = float(loss.detach())
         self.queue.data[batch_idx % 8] = logits.detach()[0]
         self.center.mul_(0.5).add_(logits.detach().mean(0))
-        self.steps, self.best = self.steps + 1, min(self.best, float(loss))
-        self.array[self.steps % 10] = float(loss)
-        self.meter.update(float(loss))
+        self.steps, self.best = self.steps + 1, min(self.best, value)
+        self.array[self.steps % 10] = value
+        self.meter.update(value)
         self.recent.append(loss.detach())
         self.outputs["train"].append(logits.detach())
         self.outputs["draws"].append((random.random(), float(np.random.rand()), float(torch.rand(1))))
@@ -128,7 +129,7 @@ class Counter(L.Callback):
     "options",
     [
         {"mode": "structured"},
-        {"mode": "unstructured"},
+        {"mode": "unstructured", "sampling": {"sampler": [0.0, 1.0]}},
         {"mode": "quantized"},
         {"mode": "structured", "sampling": {"sampler": [0.0, 0.3, 1.0]}},
         {"mode": "structured", "every_n_epochs": 1},
