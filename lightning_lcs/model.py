@@ -316,6 +316,7 @@ class SubspaceModel(nn.Module):
             forward: What to do with a batch, such that the network runs. The default is to call the model with it.
 
         Raises:
+            RuntimeError: The model came out of a structured file, whose batch norms can't be trained.
             ValueError: No batch was given, or a level is outside [0, 1].
 
         Example:
@@ -327,6 +328,11 @@ class SubspaceModel(nn.Module):
             >>> list(model.statistics)
             [0.0, 0.5]
         """
+        if self.runtime is not None and self.runtime.has_statistics:
+            raise RuntimeError(
+                "the network of a file runs in evaluation only, so that its batch norms can't be recalibrated: "
+                "recalibrate the model that it was saved from (SubspaceModel.from_checkpoint opens one), and save that"
+            )
         self.runner.recalibrate(batches, alphas, self if forward is None else forward)
 
     # -- what a level is --------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ class Evaluation:
 
     def statistics_of(self, part: Part, execution: Execution, level: Level) -> Mapping[str, Tensor]:
         """The stored statistics of a level by the network's own names; warns if there are none, or those of others."""
-        self.check(part, level, _state(_watched(part, execution)))
+        if level.statistics is not None:
+            self.check(part, level, _state(_watched(part, execution)))
         return self._statistics_of(part, execution, level)
 
     def check(self, part: Part, level: Level, state: Any) -> None:
