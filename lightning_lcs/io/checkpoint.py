@@ -34,6 +34,7 @@ def to_data(state: SubspaceState) -> dict[str, Any]:
         "statistics": _levels_to_data(state.statistics),
         "ranges": _levels_to_data(state.ranges),
         "inputs": [example_inputs.to_data(arguments) for arguments in state.inputs],
+        "rows": state.rows,
     }
 
 
@@ -63,6 +64,7 @@ def from_data(data: Mapping[str, Any]) -> SubspaceState:
         statistics=_levels_from_data(data["statistics"]),
         ranges=_levels_from_data(data["ranges"]),
         inputs=[example_inputs.from_data(arguments) for arguments in data.get("inputs", ())],
+        rows=[float(rows) for rows in data.get("rows", ())],
     )
 
 

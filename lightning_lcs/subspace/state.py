@@ -35,6 +35,7 @@ class SubspaceState:
         statistics: The batch-norm statistics of the levels.
         ranges: The ranges of quantized inputs, by level.
         inputs: An example call of each network; ``None`` where it is not known.
+        rows: The samples that each network gets for one sample of the module. The default, empty, is one for each.
     """
 
     mode: Mode
@@ -47,6 +48,7 @@ class SubspaceState:
     statistics: LevelTensors
     ranges: LevelTensors
     inputs: list[Arguments | None]
+    rows: list[float] = dataclasses.field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:
         """The mode, the subspace, its line and the norms as plain data, for checkpoints and files."""
@@ -95,6 +97,8 @@ class SubspaceState:
         for part, arguments in zip(parts, self.inputs, strict=False):
             if arguments is not None:
                 part.network.remember(*arguments)
+        for part, rows in zip(parts, self.rows, strict=False):
+            part.rows = rows
 
     def state_names(self, module: nn.Module) -> set[str]:
         """The names in the ``state_dict`` of a module once its norms are replaced as in this state."""

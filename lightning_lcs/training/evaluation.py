@@ -98,11 +98,13 @@ def evaluate_level(
             quiet(module, model, recorder.log),
             model.at_alpha(alpha),
             guarded(model, model.nearest_level(alpha), f"{stage}_step"),
+            model.runner.counting_rows() as count,
         ):
             getattr(module, f"on_{stage}_epoch_start")()
             batches = itertools.islice(_batches(trainer, module, testing), max_batches)
             for batch, batch_idx, loader_idx, several in batches:
                 recorder.batch_size = batch_size(batch)
+                count(recorder.batch_size)
                 recorder.suffix = f"/dataloader_idx_{loader_idx}" if several else ""
                 getattr(module, f"on_{stage}_batch_start")(batch, batch_idx, *([loader_idx] if several else []))
                 with trainer.precision_plugin.val_step_context():
