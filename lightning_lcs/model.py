@@ -381,6 +381,9 @@ class SubspaceModel(nn.Module):
     def efficiency(self, alpha: float) -> Efficiency:
         """What a level costs; with stored batch-norm statistics, the level that is nearest to ``alpha``.
 
+        The multiply-accumulates of several networks are those of one sample of the module that they are parts of, once
+        a curve was measured: a head that runs on a hundred regions of each image counts a hundred times.
+
         Args:
             alpha: The level, in [0, 1].
 
@@ -402,7 +405,8 @@ class SubspaceModel(nn.Module):
         """
         level = self.runner.level(alpha)
         costs = [self.mode.cost(part, level) for part in self.parts]
-        counts = {name: sum(getattr(cost, name) for cost in costs) for name in ("params", "macs", "size_bytes")}
+        counts = {name: sum(getattr(cost, name) for cost in costs) for name in ("params", "size_bytes")}
+        counts["macs"] = round(sum(part.rows * cost.macs for part, cost in zip(self.parts, costs, strict=True)))
         return Efficiency.on_axis(self.mode.axis.name, level.value, alpha=level.alpha, **counts)
 
     def materialize(self, alpha: float, train: bool = False) -> nn.Module:
@@ -487,6 +491,7 @@ class SubspaceModel(nn.Module):
             ranges=self.runner.ranges,
             inputs=[part.network.example for part in self.parts],
             statistics_weights=self.runner.statistics_weights,
+            rows=[part.rows for part in self.parts],
         )
 
     def subspace_state(self) -> dict[str, Any]:

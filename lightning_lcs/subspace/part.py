@@ -33,6 +33,8 @@ class Part:
         pinned: The values of the mode's axis that some of these weights have at every level, by name.
         calls: How often the network has run, for the check that a training step calls it.
         running: How many of these calls have not returned yet.
+        rows: How many samples of its own the network gets for one sample of the module that it is a part of; 1 unless
+            it was counted. See :meth:`LevelRunner.counting_rows`.
         scales: The names of the scales of its norms, for a network from a file, which has no norm layers.
         warned: Whether the warning about tensors that stay whole was issued.
         cache: Results that a mode keeps from one call to the next.
@@ -46,6 +48,7 @@ class Part:
     pinned: Mapping[str, float] = dataclasses.field(default_factory=dict)
     calls: int = 0
     running: int = 0
+    rows: float = 1.0
     scales: tuple[str, ...] | None = None
     warned: bool = False
     cache: dict[Any, Any] = dataclasses.field(default_factory=dict)

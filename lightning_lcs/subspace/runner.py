@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lightning_lcs.graph.tracing.example_inputs import samples_in
 from lightning_lcs.subspace import calibration
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.calibration import Collector
@@ -68,6 +69,7 @@ class LevelRunner:
         self.evaluation = Evaluation(Level(mode, 1.0), self.statistics_fit)
         self.server: Server | None = None
         self._executor: Executor | None = None  # inside a block
+        self._rows: dict[str, int] | None = None  # inside a block
         self._statistics: dict[float, dict[str, Tensor]] = {}
         self._statistics_weights = ""
         self._ranges: dict[float, dict[str, Tensor]] = {}
@@ -189,6 +191,8 @@ class LevelRunner:
         executor: Executor = self._executor or self.server or self.evaluation
         part.calls += 1
         part.running += 1
+        if self._rows is not None:
+            self._rows[part.prefix] = self._rows.get(part.prefix, 0) + (samples_in(args, kwargs) or 0)
         try:
             return executor.run(part, full, args, kwargs)
         finally:
@@ -201,6 +205,32 @@ class LevelRunner:
             yield
         finally:
             self._executor = before
+
+    @contextlib.contextmanager
+    def counting_rows(self) -> Iterator[Callable[[int], None]]:
+        """Inside the block, count the rows that each of several networks gets, such as a head that runs on regions.
+
+        Afterwards their costs are those of one sample of what they are parts of.
+
+        Yields:
+            A function to call with the number of samples of each batch.
+        """
+        rows: dict[str, int] = {}
+        samples = 0
+
+        def add(more: int) -> None:
+            nonlocal samples
+            samples += more
+
+        # A single network is deployed alone, so that its own samples count.
+        before, self._rows = self._rows, rows if len(self.parts) > 1 else None
+        try:
+            yield add
+        finally:
+            self._rows = before
+        for part in self.parts:
+            if samples and rows.get(part.prefix):
+                part.rows = rows[part.prefix] / samples
 
     @contextlib.contextmanager
     def training_level(

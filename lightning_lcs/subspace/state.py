@@ -37,6 +37,7 @@ class SubspaceState:
         inputs: An example call of each network; ``None`` where it is not known.
         statistics_weights: The fingerprint of the weights that the statistics were collected at. The default is empty:
             it is not known.
+        rows: The samples that each network gets for one sample of the module. The default, empty, is one for each.
     """
 
     mode: Mode
@@ -50,6 +51,7 @@ class SubspaceState:
     ranges: LevelTensors
     inputs: list[Arguments | None]
     statistics_weights: str = ""
+    rows: list[float] = dataclasses.field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:
         """The mode, the subspace, its line and the norms as plain data, for checkpoints and files."""
@@ -98,6 +100,8 @@ class SubspaceState:
         for part, arguments in zip(parts, self.inputs, strict=False):
             if arguments is not None:
                 part.network.remember(*arguments)
+        for part, rows in zip(parts, self.rows, strict=False):
+            part.rows = rows
 
     def state_names(self, module: nn.Module) -> set[str]:
         """The names in the ``state_dict`` of a module once its norms are replaced as in this state."""

@@ -18,6 +18,7 @@ from torchmetrics import Metric
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.training.isolation import apart, users_callbacks
+from lightning_lcs.training.loaders import batch_size
 from lightning_lcs.training.patches import Patches, StandIn
 from lightning_lcs.training.target import guarded
 from lightning_lcs.training.user_state import Snapshot
@@ -59,11 +60,11 @@ def evaluate_level(
     kind = "test" if trainer.testing else "validation"
     stage = RunningStage.TESTING if trainer.testing else RunningStage.VALIDATING
     loop = _new_loop(evaluation_loop(trainer), max_batches)
-    steps = _Steps(before_first, after_batch)
     patches = Patches()
     connector = trainer._logger_connector
     with contextlib.ExitStack() as stack:
         stack.callback(patches.undo)
+        steps = _Steps(before_first, after_batch, stack.enter_context(model.runner.counting_rows()))
         patches.set(module, f"{kind}_step", StandIn(getattr(module, f"{kind}_step"), steps.run))
         users = users_callbacks(trainer)
         others = [callback for callback in trainer.callbacks if callback not in users]  # type: ignore[attr-defined]
@@ -98,9 +99,15 @@ class OtherWeightsError(Exception):
 class _Steps:
     """Calls what comes before the first step and after each, and sets each batch back before the next."""
 
-    def __init__(self, before_first: Callable[[], object], after_batch: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        before_first: Callable[[], object],
+        after_batch: Callable[[], object],
+        count_rows: Callable[[int], None],
+    ) -> None:
         self._before: Callable[[], object] | None = before_first
         self._after = after_batch
+        self._count_rows = count_rows
         self._batch: Snapshot | None = None
 
     def run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -108,6 +115,7 @@ class _Steps:
             before, self._before = self._before, None
             before()
         self.end()
+        self._count_rows(batch_size(args[0]) if args else 1)
         # A data set may give the same objects again, to the next level or to training.
         self._batch = Snapshot([args, kwargs])
         output = original(*args, **kwargs)
