@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_lcs.export.packing import pack_bits, unpack_bits
 from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
+from lightning_lcs.functional.channels import swap_channels
 from lightning_lcs.functional.quantization import affine_parameters, dequantize, quantize, value_range
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.axis import check_alpha
@@ -38,12 +39,21 @@ class QuantizedWeight:
         scale: The scale, float32: one, or one per output channel.
         zero_point: The zero point, int32 in the shape of the scale.
         bits: The bits of each integer, 2 to 8.
+        groups: The number of groups of a transposed convolution whose channels have ranges of their own, else ``None``.
     """
 
     integers: Tensor
     scale: Tensor
     zero_point: Tensor
     bits: int
+    groups: int | None = None
+
+    def values(self) -> Tensor:
+        """The values that the integers stand for."""
+        if self.groups is None:
+            return dequantize(self.integers, self.scale, self.zero_point)
+        swapped = dequantize(swap_channels(self.integers, self.groups), self.scale, self.zero_point)
+        return swap_channels(swapped, self.groups).contiguous()
 
 
 def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, QuantizedWeight]:
@@ -56,8 +66,12 @@ def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, Quantized
     with torch.no_grad():
         for name in part.compressed:
             value, bits = part.on_line(name, alpha).detach().cpu(), bits_of(layer_of(name))
+            groups = part.transposed.get(name) if mode.per_channel else None
+            value = value if groups is None else swap_channels(value, groups)
             scale, zero_point = affine_parameters(*value_range(value, mode.per_channel), bits)
-            found[name] = QuantizedWeight(quantize(value, scale, zero_point, bits), scale, zero_point, bits)
+            integers = quantize(value, scale, zero_point, bits)
+            integers = integers if groups is None else swap_channels(integers, groups).contiguous()
+            found[name] = QuantizedWeight(integers, scale, zero_point, bits, groups)
     return found
 
 
@@ -111,7 +125,9 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
         "version": _VERSION,
         "alpha": level,
         "norm": model.norm,
-        "weights": {name: {"bits": w.bits, "shape": list(w.integers.shape)} for name, w in weights.items()},
+        "weights": {
+            name: {"bits": w.bits, "shape": list(w.integers.shape), "groups": w.groups} for name, w in weights.items()
+        },
     }
     return ExportedFile(
         path=Path(path),
@@ -177,6 +193,7 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
 
 def _unpacked(held: Mapping[str, Tensor], name: str, spec: Mapping[str, Any]) -> Tensor:
     shape = [int(size) for size in spec["shape"]]
-    count = torch.Size(shape).numel()
-    integers = torch.from_numpy(unpack_bits(held[f"packed/{name}"].numpy(), int(spec["bits"]), count))
-    return dequantize(integers.view(shape), held[f"scale/{name}"], held[f"zero_point/{name}"])
+    count, bits, groups = torch.Size(shape).numel(), int(spec["bits"]), spec.get("groups")
+    integers = torch.from_numpy(unpack_bits(held[f"packed/{name}"].numpy(), bits, count)).view(shape)
+    scale, zero_point = held[f"scale/{name}"], held[f"zero_point/{name}"]
+    return QuantizedWeight(integers, scale, zero_point, bits, None if groups is None else int(groups)).values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -10,6 +10,32 @@ from torch import Tensor, nn
 def layer_of(weight: str) -> str:
     """The path of the layer that a weight belongs to."""
     return weight.rpartition(".")[0]
+
+
+def transposed_groups(module: nn.Module, weights: Iterable[str]) -> dict[str, int]:
+    """The number of groups of each transposed convolution, by the name of its weight.
+
+    Such a weight holds its inputs in dimension 0; see :func:`lightning_lcs.functional.channels.swap_channels`.
+
+    Args:
+        module: The network.
+        weights: The qualified names of weights of any layers.
+    """
+    layers = {name: module.get_submodule(layer_of(name)) for name in weights}
+    return {name: layer.groups for name, layer in layers.items() if isinstance(layer, nn.modules.conv._ConvTransposeNd)}
+
+
+def layer_inputs(module: nn.Module, weights: Iterable[str]) -> dict[str, int]:
+    """The number of inputs that each output of a layer reads, by the name of the layer's weight.
+
+    Args:
+        module: The network.
+        weights: The qualified names of weights of any layers.
+    """
+    weights = tuple(weights)
+    groups = transposed_groups(module, weights)
+    shapes = {name: module.get_parameter(name).shape for name in weights}
+    return {name: shape[0] // groups[name] if name in groups else shape[1] for name, shape in shapes.items()}
 
 
 def attention_weights(module: nn.Module) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning_lcs.graph.channels.plan import Selection, select
 from lightning_lcs.graph.traced_network import TracedNetwork
 from lightning_lcs.subspace.endpoints import is_norm, user_parameters
 from lightning_lcs.subspace.forward import Replaced
-from lightning_lcs.subspace.layers import layer_of
+from lightning_lcs.subspace.layers import layer_of, transposed_groups
 
 # Advice for errors of functions that take one network, when a subspace model has several.
 TOGETHER = "where the module's own forward calls them all, target='self' makes them one"
@@ -50,6 +51,11 @@ class Part:
     warned: bool = False
     cache: dict[Any, Any] = dataclasses.field(default_factory=dict)
     _replaced: Replaced | None = None
+
+    @functools.cached_property
+    def transposed(self) -> Mapping[str, int]:
+        """The number of groups of each compressed transposed convolution, by the name of its weight."""
+        return transposed_groups(self.network.module, self.compressed)
 
     def replaced(self) -> Replaced:
         """The network's own forward, which takes the tensors on the line and the compressed tensors as arguments."""
