@@ -25,9 +25,11 @@ from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.modes import Quantized
 from lightning_lcs.subspace.modes.observers import LayerBits, Reading, range_key
 from lightning_lcs.subspace.modes.quantized import layer_bits
+from lightning_lcs.subspace.part import Part
 
 _KEY = "lightning_lcs_bits"
-_VERSION = 1
+_VERSION = 2
+_READ = (1, _VERSION)  # Version 1 had a range for every weight, and ranges of channels in dimension 0 only.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +108,18 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
             f"save_bits() needs a single network in quantized mode, and the mode of this subspace is {model.mode}"
         )
     level = model.nearest_level(check_alpha(alpha))
-    state = {name: value.detach().cpu() for name, value in model.materialize(level).state_dict().items()}
+    network, part = model.materialize(level), model.parts[0]
+    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     weights = quantized_weights(model, level)
     tensors = {f"dense/{name}": value.contiguous() for name, value in state.items() if name not in weights}
     known = {**model.runner.ranges.get(level, {}), **model.statistics.get(level, {})}
+    unknown = [path for path in part.layers if range_key(part.prefix, path) not in known]
+    if unknown:
+        _check_never_called(part, network, level, unknown[0])
     for name, weight in weights.items():
-        key = range_key(model.parts[0].prefix, layer_of(name))
-        if key not in known:
-            raise RuntimeError(
-                f"the inputs of {layer_of(name) or 'the layer'} were never observed at alpha={level:g}: train the "
-                "network at this level, or recalibrate() with training images"
-            )
-        tensors[f"range/{name}"] = known[key].detach().cpu().contiguous()
+        key = range_key(part.prefix, layer_of(name))
+        if key in known:
+            tensors[f"range/{name}"] = known[key].detach().cpu().contiguous()
         tensors[f"packed/{name}"] = torch.from_numpy(pack_bits(weight.integers.numpy(), weight.bits))
         tensors[f"scale/{name}"] = weight.scale.contiguous()
         tensors[f"zero_point/{name}"] = weight.zero_point.contiguous()
@@ -125,6 +127,7 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
         "version": _VERSION,
         "alpha": level,
         "norm": model.norm,
+        "layers": list(part.layers),
         "weights": {
             name: {"bits": w.bits, "shape": list(w.integers.shape), "groups": w.groups} for name, w in weights.items()
         },
@@ -136,6 +139,18 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
         dense_bytes=sum(value.numel() * value.element_size() for value in state.values()),
         bits={layer_of(name): weight.bits for name, weight in weights.items()},
     )
+
+
+def _check_never_called(part: Part, network: nn.Module, level: float, path: str) -> None:
+    """Raise an error if the network of a level calls a layer whose input has no range; one of them is at ``path``."""
+    if part.network.example is None:
+        raise RuntimeError(
+            f"the inputs of {path or 'the layer'} were never observed at alpha={level:g}: train the network at this "
+            "level, or recalibrate() with training images"
+        )
+    args, kwargs = part.network.example_inputs()
+    with torch.no_grad():
+        network(*args, **kwargs)
 
 
 def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
@@ -172,20 +187,21 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")
     try:
-        header, held = read_tensors(path, _KEY, _VERSION)
+        header, held = read_tensors(path, _KEY, _READ)
         state = {n.removeprefix("dense/"): value for n, value in held.items() if n.startswith("dense/")}
         bits, ranges = {}, {}
         for name, spec in header["weights"].items():
             state[name] = _unpacked(held, name, spec)
             bits[layer_of(name)] = int(spec["bits"])
-            ranges[range_key("", layer_of(name))] = held[f"range/{name}"]
-            if ranges[range_key("", layer_of(name))].shape != (2,):
-                raise ValueError(f"{name} has no input range")
-        norm = str(header["norm"])
+            if f"range/{name}" in held:
+                ranges[range_key("", layer_of(name))] = held[f"range/{name}"]
+                if held[f"range/{name}"].shape != (2,):
+                    raise ValueError(f"{name} has no input range")
+        norm, paths = str(header["norm"]), list(map(str, header.get("layers", bits)))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)} is not a file of a quantized level, or it is damaged: {error}") from error
     check_state(path, state, module, norm)
-    layers = layers_at(module, list(bits))
+    layers = layers_at(module, paths)
     module.load_state_dict(state)
     hook_inputs(layers, Reading(ranges, "", LayerBits(max(bits.values()), {}, bits)))
     return module.eval()

@@ -14,7 +14,7 @@ from lightning_lcs.functional.channels import swap_channels
 from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, round_to_grid, value_range
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
-from lightning_lcs.subspace.layers import layer_of, layer_weights
+from lightning_lcs.subspace.layers import all_weights, layer_of
 from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
 from lightning_lcs.subspace.modes.registry import register_mode
@@ -24,7 +24,10 @@ from lightning_lcs.subspace.part import Part
 @register_mode("quantized")
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Quantized(Mode):
-    """Bit width: weights and input activations of convolutions and linear layers are affine-quantized to b bits.
+    """Bit width: weights and input activations of layers are affine-quantized to b bits.
+
+    Layers are convolutions and linear layers. Of recurrent layers and of torch's attention the weights are quantized,
+    and their inputs stay float.
 
     With ``n = max_bits - min_bits + 1`` bit widths, ``alpha = k / n`` is the k-th of them, and so is every alpha down
     to ``(k - 1) / n``; alpha = 0 is the smallest (arXiv 2110.04252, section 4.3, with 3 to 8 bits). The quantization is
@@ -133,13 +136,13 @@ class Quantized(Mode):
         return SamplingDefaults("uniform_draws", warmup=0.8, warmup_schedule="delayed")
 
     def select_weights(self, module: nn.Module) -> Selected:
-        """The weights of convolutions and linear layers, of which some have the same bits at every level.
+        """The weights of all layers, of which some have the same bits at every level.
 
         Raises:
             ValueError: ``layer_bits`` names layers that do not exist.
         """
-        every = layer_weights(module)
-        inner = layer_weights(module, ("first", "last"))
+        every = all_weights(module)
+        inner = all_weights(module, ("first", "last"))
         fixed = {name: self.edge_bits for name in every if name not in inner}
         unused = set(self.layer_bits)
         for name in every:
@@ -148,9 +151,10 @@ class Quantized(Mode):
                 fixed[name] = self.layer_bits[fits[0]]
                 unused.difference_update(fits)
         if unused:
+            layers = dict.fromkeys(map(layer_of, every))
             raise ValueError(
-                f"layer_bits names {', '.join(map(repr, sorted(unused)))}, which fits no convolution or linear layer "
-                f"of {type(module).__name__}; its layers are {', '.join(map(repr, map(layer_of, every)))}"
+                f"layer_bits names {', '.join(map(repr, sorted(unused)))}, which fits no layer of "
+                f"{type(module).__name__}; its layers are {', '.join(map(repr, layers))}"
             )
         whole = {name for name, bits in fixed.items() if bits == 32}
         compressed = tuple(name for name in every if name not in whole)
@@ -184,6 +188,12 @@ class Quantized(Mode):
         outputs = value.shape[1] * part.transposed[name] if name in part.transposed else value.shape[0]
         ranges = outputs if self.per_channel else 1
         return -(-kept * layer_bits(part, level)(layer_of(name)) // 8) + 5 * ranges
+
+    def report(self, part: Part, alpha: float) -> list[str]:
+        """What is compressed, what stays whole and why, and which weights have inputs that stay float."""
+        lines = super().report(part, alpha)
+        alone = [name for name in part.compressed if layer_of(name) not in part.layers]
+        return [*lines, *(f"  quantized, with inputs that stay float: {name}" for name in alone)]
 
     def left(self, part: Part, name: str, kept: int, numbers: int) -> str:
         """The bits of a weight at alpha = 0, in words."""

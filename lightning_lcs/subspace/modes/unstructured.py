@@ -22,7 +22,7 @@ from lightning_lcs.functional.sparsity import (
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
 from lightning_lcs.subspace.coverage import kept_whole
-from lightning_lcs.subspace.layers import attention_weights, layer_inputs, layer_weights
+from lightning_lcs.subspace.layers import all_weights, layer_inputs
 from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
@@ -34,7 +34,9 @@ DENSE_LAYERS = ("first", "last", "depthwise")
 @register_mode("unstructured")
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Unstructured(Mode):
-    """Sparsity: every convolution's and linear layer's weight keeps its entries of largest magnitude.
+    """Sparsity: every weight of a layer keeps its entries of largest magnitude.
+
+    Layers are convolutions, linear and recurrent layers, and torch's attention.
 
     ``sparsity(alpha) = max_sparsity - (max_sparsity - min_sparsity) * alpha``. By default the share kept runs from
     0.025 to 1 (arXiv 2110.04252, section 4.2); its high-sparsity variant is ``max_sparsity=0.995, min_sparsity=0.95``.
@@ -128,29 +130,23 @@ class Unstructured(Mode):
         return SamplingDefaults("uniform_draws", warmup=0.8, warmup_schedule="delayed")
 
     def select_weights(self, module: nn.Module) -> Selected:
-        """The weights of convolutions, linear layers and attention projections, without those of ``dense``.
+        """The weights of all layers, without those of ``dense``.
 
         Raises:
             ValueError: ``scope`` is "block", and no weight has whole blocks.
         """
-        names = self._candidates(module)
+        names = all_weights(module, self.dense)
         if self.scope != "block":
             return Selected(names)
         fitting = tuple(name for name, inputs in layer_inputs(module, names).items() if inputs % BLOCK == 0)
         if not fitting:
-            raise ValueError(
-                f"scope='block': no convolution or linear layer of {type(module).__name__} has a multiple of {BLOCK} "
-                "inputs"
-            )
+            raise ValueError(f"scope='block': no layer of {type(module).__name__} has a multiple of {BLOCK} inputs")
         return Selected(fitting)
-
-    def _candidates(self, module: nn.Module) -> tuple[str, ...]:
-        return layer_weights(module, self.dense) + attention_weights(module)
 
     def kept_whole(self, part: Part) -> dict[str, str]:
         """What could be compressed and stays whole, each with the reason."""
         module = part.network.module
-        names = self._candidates(module) if self.scope == "block" else ()
+        names = all_weights(module, self.dense) if self.scope == "block" else ()
         reasons = {
             name: f"its {inputs} inputs are not a multiple of {BLOCK}"
             for name, inputs in layer_inputs(module, names).items()
