@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_lcs.export.packing import pack_bits, unpack_bits
 from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
+from lightning_lcs.functional.channels import swap_channels
 from lightning_lcs.functional.quantization import affine_parameters, dequantize, quantize, value_range
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.axis import check_alpha
@@ -24,9 +25,11 @@ from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.modes import Quantized
 from lightning_lcs.subspace.modes.observers import LayerBits, Reading, range_key
 from lightning_lcs.subspace.modes.quantized import layer_bits
+from lightning_lcs.subspace.part import Part
 
 _KEY = "lightning_lcs_bits"
-_VERSION = 1
+_VERSION = 2
+_READ = (1, _VERSION)  # Version 1 had a range for every weight, and ranges of channels in dimension 0 only.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +41,21 @@ class QuantizedWeight:
         scale: The scale, float32: one, or one per output channel.
         zero_point: The zero point, int32 in the shape of the scale.
         bits: The bits of each integer, 2 to 8.
+        groups: The number of groups of a transposed convolution whose channels have ranges of their own, else ``None``.
     """
 
     integers: Tensor
     scale: Tensor
     zero_point: Tensor
     bits: int
+    groups: int | None = None
+
+    def values(self) -> Tensor:
+        """The values that the integers stand for."""
+        if self.groups is None:
+            return dequantize(self.integers, self.scale, self.zero_point)
+        swapped = dequantize(swap_channels(self.integers, self.groups), self.scale, self.zero_point)
+        return swap_channels(swapped, self.groups).contiguous()
 
 
 def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, QuantizedWeight]:
@@ -56,8 +68,12 @@ def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, Quantized
     with torch.no_grad():
         for name in part.compressed:
             value, bits = part.on_line(name, alpha).detach().cpu(), bits_of(layer_of(name))
+            groups = part.transposed.get(name) if mode.per_channel else None
+            value = value if groups is None else swap_channels(value, groups)
             scale, zero_point = affine_parameters(*value_range(value, mode.per_channel), bits)
-            found[name] = QuantizedWeight(quantize(value, scale, zero_point, bits), scale, zero_point, bits)
+            integers = quantize(value, scale, zero_point, bits)
+            integers = integers if groups is None else swap_channels(integers, groups).contiguous()
+            found[name] = QuantizedWeight(integers, scale, zero_point, bits, groups)
     return found
 
 
@@ -92,18 +108,18 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
             f"save_bits() needs a single network in quantized mode, and the mode of this subspace is {model.mode}"
         )
     level = model.nearest_level(check_alpha(alpha))
-    state = {name: value.detach().cpu() for name, value in model.materialize(level).state_dict().items()}
+    network, part = model.materialize(level), model.parts[0]
+    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     weights = quantized_weights(model, level)
     tensors = {f"dense/{name}": value.contiguous() for name, value in state.items() if name not in weights}
     known = {**model.runner.ranges.get(level, {}), **model.statistics.get(level, {})}
+    unknown = [path for path in part.layers if range_key(part.prefix, path) not in known]
+    if unknown:
+        _check_never_called(part, network, level, unknown[0])
     for name, weight in weights.items():
-        key = range_key(model.parts[0].prefix, layer_of(name))
-        if key not in known:
-            raise RuntimeError(
-                f"the inputs of {layer_of(name) or 'the layer'} were never observed at alpha={level:g}: train the "
-                "network at this level, or recalibrate() with training images"
-            )
-        tensors[f"range/{name}"] = known[key].detach().cpu().contiguous()
+        key = range_key(part.prefix, layer_of(name))
+        if key in known:
+            tensors[f"range/{name}"] = known[key].detach().cpu().contiguous()
         tensors[f"packed/{name}"] = torch.from_numpy(pack_bits(weight.integers.numpy(), weight.bits))
         tensors[f"scale/{name}"] = weight.scale.contiguous()
         tensors[f"zero_point/{name}"] = weight.zero_point.contiguous()
@@ -111,7 +127,10 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
         "version": _VERSION,
         "alpha": level,
         "norm": model.norm,
-        "weights": {name: {"bits": w.bits, "shape": list(w.integers.shape)} for name, w in weights.items()},
+        "layers": list(part.layers),
+        "weights": {
+            name: {"bits": w.bits, "shape": list(w.integers.shape), "groups": w.groups} for name, w in weights.items()
+        },
     }
     return ExportedFile(
         path=Path(path),
@@ -120,6 +139,18 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
         dense_bytes=sum(value.numel() * value.element_size() for value in state.values()),
         bits={layer_of(name): weight.bits for name, weight in weights.items()},
     )
+
+
+def _check_never_called(part: Part, network: nn.Module, level: float, path: str) -> None:
+    """Raise an error if the network of a level calls a layer whose input has no range; one of them is at ``path``."""
+    if part.network.example is None:
+        raise RuntimeError(
+            f"the inputs of {path or 'the layer'} were never observed at alpha={level:g}: train the network at this "
+            "level, or recalibrate() with training images"
+        )
+    args, kwargs = part.network.example_inputs()
+    with torch.no_grad():
+        network(*args, **kwargs)
 
 
 def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
@@ -156,20 +187,21 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")
     try:
-        header, held = read_tensors(path, _KEY, _VERSION)
+        header, held = read_tensors(path, _KEY, _READ)
         state = {n.removeprefix("dense/"): value for n, value in held.items() if n.startswith("dense/")}
         bits, ranges = {}, {}
         for name, spec in header["weights"].items():
             state[name] = _unpacked(held, name, spec)
             bits[layer_of(name)] = int(spec["bits"])
-            ranges[range_key("", layer_of(name))] = held[f"range/{name}"]
-            if ranges[range_key("", layer_of(name))].shape != (2,):
-                raise ValueError(f"{name} has no input range")
-        norm = str(header["norm"])
+            if f"range/{name}" in held:
+                ranges[range_key("", layer_of(name))] = held[f"range/{name}"]
+                if held[f"range/{name}"].shape != (2,):
+                    raise ValueError(f"{name} has no input range")
+        norm, paths = str(header["norm"]), list(map(str, header.get("layers", bits)))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)} is not a file of a quantized level, or it is damaged: {error}") from error
     check_state(path, state, module, norm)
-    layers = layers_at(module, list(bits))
+    layers = layers_at(module, paths)
     module.load_state_dict(state)
     hook_inputs(layers, Reading(ranges, "", LayerBits(max(bits.values()), {}, bits)))
     return module.eval()
@@ -177,6 +209,7 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
 
 def _unpacked(held: Mapping[str, Tensor], name: str, spec: Mapping[str, Any]) -> Tensor:
     shape = [int(size) for size in spec["shape"]]
-    count = torch.Size(shape).numel()
-    integers = torch.from_numpy(unpack_bits(held[f"packed/{name}"].numpy(), int(spec["bits"]), count))
-    return dequantize(integers.view(shape), held[f"scale/{name}"], held[f"zero_point/{name}"])
+    count, bits, groups = torch.Size(shape).numel(), int(spec["bits"]), spec.get("groups")
+    integers = torch.from_numpy(unpack_bits(held[f"packed/{name}"].numpy(), bits, count)).view(shape)
+    scale, zero_point = held[f"scale/{name}"], held[f"zero_point/{name}"]
+    return QuantizedWeight(integers, scale, zero_point, bits, None if groups is None else int(groups)).values()

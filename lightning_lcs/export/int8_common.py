@@ -19,6 +19,7 @@ from lightning_lcs.subspace.modes import Quantized
 from lightning_lcs.subspace.modes.observers import Reading, range_key
 from lightning_lcs.subspace.modes.quantized import layer_bits
 from lightning_lcs.subspace.part import TOGETHER
+from lightning_lcs.utils.warning import warn
 
 _BITS = 8
 
@@ -32,7 +33,8 @@ class Int8Level:
         batches: Batches of real images.
         simulated: The network of the level with simulated quantization.
         network: The same network without the quantization of inputs.
-        quantizations: The quantization of the input of each layer, by the name of its weight.
+        quantizations: The quantization of the input of each layer, by the name of its weight; layers whose inputs stay
+            float in the simulation have none.
     """
 
     alpha: float
@@ -55,8 +57,10 @@ def int8_level(model: SubspaceModel, images: Tensor | Iterable[Tensor], alpha: f
     if not batches or not all(len(batch) for batch in batches):
         raise ValueError("images is empty: give a batch of real images, a hundred or so")
     model.parts[0].network.remember((batches[0],), {})
-    network = model.materialize(level).eval()
-    return Int8Level(level, batches, model.materialize(level).eval(), network, _take_quantizations(network))
+    network, simulated = model.materialize(level).eval(), model.materialize(level).eval()
+    with torch.no_grad():
+        simulated(batches[0][:2])  # raises an error if a layer that runs has no range
+    return Int8Level(level, batches, simulated, network, _take_quantizations(network))
 
 
 def _eight_bits(model: SubspaceModel, alpha: float) -> float:
@@ -87,12 +91,8 @@ def _take_quantizations(network: nn.Module) -> dict[str, QuantizationParameters]
             if not isinstance(hook, ChangedInput) or not isinstance(hook.inputs, Reading):
                 continue
             held = hook.inputs.ranges.get(range_key(hook.inputs.prefix, hook.path))
-            if held is None:
-                raise RuntimeError(
-                    f"the inputs of {path or 'the layer'} were never observed at this level, so that their range is "
-                    "not known: train the network at it, or recalibrate() with training images"
-                )
-            quantizations[f"{path}.weight" if path else "weight"] = quantization_of(*held.unbind())
+            if held is not None:  # a layer that the network never calls has no range
+                quantizations[f"{path}.weight" if path else "weight"] = quantization_of(*held.unbind())
             del layer._forward_pre_hooks[key]
     return quantizations
 
@@ -101,6 +101,13 @@ def quantization_of(low: Tensor, high: Tensor) -> QuantizationParameters:
     """The scale and zero point of a range, as the simulated quantization computes them."""
     scale, zero_point = affine_parameters(low, high, _BITS)
     return QuantizationParameters(float(scale), int(zero_point) + 2 ** (_BITS - 1))
+
+
+def warn_of_float(kept: Sequence[str], count: int) -> None:
+    """Warn if some of the quantized weights stay float: ``kept`` of all ``count``."""
+    if kept:
+        more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+        warn(f"{len(kept)} of {count} quantized weights stay float: {', '.join(kept[:3])}{more}")
 
 
 def compare(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_lcs.export.bits import quantized_weights
-from lightning_lcs.export.int8_common import compare, int8_level, quantization_of
+from lightning_lcs.export.int8_common import compare, int8_level, quantization_of, warn_of_float
 from lightning_lcs.export.onnx import feed, onnx_of, require_onnx, session, write_onnx
 from lightning_lcs.export.qdq import (
     Graph,
@@ -53,7 +53,8 @@ def export_int8(
         min_agreement: The share of images whose largest output has to be that of the simulation. The default is 0.9.
 
     Returns:
-        The file. A warning says if integers are not faster on this machine; depthwise networks save storage only.
+        The file. A warning names weights that stay float, and another one says if integers are not faster on this
+        machine; depthwise networks save storage only.
 
     Raises:
         ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
@@ -87,6 +88,7 @@ def export_int8(
         for name, weight in quantized_weights(model, source.alpha).items()
     }
     kept_float, values = to_integers(graph, weights, source.quantizations)
+    warn_of_float(kept_float, len(weights))
     unknown = [name for name in values if quantization_after(graph, name) is None]
     target = Path(path)
     with replacing_folder(target.parent) as scratch:

@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from lightning_lcs.export.base import program_of
-from lightning_lcs.export.int8_common import compare, int8_level
+from lightning_lcs.export.int8_common import compare, int8_level, warn_of_float
 from lightning_lcs.export.qdq import QuantizationParameters
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.utils.extras import needed_for
-from lightning_lcs.utils.warning import warn
 
 _LAYERS = ("conv1d", "conv2d", "linear")
 
@@ -33,8 +32,8 @@ class Int8Network:
         difference: The mean difference of outputs, relative to the mean of their magnitudes.
         trained: The layers whose inputs have the scale and zero point of the simulation; all other integers have the
             ranges of the images.
-        kept_float: The weights that are quantized in the simulation and whose layer stays float, because torch's
-            quantizer has no integers for it.
+        kept_float: The weights that are quantized in the simulation and stay float, because torch's quantizer has no
+            integers for their layer.
 
     Example:
         >>> import torch
@@ -74,7 +73,7 @@ def int8_network(
         min_agreement: The share of images whose largest output has to be that of the simulation. The default is 0.9.
 
     Returns:
-        The network. A warning names layers that stay float.
+        The network. A warning names weights that stay float.
 
     Raises:
         ModuleNotFoundError: torchao is not installed.
@@ -104,9 +103,10 @@ def int8_network(
         for batch in source.batches:
             prepared(batch)
     trained = _take_trained_ranges(prepared, source.quantizations)
-    kept = tuple(name for name in source.quantizations if name.rpartition(".")[0] not in trained)
-    if kept:
-        warn(f"{len(kept)} of {len(source.quantizations)} layers stay float: {', '.join(kept[:3])}")
+    weights = model.parts[0].compressed
+    rounded = _rounded_weights(prepared)
+    kept = tuple(name for name in weights if name not in rounded)
+    warn_of_float(kept, len(weights))
     module = convert_pt2e(prepared)
     agreement, difference = compare(source.simulated, module, source.batches, min_agreement)
     return Int8Network(module, source.alpha, agreement, difference, trained, kept)
@@ -130,6 +130,15 @@ def _take_trained_ranges(prepared: GraphModule, quantizations: Mapping[str, Quan
                 setattr(prepared, name, fixed)
         trained[layer] = None
     return tuple(trained)
+
+
+def _rounded_weights(prepared: GraphModule) -> set[str]:
+    """The names of the parameters that become integers: those that an observer reads."""
+    return {
+        str(node.target)
+        for node in prepared.graph.nodes
+        if node.op == "get_attr" and any(user.op == "call_module" for user in node.users)
+    }
 
 
 def _layer_of(node: Node) -> str | None:

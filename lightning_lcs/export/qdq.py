@@ -188,16 +188,17 @@ def to_integers(
     Args:
         graph: The float graph, whose weights have the names of parameters.
         weights: The integers by the name of the parameter.
-        quantizations: The quantization of the input of each layer, by the same names.
+        quantizations: The quantization of the input of each layer, by the same names, where it is known.
 
     Returns:
-        The names of the weights that stay float because another kind of node reads them; and the outputs of
-        convolutions, which need a quantization, too, so that the convolutions run with integers.
+        The names of the weights that stay float because another kind of node reads them, or because the input of the
+        layer stays float; and the outputs of convolutions, which need a quantization, too, so that the convolutions run
+        with integers.
     """
     kept_float, outputs = [], []
     for name, weight in weights.items():
         nodes = _layers(graph, name)
-        if nodes is None:
+        if nodes is None or name not in quantizations:
             kept_float.append(name)
             continue
         for node in nodes:

@@ -262,7 +262,7 @@ def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels
     if not Path(path).exists():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")
     try:
-        header, held = read_tensors(path, _KEY, _VERSION)
+        header, held = read_tensors(path, _KEY, [_VERSION])
         tensors = {name: unpack(_get(spec, held, name)) for name, spec in header["packed"].items()}
         densest = {name.removeprefix("densest/"): v for name, v in tensors.items() if name.startswith("densest/")}
         levels, norm = [_StoredLevel(float(header["densest"]), {}, {})], str(header["norm"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ def write_tensors(path: str | os.PathLike[str], key: str, header: Mapping[str, A
     return target.stat().st_size
 
 
-def read_tensors(path: str | os.PathLike[str], key: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_tensors(
+    path: str | os.PathLike[str], key: str, versions: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the JSON header of a safetensors file and its tensors.
 
     Args:
         path: The path of the file.
         key: The key of the header among the metadata.
-        version: The version of the format.
+        versions: The versions of the format that can be read.
 
     Raises:
         KeyError: The file has no such header.
@@ -49,8 +51,9 @@ def read_tensors(path: str | os.PathLike[str], key: str, version: int) -> tuple[
     with safe_open(Path(path), framework="pt") as file:
         header = json.loads((file.metadata() or {})[key])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if header["version"] != version:
-        raise ValueError(f"the file has format {header['version']!r}, and this version reads {version}")
+    if header["version"] not in versions:
+        read = " and ".join(map(str, versions))
+        raise ValueError(f"the file has format {header['version']!r}, and this version reads {read}")
     return header, tensors
 
 

@@ -66,7 +66,7 @@ def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mappin
         module: The network.
         args: Its arguments; :func:`samples_in` counts their samples.
         kwargs: Its keyword arguments.
-        density: Share of nonzero entries, by qualified name of a weight.
+        density: Share of multiplications by nonzero entries, by the path of a layer; all others count as dense.
     """
     counter = _counter()
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -79,12 +79,8 @@ def count_module_macs(module: nn.Module, args: Any, kwargs: Any, density: Mappin
     macs = float(counter.get_total_flops() // 2)
     counts = counter.get_flop_counts()
     root = type(module).__name__
-    for name, share in density.items():
-        *path_of, leaf = name.split(".")
-        if leaf != "weight":
-            continue  # a weight of torch's attention, whose count includes other products: it counts as dense
-        path = ".".join([root, *path_of])
-        macs -= (1.0 - share) * sum(counts.get(path, {}).values()) / 2
+    for path, share in density.items():
+        macs -= (1.0 - share) * sum(counts.get(f"{root}.{path}" if path else root, {}).values()) / 2
     return round(macs / (samples_in(args, kwargs) or 1))
 
 

@@ -31,7 +31,5 @@ def build_parts(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
     unchanged = all(set(part.compressed) <= set(part.pinned) for part in parts)
     if not mode.runs_as_graph and unchanged and not mode.pins_layers:
         networks = ", ".join(type(module).__name__ for module in modules.values())
-        raise ValueError(
-            f"{networks} has no convolution or linear layer to compress, besides those that the options of {mode} keep"
-        )
+        raise ValueError(f"{networks} has no layer to compress, besides those that the options of {mode} keep")
     return parts

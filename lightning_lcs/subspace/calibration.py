@@ -41,7 +41,9 @@ def level_grid(alphas: int | Sequence[float]) -> list[float]:
     return sorted({check_alpha(alpha) for alpha in alphas})
 
 
-def needs_data(parts: Sequence[Part], mode: Mode, ranges: Mapping[float, Any], alphas: Sequence[float]) -> bool:
+def needs_data(
+    parts: Sequence[Part], mode: Mode, ranges: Mapping[float, Mapping[str, Any]], alphas: Sequence[float]
+) -> bool:
     """Whether levels need training images, for batch-norm statistics or for input ranges that training did not collect.
 
     Args:
@@ -52,10 +54,13 @@ def needs_data(parts: Sequence[Part], mode: Mode, ranges: Mapping[float, Any], a
     """
     if has_batch_norm(parts):
         return True
-    # Where layers draw their own bit widths, a level may have ranges for only some of the layers.
-    layers = sum(len(part.compressed) for part in parts)
-    seen = {level for level, known in ranges.items() if len(known) == layers}
-    return mode.observes_inputs and not {mode.snap(alpha) for alpha in alphas} <= seen
+    if not mode.observes_inputs or not any(part.layers for part in parts):
+        return False
+    # Where layers draw their own bit widths, a level may have ranges for only some of the layers. A layer that no level
+    # has a range of is never called.
+    layers = {name for known in ranges.values() for name in known}
+    seen = {level for level, known in ranges.items() if known and layers <= known.keys()}
+    return not {mode.snap(alpha) for alpha in alphas} <= seen
 
 
 def has_batch_norm(parts: Sequence[Part]) -> bool:

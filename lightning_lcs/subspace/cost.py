@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from lightning_lcs.graph.cost import count_module_macs
 from lightning_lcs.graph.traced_network import training_flags
+from lightning_lcs.subspace.layers import is_projection, layer_of
 from lightning_lcs.subspace.part import Part
 
 
@@ -19,6 +20,22 @@ class Cost:
     size_bytes: int
 
 
+def _of_layers(part: Part, density: Mapping[str, float]) -> dict[str, float]:
+    """The share of multiplications by entries that are not zero, by the path of a layer.
+
+    A recurrent layer multiplies by each entry of its weights equally often. The products of torch's attention are not
+    those of its weights alone, so that they count as dense.
+    """
+    sizes = {name: part.on_line(name, 1.0).numel() for name in density if not is_projection(name)}
+    layers: dict[str, list[str]] = {}
+    for name in sizes:
+        layers.setdefault(layer_of(name), []).append(name)
+    return {
+        path: sum(density[name] * sizes[name] for name in names) / sum(sizes[name] for name in names)
+        for path, names in layers.items()
+    }
+
+
 def macs_of(part: Part, density: Mapping[str, float]) -> int:
     """Count the multiply-accumulates of one sample.
 
@@ -26,5 +43,6 @@ def macs_of(part: Part, density: Mapping[str, float]) -> int:
         part: The network, which runs once.
         density: The share of entries that are not zero, by qualified name of a weight.
     """
+    density = _of_layers(part, density)
     with part.own_forward() as module, training_flags(module, False):
         return count_module_macs(module, *part.network.example_inputs(), density)

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from lightning_lcs.subspace.endpoints import user_parameters
-from lightning_lcs.subspace.layers import layer_weights
+from lightning_lcs.subspace.layers import all_weights
 from lightning_lcs.utils.warning import warn
 
 # Below this share of all parameters, tensors such as position embeddings get a line in the report, but no warning.
 WORTH_A_WARNING = 0.05
+NO_LAYER = "not the weight of a convolution, or of a linear, recurrent or attention layer"
 BY_OPTION = "left out by the mode's options"
 
 
@@ -25,12 +26,12 @@ def kept_whole(
         compressed: The names of the weights that are compressed.
         reasons: The reasons that a mode has for single weights.
     """
-    of_layers, taken = set(layer_weights(module)), set(compressed)
+    of_layers, taken = set(all_weights(module)), set(compressed)
     found: dict[str, str] = {}
     for name, parameter in user_parameters(module):
         if parameter.ndim < 2 or name in taken:
             continue
-        why = BY_OPTION if name in of_layers else "not the weight of a convolution or linear layer"
+        why = BY_OPTION if name in of_layers else NO_LAYER
         found[name] = why if reasons is None else reasons.get(name, why)
     return found
 

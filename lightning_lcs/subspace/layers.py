@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+_KINDS = (nn.modules.conv._ConvNd, nn.Linear)
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def layer_of(weight: str) -> str:
@@ -13,16 +16,87 @@ def layer_of(weight: str) -> str:
     return weight.rpartition(".")[0]
 
 
+def is_projection(weight: str) -> bool:
+    """Whether a name is that of an input projection of torch's attention."""
+    return weight.rpartition(".")[2] in _PROJECTIONS
+
+
+def transposed_groups(module: nn.Module, weights: Iterable[str]) -> dict[str, int]:
+    """The number of groups of each transposed convolution, by the name of its weight.
+
+    Such a weight holds its inputs in dimension 0; see :func:`lightning_lcs.functional.channels.swap_channels`.
+
+    Args:
+        module: The network.
+        weights: The qualified names of weights of any layers.
+    """
+    layers = {name: module.get_submodule(layer_of(name)) for name in weights}
+    return {name: layer.groups for name, layer in layers.items() if isinstance(layer, nn.modules.conv._ConvTransposeNd)}
+
+
+def layer_inputs(module: nn.Module, weights: Iterable[str]) -> dict[str, int]:
+    """The number of inputs that each output of a layer reads, by the name of the layer's weight.
+
+    Args:
+        module: The network.
+        weights: The qualified names of weights of any layers.
+    """
+    weights = tuple(weights)
+    groups = transposed_groups(module, weights)
+    shapes = {name: module.get_parameter(name).shape for name in weights}
+    return {name: shape[0] // groups[name] if name in groups else shape[1] for name, shape in shapes.items()}
+
+
+def all_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """The qualified names of the weights of all layers: convolutions, linear, recurrent and torch's attention.
+
+    Args:
+        module: The network.
+        without: The kinds of layers to leave out; see :func:`layer_weights`.
+    """
+    return layer_weights(module, without) + attention_weights(module) + recurrent_weights(module)
+
+
 def attention_weights(module: nn.Module) -> tuple[str, ...]:
     """The qualified names of the input projections that torch's attention holds as its own parameters."""
-    leaves = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    found = ((path, child) for path, child in module.named_modules() if isinstance(child, nn.MultiheadAttention))
+    return tuple(name for path, child in found for name in _weights_of(path, child, _PROJECTIONS))
+
+
+def recurrent_weights(module: nn.Module) -> tuple[str, ...]:
+    """The qualified names of the weights of recurrent layers and cells: LSTM, GRU and RNN."""
+    kinds = (nn.RNNBase, nn.RNNCellBase)
+    found = ((path, child) for path, child in module.named_modules() if isinstance(child, kinds))
     return tuple(
-        f"{path}.{leaf}" if path else leaf
-        for path, child in module.named_modules()
-        if isinstance(child, nn.MultiheadAttention)
-        for leaf in leaves
-        if isinstance(child._parameters.get(leaf), Tensor)
+        name
+        for path, child in found
+        for name in _weights_of(path, child, [leaf for leaf in child._parameters if leaf.startswith("weight_")])
     )
+
+
+def _weights_of(path: str, layer: nn.Module, leaves: Iterable[str]) -> Iterator[str]:
+    """The qualified names of those weights that a layer has."""
+    for leaf in leaves:
+        weight = layer._parameters.get(leaf)
+        # Layers may be built for no channels at all; a lazy layer does not know its channels yet.
+        if isinstance(weight, Tensor) and (is_lazy(weight) or weight.numel() > 0):
+            yield f"{path}.{leaf}" if path else leaf
+
+
+def single_input_layers(module: nn.Module, weights: Iterable[str]) -> tuple[str, ...]:
+    """The paths of the layers whose only input is what they are called with: convolutions and linear layers.
+
+    Recurrent layers read their own states, too, and torch's attention computes with its output projection itself,
+    without calling it.
+
+    Args:
+        module: The network.
+        weights: The qualified names of weights of any layers.
+    """
+    attentions = (child for child in module.modules() if isinstance(child, nn.MultiheadAttention))
+    inside = {id(child.out_proj) for child in attentions}
+    layers = {layer_of(name): module.get_submodule(layer_of(name)) for name in weights}
+    return tuple(path for path, layer in layers.items() if isinstance(layer, _KINDS) and id(layer) not in inside)
 
 
 def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, ...]:
@@ -33,8 +107,7 @@ def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, 
         without: The kinds of layers to leave out, any of "first" (the first convolution), "last" (the last linear
             layer) and "depthwise", in order of registration. The default is none.
     """
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    found = [(path, child) for path, child in module.named_modules() if isinstance(child, kinds)]
+    found = [(path, child) for path, child in module.named_modules() if isinstance(child, _KINDS)]
     convolutions = [child for _, child in found if isinstance(child, nn.modules.conv._ConvNd)]
     linear = [child for _, child in found if isinstance(child, nn.Linear)]
     whole = {
@@ -43,13 +116,5 @@ def layer_weights(module: nn.Module, without: Sequence[str] = ()) -> tuple[str, 
         "depthwise": {id(child) for child in convolutions if child.groups == child.in_channels > 1},
     }
     left_out = set[int]().union(*(whole[kind] for kind in without))
-    return tuple(
-        f"{path}.weight" if path else "weight"
-        for path, child in found
-        if id(child) not in left_out and _has_entries(child._parameters.get("weight"))
-    )
-
-
-def _has_entries(weight: Tensor | None) -> bool:
-    # Layers may be built for no channels at all; a lazy layer does not know its channels yet.
-    return weight is not None and (is_lazy(weight) or weight.numel() > 0)
+    inside = [(path, child) for path, child in found if id(child) not in left_out]
+    return tuple(name for path, child in inside for name in _weights_of(path, child, ["weight"]))

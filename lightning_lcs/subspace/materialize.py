@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lightning_lcs.graph.program import build_materialized_model
 from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.forward import Execution, Inputs, Traced, hook_inputs, layers_at
-from lightning_lcs.subspace.layers import layer_of
 from lightning_lcs.subspace.level_weights import LevelWeights, level_tensors
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
@@ -45,5 +44,5 @@ def materialized_network(
         if name in values:
             tensor.data = values[name]
     if inputs is not None:
-        hook_inputs(layers_at(copied, [layer_of(name) for name in part.compressed]), inputs)
+        hook_inputs(layers_at(copied, part.layers), inputs)
     return copied.train(train)

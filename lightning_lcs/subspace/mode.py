@@ -18,7 +18,7 @@ from lightning_lcs.subspace.compression import Description, Selected, WeightTran
 from lightning_lcs.subspace.cost import Cost, macs_of
 from lightning_lcs.subspace.coverage import kept_whole, warn_of_whole
 from lightning_lcs.subspace.forward import Execution, Inputs
-from lightning_lcs.subspace.layers import layer_weights
+from lightning_lcs.subspace.layers import all_weights
 from lightning_lcs.subspace.part import Part
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -178,7 +178,7 @@ class Mode:
     # -- a network --------------------------------------------------------------------------------------------------
 
     def select_weights(self, module: nn.Module) -> Selected:
-        """Which weights of a network it compresses; by default those of all convolutions and linear layers.
+        """Which weights of a network it compresses; by default those of all layers.
 
         Args:
             module: The network.
@@ -186,7 +186,7 @@ class Mode:
         Raises:
             ValueError: The options don't fit the network.
         """
-        return Selected(layer_weights(module))
+        return Selected(all_weights(module))
 
     def plan(self, module: nn.Module) -> ChannelPlan:
         """An empty channel plan with the options of the mode.

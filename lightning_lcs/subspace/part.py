@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning_lcs.graph.channels.plan import Selection, select
 from lightning_lcs.graph.traced_network import TracedNetwork
 from lightning_lcs.subspace.endpoints import is_norm, user_parameters
 from lightning_lcs.subspace.forward import Replaced
-from lightning_lcs.subspace.layers import layer_of
+from lightning_lcs.subspace.layers import single_input_layers, transposed_groups
 
 # Advice for errors of functions that take one network, when a subspace model has several.
 TOGETHER = "where the module's own forward calls them all, target='self' makes them one"
@@ -54,12 +55,21 @@ class Part:
     cache: dict[Any, Any] = dataclasses.field(default_factory=dict)
     _replaced: Replaced | None = None
 
+    @functools.cached_property
+    def transposed(self) -> Mapping[str, int]:
+        """The number of groups of each compressed transposed convolution, by the name of its weight."""
+        return transposed_groups(self.network.module, self.compressed)
+
+    @functools.cached_property
+    def layers(self) -> tuple[str, ...]:
+        """The paths of the layers with compressed weights whose inputs a mode may change."""
+        return single_input_layers(self.network.module, self.compressed)
+
     def replaced(self) -> Replaced:
         """The network's own forward, which takes the tensors on the line and the compressed tensors as arguments."""
         if self._replaced is None:
             names = tuple(dict.fromkeys((*self.endpoints, *self.compressed)))
-            layers = tuple(map(layer_of, self.compressed))
-            self._replaced = Replaced(self.network, names, layers)
+            self._replaced = Replaced(self.network, names, self.layers)
         return self._replaced
 
     def on_line(self, name: str, alpha: float, selection: Selection = ()) -> Tensor:

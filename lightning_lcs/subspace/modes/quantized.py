@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lightning_lcs.functional.channels import swap_channels
 from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, round_to_grid, value_range
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
-from lightning_lcs.subspace.layers import layer_of, layer_weights
+from lightning_lcs.subspace.layers import all_weights, layer_of
 from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
 from lightning_lcs.subspace.modes.registry import register_mode
@@ -23,7 +24,10 @@ from lightning_lcs.subspace.part import Part
 @register_mode("quantized")
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Quantized(Mode):
-    """Bit width: weights and input activations of convolutions and linear layers are affine-quantized to b bits.
+    """Bit width: weights and input activations of layers are affine-quantized to b bits.
+
+    Layers are convolutions and linear layers. Of recurrent layers and of torch's attention the weights are quantized,
+    and their inputs stay float.
 
     With ``n = max_bits - min_bits + 1`` bit widths, ``alpha = k / n`` is the k-th of them, and so is every alpha down
     to ``(k - 1) / n``; alpha = 0 is the smallest (arXiv 2110.04252, section 4.3, with 3 to 8 bits). The quantization is
@@ -132,13 +136,13 @@ class Quantized(Mode):
         return SamplingDefaults("uniform_draws", warmup=0.8, warmup_schedule="delayed")
 
     def select_weights(self, module: nn.Module) -> Selected:
-        """The weights of convolutions and linear layers, of which some have the same bits at every level.
+        """The weights of all layers, of which some have the same bits at every level.
 
         Raises:
             ValueError: ``layer_bits`` names layers that do not exist.
         """
-        every = layer_weights(module)
-        inner = layer_weights(module, ("first", "last"))
+        every = all_weights(module)
+        inner = all_weights(module, ("first", "last"))
         fixed = {name: self.edge_bits for name in every if name not in inner}
         unused = set(self.layer_bits)
         for name in every:
@@ -147,9 +151,10 @@ class Quantized(Mode):
                 fixed[name] = self.layer_bits[fits[0]]
                 unused.difference_update(fits)
         if unused:
+            layers = dict.fromkeys(map(layer_of, every))
             raise ValueError(
-                f"layer_bits names {', '.join(map(repr, sorted(unused)))}, which fits no convolution or linear layer "
-                f"of {type(module).__name__}; its layers are {', '.join(map(repr, map(layer_of, every)))}"
+                f"layer_bits names {', '.join(map(repr, sorted(unused)))}, which fits no layer of "
+                f"{type(module).__name__}; its layers are {', '.join(map(repr, layers))}"
             )
         whole = {name for name, bits in fixed.items() if bits == 32}
         compressed = tuple(name for name in every if name not in whole)
@@ -159,7 +164,8 @@ class Quantized(Mode):
         self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
     ) -> QuantizedWeights:
         """Each weight rounded to the numbers that its bits can represent."""
-        return QuantizedWeights(part.compressed, layer_bits(part, level), self.per_channel, on_line)
+        transposed = part.transposed if self.per_channel else {}
+        return QuantizedWeights(part.compressed, layer_bits(part, level), self.per_channel, on_line, transposed)
 
     def evaluation_inputs(self, part: Part, level: Level) -> Reading:
         """The inputs quantized with the stored ranges of the level."""
@@ -179,8 +185,15 @@ class Quantized(Mode):
 
     def weight_bytes(self, part: Part, level: Level, name: str, value: Tensor, kept: int) -> int:
         """The integers, and for each range a float32 scale and an int8 zero point."""
-        ranges = value.shape[0] if self.per_channel else 1
+        outputs = value.shape[1] * part.transposed[name] if name in part.transposed else value.shape[0]
+        ranges = outputs if self.per_channel else 1
         return -(-kept * layer_bits(part, level)(layer_of(name)) // 8) + 5 * ranges
+
+    def report(self, part: Part, alpha: float) -> list[str]:
+        """What is compressed, what stays whole and why, and which weights have inputs that stay float."""
+        lines = super().report(part, alpha)
+        alone = [name for name in part.compressed if layer_of(name) not in part.layers]
+        return [*lines, *(f"  quantized, with inputs that stay float: {name}" for name in alone)]
 
     def left(self, part: Part, name: str, kept: int, numbers: int) -> str:
         """The bits of a weight at alpha = 0, in words."""
@@ -201,31 +214,47 @@ class QuantizedWeights:
         bits: The bits of each layer, by its path.
         per_channel: Whether each output channel of a weight has a range of its own.
         on_line: Gives a weight that is not compressed yet, by its name.
+        transposed: The number of groups of each transposed convolution, by the name of its weight, where channels have
+            ranges of their own.
     """
 
     def __init__(
-        self, names: tuple[str, ...], bits: LayerBits, per_channel: bool, on_line: Callable[[str], Tensor]
+        self,
+        names: tuple[str, ...],
+        bits: LayerBits,
+        per_channel: bool,
+        on_line: Callable[[str], Tensor],
+        transposed: Mapping[str, int],
     ) -> None:
         self._names = names
         self._bits = bits
         self._per_channel = per_channel
         self._on_line = on_line
+        self._transposed = transposed
         self._grids: dict[str, AffineGrid] = {}
         # The weights on the line, kept between the search for all their grids and the rounding of each.
         self._values: dict[str, Tensor] = {}
 
     def __call__(self, name: str) -> Tensor:
         """The weight rounded to its bits; gradients pass straight through."""
-        value = self._values.pop(name) if name in self._values else self._on_line(name)
+        return self._swapped(name, self._rounded(name))
+
+    def _rounded(self, name: str) -> Tensor:
+        """The rounded weight with its outputs in dimension 0."""
+        value = self._values.pop(name) if name in self._values else self._swapped(name, self._on_line(name))
         if value.device.type == "cpu":
             # One weight at a time, so that it is still in the processor's cache when it is rounded.
             return fake_quantize(value, *value_range(value, self._per_channel), self._bits(layer_of(name)))
         if not self._grids:
-            self._values = {other: self._on_line(other) for other in self._names if other != name}
+            self._values = {other: self._swapped(other, self._on_line(other)) for other in self._names if other != name}
             weights = {name: value, **self._values}
             ranges = {weight: value_range(values, self._per_channel) for weight, values in weights.items()}
             self._grids = affine_grids(ranges, {weight: self._bits(layer_of(weight)) for weight in weights})
         return round_to_grid(value, self._grids[name])
+
+    def _swapped(self, name: str, value: Tensor) -> Tensor:
+        """A weight with its outputs in dimension 0, or such a weight as its layer holds it."""
+        return swap_channels(value, self._transposed[name]) if name in self._transposed else value
 
     def gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
         """The gradient as it is."""

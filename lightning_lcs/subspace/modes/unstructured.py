@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lightning_lcs.functional.channels import swap_channels
 from lightning_lcs.functional.sparsity import (
     BLOCK,
     block_mask,
@@ -21,7 +22,7 @@ from lightning_lcs.functional.sparsity import (
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
 from lightning_lcs.subspace.coverage import kept_whole
-from lightning_lcs.subspace.layers import attention_weights, layer_weights
+from lightning_lcs.subspace.layers import all_weights, layer_inputs
 from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
@@ -33,7 +34,9 @@ DENSE_LAYERS = ("first", "last", "depthwise")
 @register_mode("unstructured")
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Unstructured(Mode):
-    """Sparsity: every convolution's and linear layer's weight keeps its entries of largest magnitude.
+    """Sparsity: every weight of a layer keeps its entries of largest magnitude.
+
+    Layers are convolutions, linear and recurrent layers, and torch's attention.
 
     ``sparsity(alpha) = max_sparsity - (max_sparsity - min_sparsity) * alpha``. By default the share kept runs from
     0.025 to 1 (arXiv 2110.04252, section 4.2); its high-sparsity variant is ``max_sparsity=0.995, min_sparsity=0.95``.
@@ -127,37 +130,36 @@ class Unstructured(Mode):
         return SamplingDefaults("uniform_draws", warmup=0.8, warmup_schedule="delayed")
 
     def select_weights(self, module: nn.Module) -> Selected:
-        """The weights of convolutions, linear layers and attention projections, without those of ``dense``.
+        """The weights of all layers, without those of ``dense``.
 
         Raises:
             ValueError: ``scope`` is "block", and no weight has whole blocks.
         """
-        names = layer_weights(module, self.dense) + attention_weights(module)
+        names = all_weights(module, self.dense)
         if self.scope != "block":
             return Selected(names)
-        fitting = tuple(name for name in names if module.get_parameter(name).shape[1] % BLOCK == 0)
+        fitting = tuple(name for name, inputs in layer_inputs(module, names).items() if inputs % BLOCK == 0)
         if not fitting:
-            raise ValueError(
-                f"scope='block': no convolution or linear layer of {type(module).__name__} has a multiple of {BLOCK} "
-                "inputs"
-            )
+            raise ValueError(f"scope='block': no layer of {type(module).__name__} has a multiple of {BLOCK} inputs")
         return Selected(fitting)
 
     def kept_whole(self, part: Part) -> dict[str, str]:
         """What could be compressed and stays whole, each with the reason."""
         module = part.network.module
-        reasons = {}
-        for name in layer_weights(module, self.dense) if self.scope == "block" else ():
-            inputs = module.get_parameter(name).shape[1]
-            if inputs % BLOCK:
-                reasons[name] = f"its {inputs} inputs are not a multiple of {BLOCK}"
+        names = all_weights(module, self.dense) if self.scope == "block" else ()
+        reasons = {
+            name: f"its {inputs} inputs are not a multiple of {BLOCK}"
+            for name, inputs in layer_inputs(module, names).items()
+            if inputs % BLOCK
+        }
         return kept_whole(module, part.compressed, reasons)
 
     def transform(
         self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
     ) -> SparseWeights:
         """The largest entries of each weight, and zeros."""
-        return SparseWeights(part.compressed, level.strength * self.sparsity(level.alpha), self.scope, on_line, known)
+        sparsity = level.strength * self.sparsity(level.alpha)
+        return SparseWeights(part.compressed, sparsity, self.scope, on_line, part.transposed, known)
 
     def weight_bytes(self, part: Part, level: Level, name: str, value: Tensor, kept: int) -> int:
         """The entries that are kept, and one bit per entry that says which these are."""
@@ -173,6 +175,7 @@ class SparseWeights:
         sparsity: The share of zeros, in [0, 1).
         scope: Among which entries the largest are kept; see :class:`Unstructured`.
         on_line: Gives a weight that is not compressed yet, by its name.
+        transposed: The number of groups of each transposed convolution, by the name of its weight.
         known: The known thresholds of this level and these weights; further ones are added. ``None`` keeps no
             thresholds, and reads none back from an accelerator.
     """
@@ -183,12 +186,14 @@ class SparseWeights:
         sparsity: float,
         scope: str,
         on_line: Callable[[str], Tensor],
+        transposed: Mapping[str, int],
         known: dict[str, Any] | None = None,
     ) -> None:
         self.sparsity = sparsity
         self._names = names
         self._scope = scope
         self._on_line = on_line
+        self._transposed = transposed
         self._thresholds: dict[str, float | None] = {} if known is None else known
         self._reads_back = known is not None
         self._masks: dict[str, Tensor] = {}
@@ -236,5 +241,12 @@ class SparseWeights:
         if self._scope == "layer":
             return {name: largest_mask(value, self.sparsity)}
         if self._scope == "block":
-            return {name: block_mask(value, BLOCK - zero_count(BLOCK, self.sparsity))}
+            return {name: self._block_mask(value, self._transposed.get(name))}
         return largest_masks({other: self._on_line(other) for other in self._names}, self.sparsity)
+
+    def _block_mask(self, value: Tensor, groups: int | None) -> Tensor:
+        """The mask of a weight whose blocks lie along its inputs; ``groups`` of a transposed convolution."""
+        kept = BLOCK - zero_count(BLOCK, self.sparsity)
+        if groups is None:
+            return block_mask(value, kept)
+        return swap_channels(block_mask(swap_channels(value, groups), kept), groups)

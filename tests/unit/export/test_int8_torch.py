@@ -38,7 +38,7 @@ def test_integers_give_what_the_simulation_gives(network):
 def test_layers_that_stay_float_are_named():
     x = torch.randn(8, 3, 4, 4, 4)
     net = nn.Sequential(nn.Conv3d(3, 4, 3), nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
-    with pytest.warns(UserWarning, match=r"1 of 3 layers stay float: 0\.weight"):
+    with pytest.warns(UserWarning, match=r"1 of 3 quantized weights stay float: 0\.weight"):
         found = int8_network(quantized(net, [x]), x, min_agreement=0.0)
     assert found.kept_float == ("0.weight",)
     assert found.trained == ("2", "4")

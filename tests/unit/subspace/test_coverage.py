@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from lightning_lcs import Quantized, SubspaceModel, Unstructured
+from lightning_lcs import SubspaceModel, Unstructured
 from lightning_lcs.subspace.curve import Efficiency
 from lightning_lcs.subspace.norms import ConvertedNorm
 from tests.helpers import relative
@@ -16,19 +16,19 @@ from tests.helpers import relative
 SAME_OPS = 1e-5
 
 
-class Recurrent(nn.Module):
-    """Most parameters in an LSTM, whose weights no mode but the structured one could cut."""
+class Tables(nn.Module):
+    """Most parameters in tables, whose weights no mode but the structured one could cut."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3)
         self.second = nn.Conv2d(8, 8, 3)
-        self.memory = nn.LSTM(8, 16)
-        self.head = nn.Linear(16, 10)
+        self.table, self.codes = nn.Embedding(100, 8), nn.Parameter(torch.randn(64, 8))
+        self.head = nn.Linear(8, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        steps = self.second(self.first(x)).flatten(2).permute(2, 0, 1)
-        out: torch.Tensor = self.head(self.memory(steps)[0][-1])
+        steps = self.second(self.first(x)).mean((2, 3)) + self.table.weight[0] + self.codes[0]
+        out: torch.Tensor = self.head(steps)
         return out
 
 
@@ -48,11 +48,11 @@ class Attending(nn.Module):
 
 @pytest.mark.parametrize("mode", ["unstructured", "quantized"])
 def test_a_network_that_stays_mostly_whole_warns_and_is_reported(mode: str) -> None:
-    with pytest.warns(UserWarning, match=r"58% of the parameters of Recurrent stay whole.*memory\.weight_ih_l0"):
-        model = SubspaceModel(Recurrent(), mode=mode, subspace="point")
+    with pytest.warns(UserWarning, match=r"% of the parameters of Tables stay whole.*codes"):
+        model = SubspaceModel(Tables(), mode=mode, subspace="point")
     report = model.report()
-    for name, size in (("memory.weight_ih_l0", "512"), ("memory.weight_hh_l0", "1,024")):
-        assert f"kept whole: {name}, {size} parameters (not the weight of a convolution or linear layer)" in report
+    for name, size in (("codes", "512"), ("table.weight", "800")):
+        assert f"kept whole: {name}, {size} parameters (not the weight of a convolution, or of a linear," in report
 
 
 def test_what_the_options_leave_out_is_reported_without_a_warning() -> None:
@@ -65,7 +65,7 @@ def test_what_the_options_leave_out_is_reported_without_a_warning() -> None:
     assert "kept whole" not in everything.report()
 
 
-def test_torchs_attention_is_made_sparse_and_reported_when_quantized() -> None:
+def test_torchs_attention_is_made_sparse() -> None:
     x = torch.randn(2, 5, 16)
     model = SubspaceModel(Attending(), x, mode=Unstructured(dense=()), subspace="point").eval()
     small = model.materialize(0.0)
@@ -73,8 +73,6 @@ def test_torchs_attention_is_made_sparse_and_reported_when_quantized() -> None:
     assert int((weight == 0).sum()) == int(0.975 * weight.numel())
     with model.at_alpha(0.0), torch.no_grad():
         assert relative(model(x), small(x)) < SAME_OPS
-    with pytest.warns(UserWarning, match="attention.in_proj_weight"):
-        SubspaceModel(Attending(), mode=Quantized(), subspace="point")
 
 
 def test_macs_of_attention_are_not_taken_off_with_its_projection() -> None:
