@@ -26,12 +26,12 @@ from lightning_lcs.training.checks import (
     only_callback,
     warn_of_old_namespace,
 )
+from lightning_lcs.training.endpoint_groups import check_groups
 from lightning_lcs.training.measurement import Measurement
 from lightning_lcs.training.methods import method_settings, paper_settings
 from lightning_lcs.training.options import Loss, Recalibration, Sampling, places
 from lightning_lcs.training.recalibration import Recalibrator
 from lightning_lcs.training.saving import Saving
-from lightning_lcs.training.sweep import train_endpoints_alike
 from lightning_lcs.training.sweep_options import SweepOptions
 from lightning_lcs.training.target import Target
 from lightning_lcs.training.upkeep import Upkeep
@@ -239,7 +239,7 @@ class LCSCallback(pl.Callback):
         """Check the optimizers, and start endpoint 0 from the weights that training starts from."""
         model = self.adopted(pl_module)
         check_optimizers(trainer.optimizers)
-        train_endpoints_alike(model, trainer.optimizers)
+        check_groups(model.endpoint_pairs(), trainer.optimizers)
         # Weights may have been loaded since the endpoints were made.
         sort_untrained(trainer, pl_module, model, self.seed)
         model.start_endpoints()
@@ -253,8 +253,6 @@ class LCSCallback(pl.Callback):
         model = self.adopted(pl_module)
         model.statistics = {}
         if batch_idx == 0:
-            # Finetuning callbacks have added their groups, and frozen what they freeze, by now.
-            train_endpoints_alike(model, trainer.optimizers)
             self._upkeep.recalibrator.flags.see(pl_module)
 
     def on_train_batch_end(

@@ -174,34 +174,3 @@ def loss_of(output: Any) -> Tensor | None:
     if isinstance(output, Mapping):
         output = output.get("loss")
     return output if isinstance(output, Tensor) else None
-
-
-def train_endpoints_alike(model: SubspaceModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Make each endpoint 0 train exactly where its partner trains: in the same parameter group.
-
-    An endpoint whose partner no optimizer trains is frozen, even where an optimizer holds it: finetuning callbacks
-    leave frozen batch norms out of their groups, and do not know that the endpoints inside belong to them.
-
-    Raises:
-        RuntimeError: An optimizer was built without the second endpoints of the parameters that it trains.
-    """
-    groups = {
-        id(parameter): (number, index)
-        for number, optimizer in enumerate(optimizers)
-        for index, group in enumerate(optimizer.param_groups)
-        for parameter in group["params"]
-    }
-    missing = 0
-    for w0, w1 in model.endpoint_pairs():
-        mine, partners = groups.get(id(w0)), groups.get(id(w1))
-        if partners is not None:
-            missing += mine != partners
-            w0.requires_grad_(w1.requires_grad)
-        elif mine is not None:
-            w0.requires_grad_(False)
-    if missing:
-        raise RuntimeError(
-            f"{missing} second endpoints are not in the optimizer's parameter group of their partners, so that they "
-            "would not be trained alike; build the optimizer in configure_optimizers from parameters() or "
-            "named_parameters() of the module or its network"
-        )
