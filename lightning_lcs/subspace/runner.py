@@ -191,7 +191,7 @@ class LevelRunner:
         executor: Executor = self._executor or self.server or self.evaluation
         part.calls += 1
         part.running += 1
-        if self._rows is not None:
+        if self._rows is not None and self._executor is None:  # and not while statistics are collected
             self._rows[part.prefix] = self._rows.get(part.prefix, 0) + (samples_in(args, kwargs) or 0)
         try:
             return executor.run(part, full, args, kwargs)
