@@ -76,7 +76,8 @@ class Evaluation:
             warn(NO_STATISTICS.format(alpha=level.alpha))
 
     def _tensors(self, part: Part, execution: Execution, level: Level) -> Ready:
-        watched = [part.network.tensor(name) for name in execution.names] + list(part.endpoints.values())
+        names = part.stored(execution.names)
+        watched = [part.network.tensor(name) for name in names] + list(part.endpoints.values())
         gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched)
         # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
         state = tuple([(tensor._version, tensor.data_ptr()) for tensor in watched])

@@ -43,13 +43,15 @@ class TrainingLevel:
             return full(*args, **kwargs)
         execution = level.mode.execution(part, level, args, kwargs)
         if id(part) not in self._weights:
-            self._weights[id(part)] = LevelWeights(part, level)
+            self._weights[id(part)] = LevelWeights(part, level, as_in_forward=True)
         weights = self._weights[id(part)]
         untouched = execution.batch_statistics
         tensors = [None if name in untouched else self._tensor(weights, execution, name) for name in execution.names]
         return execution.run(tensors, full, args, kwargs, level.mode.training_inputs(part, level, self._ranges))
 
     def _tensor(self, weights: LevelWeights, execution: Execution, name: str) -> Tensor:
+        if name in weights.part.computed:  # anew in each forward, as its layer does
+            return weights.tensor(name)
         key = (id(weights.part), name)
         if key not in self._tensors:
             selection = execution.cut(name)
