@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,14 @@ from lightning_lcs.subspace.build import build_parts
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
 from lightning_lcs.subspace.curve import Efficiency
 from lightning_lcs.subspace.describe import describe
-from lightning_lcs.subspace.level_table import GivenLevels, NamedLevel, level_for_budget, make_table, named_level
+from lightning_lcs.subspace.level_table import (
+    GivenLevels,
+    NamedLevel,
+    check_measured_at,
+    level_for_budget,
+    make_table,
+    named_level,
+)
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.materialize import materialized_part
 from lightning_lcs.subspace.mode import Level, Mode
@@ -263,7 +271,10 @@ class SubspaceModel(nn.Module):
 
     @property
     def statistics(self) -> Mapping[float, Mapping[str, Tensor]]:
-        """The stored batch-norm statistics, by level and qualified name: a copy. Assign a mapping to replace them."""
+        """The stored batch-norm statistics, by level and qualified name: a copy.
+
+        Assign a mapping to replace them; it counts as collected at the present weights.
+        """
         return self.runner.statistics
 
     @statistics.setter
@@ -305,6 +316,7 @@ class SubspaceModel(nn.Module):
             forward: What to do with a batch, such that the network runs. The default is to call the model with it.
 
         Raises:
+            RuntimeError: The model came out of a structured file, whose batch norms can't be trained.
             ValueError: No batch was given, or a level is outside [0, 1].
 
         Example:
@@ -316,6 +328,11 @@ class SubspaceModel(nn.Module):
             >>> list(model.statistics)
             [0.0, 0.5]
         """
+        if self.runtime is not None and self.runtime.has_statistics:
+            raise RuntimeError(
+                "the network of a file runs in evaluation only, so that its batch norms can't be recalibrated: "
+                "recalibrate the model that it was saved from (SubspaceModel.from_checkpoint opens one), and save that"
+            )
         self.runner.recalibrate(batches, alphas, self if forward is None else forward)
 
     # -- what a level is --------------------------------------------------------------------------------------------
@@ -364,6 +381,9 @@ class SubspaceModel(nn.Module):
     def efficiency(self, alpha: float) -> Efficiency:
         """What a level costs; with stored batch-norm statistics, the level that is nearest to ``alpha``.
 
+        The multiply-accumulates of several networks are those of one sample of the module that they are parts of, once
+        a curve was measured: a head that runs on a hundred regions of each image counts a hundred times.
+
         Args:
             alpha: The level, in [0, 1].
 
@@ -385,7 +405,8 @@ class SubspaceModel(nn.Module):
         """
         level = self.runner.level(alpha)
         costs = [self.mode.cost(part, level) for part in self.parts]
-        counts = {name: sum(getattr(cost, name) for cost in costs) for name in ("params", "macs", "size_bytes")}
+        counts = {name: sum(getattr(cost, name) for cost in costs) for name in ("params", "size_bytes")}
+        counts["macs"] = round(sum(part.rows * cost.macs for part, cost in zip(self.parts, costs, strict=True)))
         return Efficiency.on_axis(self.mode.axis.name, level.value, alpha=level.alpha, **counts)
 
     def materialize(self, alpha: float, train: bool = False) -> nn.Module:
@@ -469,6 +490,8 @@ class SubspaceModel(nn.Module):
             statistics=self.runner.statistics,
             ranges=self.runner.ranges,
             inputs=[part.network.example for part in self.parts],
+            statistics_weights=self.runner.statistics_weights,
+            rows=[part.rows for part in self.parts],
         )
 
     def subspace_state(self) -> dict[str, Any]:
@@ -477,6 +500,8 @@ class SubspaceModel(nn.Module):
 
     def load_subspace_state(self, data: Mapping[str, Any]) -> None:
         """Take over what :meth:`subspace_state` gave.
+
+        Once the weights are loaded, too, ``runner.settle_statistics()`` drops statistics of other weights.
 
         Raises:
             ValueError: It is of another mode, subspace, architecture or version; nothing has been changed then.
@@ -487,7 +512,8 @@ class SubspaceModel(nn.Module):
 
     def _take(self, state: SubspaceState) -> None:
         state.apply(self.parts)
-        self.runner.ranges, self.runner.statistics = state.ranges, state.statistics
+        self.runner.ranges = state.ranges
+        self.runner.set_statistics(state.statistics, state.statistics_weights)
         self.trained = True
 
     @classmethod
@@ -497,8 +523,9 @@ class SubspaceModel(nn.Module):
         networks: nn.Module | Mapping[str, nn.Module],
         module: nn.Module,
         weights: Mapping[str, Tensor],
+        strict: bool = True,
     ) -> SubspaceModel:
-        """Build a model of networks inside a module, and replace all weights of the module."""
+        """Build a model of networks inside a module, and replace the weights of the module: all of them if strict."""
         trained = endpoints.is_trained(module)
         line = Line(parameters=state.line_parameters)
         model = cls(networks, mode=state.mode, subspace=state.subspace, line=line, norm=state.norm)
@@ -508,20 +535,29 @@ class SubspaceModel(nn.Module):
             if not trained:
                 endpoints.detach(module)
             raise
-        module.load_state_dict(weights)
+        module.load_state_dict(weights, strict=strict)
         model._take(state)
+        model.runner.settle_statistics()
         return model.eval()
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | os.PathLike[str], module: nn.Module) -> SubspaceModel:
+    def from_checkpoint(
+        cls, checkpoint: str | os.PathLike[str], module: nn.Module, *, weights_only: bool = True
+    ) -> SubspaceModel:
         """Open a Lightning checkpoint, in any process.
 
         Args:
-            checkpoint: The path of the file, which is read with ``weights_only=True``.
-            module: The LightningModule that was trained, or its network; its weights are replaced.
+            checkpoint: The path of the file.
+            module: The LightningModule that was trained, or its network; its weights are replaced. Weights that a
+                module with ``strict_loading = False`` leaves out of its checkpoints stay as they are.
+            weights_only: Whether to read tensors and plain data alone. Objects of other types in the file, such as
+                paths and functions among the hyperparameters, are then left out, since reading them may run code. Give
+                false only for a file that you trust. The default is true.
 
         Raises:
-            ValueError: The file holds no subspace, or one of another architecture or version.
+            FileNotFoundError: There is no such file.
+            ValueError: The file holds no subspace, or one of another architecture or version, or it can't be read
+                without its objects of other types.
 
         Example:
             >>> import lightning as L
@@ -537,9 +573,10 @@ class SubspaceModel(nn.Module):
             >>> SubspaceModel.from_checkpoint("last.ckpt", module()).mode
             Structured(min_width=0.25)
         """
-        state, weights = checkpoints.read(checkpoint)
-        networks, weights = state.networks_in(module, weights)
-        return cls._from_state(state, networks, module, weights)
+        state, weights = checkpoints.read(checkpoint, weights_only)
+        strict = getattr(module, "strict_loading", True)  # of a LightningModule
+        networks, weights = state.networks_in(module, weights, strict)
+        return cls._from_state(state, networks, module, weights, strict)
 
     def save(
         self,
@@ -563,7 +600,8 @@ class SubspaceModel(nn.Module):
 
         Raises:
             RuntimeError: The network was never called, and had no ``example_inputs``.
-            ValueError: The network holds an op that a file may not hold, or the curve is of another model.
+            ValueError: The network holds an op that a file may not hold, the curve is of another model or other
+                weights, or the batch-norm statistics are of other weights.
             OSError: The file could not be written; the old one is as it was.
 
         Example:
@@ -578,6 +616,7 @@ class SubspaceModel(nn.Module):
         """
         given = (self.levels or None) if levels is None else levels
         table = make_table(given, self.mode, self.efficiency)
+        self.check_weights_of(table)
         names = self.class_names if class_names is None else class_names
         lcs_file.save(path, self.state(), self.parts, table, names)
 
@@ -628,7 +667,10 @@ class SubspaceModel(nn.Module):
             else:
                 lcs_file.check_weights(saved, module)
                 model = cls._from_state(saved.state, module, module, saved.weights)
-            model.levels, model.class_names = saved.levels, saved.class_names
+            # Statistics and metrics of the file are those of its weights, as long as these do not change.
+            weights = model.runner.statistics_weights or model.runner.fingerprint()
+            model.levels = tuple(dataclasses.replace(level, weights=weights) for level in saved.levels)
+            model.class_names = saved.class_names
             return model
 
     @classmethod
@@ -641,6 +683,19 @@ class SubspaceModel(nn.Module):
         model.statistics, model.trained, model.training = state.statistics, True, False
         model.runtime = model.runner.server = Runtime(part, model.runner.evaluation)
         return model
+
+    def check_weights_of(self, levels: Sequence[NamedLevel]) -> None:
+        """Check that the batch-norm statistics, and the metrics of levels, are those of the present weights.
+
+        Args:
+            levels: The levels that are to be saved with these weights.
+
+        Raises:
+            ValueError: Some of them belong to other weights.
+        """
+        weights = self.runner.fingerprint()
+        self.runner.check_statistics(weights)
+        check_measured_at(levels, weights)
 
     def set_example_inputs(self, *args: Any, **kwargs: Any) -> None:
         """Choose the call that ``save``, ``materialize`` and the exports are for.
@@ -662,7 +717,8 @@ class SubspaceModel(nn.Module):
         if self.mode.runs_as_graph:
             with training_flags(network.module, False):
                 network.program(*sample(args, kwargs))
-        network.example = sample(args, kwargs)
+        network.example = None
+        network.remember(args, kwargs)
 
     def _only_part(self, what: str) -> Part:
         if len(self.parts) > 1:

@@ -26,12 +26,12 @@ from lightning_lcs.training.checks import (
     only_callback,
     warn_of_old_namespace,
 )
+from lightning_lcs.training.endpoint_groups import check_groups
 from lightning_lcs.training.measurement import Measurement
 from lightning_lcs.training.methods import method_settings, paper_settings
 from lightning_lcs.training.options import Loss, Recalibration, Sampling, places
 from lightning_lcs.training.recalibration import Recalibrator
 from lightning_lcs.training.saving import Saving
-from lightning_lcs.training.sweep import train_endpoints_alike
 from lightning_lcs.training.sweep_options import SweepOptions
 from lightning_lcs.training.target import Target
 from lightning_lcs.training.upkeep import Upkeep
@@ -198,7 +198,7 @@ class LCSCallback(pl.Callback):
             others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
             trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
         self._take_work_of_others(trainer)
-        self._upkeep.begin(pl_module)
+        self._upkeep.begin(trainer, pl_module)
         Saving.put_into(trainer, self._add_where_present)
         self._adoption.begin(trainer, pl_module, stage)
 
@@ -224,11 +224,13 @@ class LCSCallback(pl.Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every replacement away."""
+        self._upkeep.end()
         self._adoption.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take every replacement away; a checkpoint saved now gets no statistics from the step that failed."""
         self._upkeep.fail()
+        self._upkeep.end()
         self._adoption.end()
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -237,7 +239,7 @@ class LCSCallback(pl.Callback):
         """Check the optimizers, and start endpoint 0 from the weights that training starts from."""
         model = self.adopted(pl_module)
         check_optimizers(trainer.optimizers)
-        train_endpoints_alike(model, trainer.optimizers)
+        check_groups(model.endpoint_pairs(), trainer.optimizers)
         # Weights may have been loaded since the endpoints were made.
         sort_untrained(trainer, pl_module, model, self.seed)
         model.start_endpoints()
@@ -251,8 +253,6 @@ class LCSCallback(pl.Callback):
         model = self.adopted(pl_module)
         model.statistics = {}
         if batch_idx == 0:
-            # Finetuning callbacks have added their groups, and frozen what they freeze, by now.
-            train_endpoints_alike(model, trainer.optimizers)
             self._upkeep.recalibrator.flags.see(pl_module)
 
     def on_train_batch_end(
@@ -265,22 +265,21 @@ class LCSCallback(pl.Callback):
     # -- evaluation and checkpoints -----------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adopt a network that was built late, and collect the statistics that alpha = 1 lacks."""
-        self._upkeep.before_validation(trainer, pl_module)
+        """Adopt a network that was built late."""
+        self.adopted(pl_module)
+        self._upkeep.before_validation(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the curve where it is due; ``ModelCheckpoint`` runs after this."""
         self._upkeep.after_validation(trainer, pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    on_test_start = on_validation_start
+
+    on_test_end = on_validation_end
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adopt a network that was built late."""
         self.adopted(pl_module)
-
-    on_predict_start = on_test_start
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the curve on the test data."""
-        self._upkeep.measure(trainer, pl_module, dict(trainer.callback_metrics))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the curve of the final weights if no validation did."""

@@ -30,7 +30,8 @@ def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str])
         The level, as it stands in the table of the new file.
 
     Raises:
-        ValueError: The model is not structured, or ``alpha`` is outside [0, 1].
+        ValueError: The model is not structured, ``alpha`` is outside [0, 1], or the batch-norm statistics or the
+            metrics of the level are of other weights.
 
     Example:
         >>> import torch
@@ -44,6 +45,8 @@ def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str])
     if not isinstance(model.mode, Structured) or len(model.parts) > 1:
         raise ValueError("save_level() needs a structured subspace with a single network")
     level, part, mode = model.nearest_level(alpha), model.parts[0], Structured(min_width=1.0)
+    known = next((entry for entry in model.levels if entry.alpha == level), None)
+    model.check_weights_of([] if known is None else [known])
     sliced = model.mode.selection(part, level)
     program = part.network.in_mode(False)
     data = level_to_data(program, sliced)
@@ -54,7 +57,6 @@ def save_level(model: SubspaceModel, alpha: float, path: str | os.PathLike[str])
     constants = list(program.trace.constants.values())
     own |= {f"constant.{number}": value for number, value in enumerate(constants)}
     lcs_file.check_network(*network_from_data(data, constants), mode, {n: values[n].dtype for n in program.names})
-    known = next((entry for entry in model.levels if entry.alpha == level), None)
     cost: dict[str, Any] = {**vars(model.efficiency(level)), "alpha": 1.0, "width": 1.0}
     latency, metrics = (math.nan, {}) if known is None else (known.latency_ms, known.metrics)
     point = CurvePoint(**cost, latency_ms=latency, metrics=metrics)

@@ -25,7 +25,8 @@ def count_macs(program: Program, at: PlanAtWidth, tensor: Callable[[str], Tensor
         tensor: A function that returns the parameter or buffer of a qualified name.
     """
     counter = _counter()
-    with FakeTensorMode(), torch.no_grad():
+    # Constants of the code, such as a tensor that is a plain attribute, come with their data.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         tensors = [
             torch.empty(at.shape(name), dtype=tensor(name).dtype, device=tensor(name).device)
             if name in at.plan.tensors

@@ -70,6 +70,7 @@ class TracedNetwork:
         self.plan = plan
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.pending_warnings: list[str] = []
+        self._single: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._warned: set[str] = set()
         self._traced_both_forms = False
         self._programs: dict[Any, Program] = {}
@@ -128,9 +129,9 @@ class TracedNetwork:
         return self._fixed[program]
 
     def remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the arguments of the first call, reduced to two samples."""
+        """Keep the arguments of the first call, reduced to two samples and to one."""
         if self.example is None:
-            self.example = sample(args, kwargs)
+            self.example, self._single = sample(args, kwargs), sample(args, kwargs, 1)
 
     def example_inputs(self, samples: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the first call, on the network's present device and in its present dtype.
@@ -145,8 +146,11 @@ class TracedNetwork:
             raise RuntimeError(
                 "the network's input is not known yet: pass SubspaceModel(..., example_inputs=...), or call it once"
             )
-        args, kwargs = pytree.tree_map(self._as_parameters, self.example)
-        return (args, kwargs) if samples is None else sample(args, kwargs, samples)
+        # Among the arguments of a call, what belongs to each sample is known; among two samples it can't be told from
+        # two of something else.
+        kept = self._single if samples == 1 else self.example
+        args, kwargs = pytree.tree_map(self._as_parameters, kept)
+        return (args, kwargs) if samples in (None, 1) else sample(args, kwargs, samples)
 
     def _as_parameters(self, leaf: Any) -> Any:
         """An example input on the device of the network's first parameter, and in its dtype."""

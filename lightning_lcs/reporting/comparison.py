@@ -58,11 +58,15 @@ def _level(point: CurvePoint, axis: str) -> float:
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[CurvePoint]:
-    """The mean of curves of the same levels: metrics are averaged, and costs are those of the first curve."""
+    """The mean of curves of the same levels: metrics are averaged, and costs are those of the first curve.
+
+    It belongs to no weights.
+    """
     return [
         dataclasses.replace(
             points[0],
             metrics={name: statistics.mean(p.metrics[name] for p in points) for name in points[0].metrics},
+            weights="",
         )
         for points in zip(*curves, strict=True)
     ]

@@ -78,7 +78,7 @@ def write_history(evaluations: Sequence[Evaluation], path: str | os.PathLike[str
     """
     named = {str(number): evaluation.curve for number, evaluation in enumerate(evaluations)}
     # Two curves at least give each row a name in its first column, which is left out below.
-    header, table = rows({**named, "": []})
+    header, table = rows({**named, "": []}, weights=True)
     when = [[getattr(e, name) for name in _WHEN] for e in evaluations for _ in e.curve]
     return write_rows([*_WHEN, *header[1:]], [[*w, *row[1:]] for w, row in zip(when, table, strict=True)], path)
 

@@ -213,6 +213,8 @@ class Runtime:
     def _recipe(self, level: Level, state: Any) -> tuple[Program, Recipe]:
         network, alpha, stored = self._part.network, level.alpha, level.statistics
         if state != self._recipes_of:
+            if self._recipes_of is not None:
+                self._evaluation.check(self._part, level, state)
             self._drop(list(self._recipes))
             self._folded.clear()
             self._recipes_of = state

@@ -146,7 +146,6 @@ class Collector:
                     child.training = isinstance(child, nn.modules.batchnorm._BatchNorm) or _is_made_of_layers(child)
             yield
 
-    @torch.no_grad()
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a batch at the level, and add its statistics."""
         level = Level(self._mode, self.alpha)
@@ -169,6 +168,7 @@ class Collector:
 
     def _add(self, name: str, value: Tensor) -> None:
         sums, counts = self._sums.setdefault(self.alpha, {}), self._counts.setdefault(self.alpha, {})
+        value = value.detach()  # a step may need gradients of its own
         sums[name] = sums[name] + value if name in sums else value
         counts[name] = counts.get(name, 0) + 1
 

@@ -91,6 +91,8 @@ class CurvePoint(Efficiency):
         latency_ms: The median time of a forward with one sample on the machine that measured it, in milliseconds; NaN
             if it was not measured.
         metrics: Your own validation metrics at this level, by the names under which they were logged.
+        weights: The fingerprint of the weights that it was measured at; see
+            :func:`lightning_lcs.subspace.fingerprint.fingerprint`. The default is empty: it is not known.
 
     Example:
         >>> from lightning_lcs.reporting import CurvePoint
@@ -103,6 +105,7 @@ class CurvePoint(Efficiency):
 
     latency_ms: float
     metrics: Mapping[str, float]
+    weights: str = ""
 
 
 Curve: TypeAlias = Sequence[CurvePoint]

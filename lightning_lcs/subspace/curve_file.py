@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,35 @@ from lightning_lcs.utils.files import write_text
 COSTS = ("alpha", "width", "sparsity", "bit_width", "params", "macs", "size_bytes", "latency_ms")
 # In a table, the axes of users' own modes stand before this column.
 _AFTER_AXES = "params"
+# Column of the fingerprints of the weights, in files only. Numbers of metrics have a point, and never look like one.
+_WEIGHTS = "weights"
+_FINGERPRINT = re.compile("[0-9a-f]{16}")
 # The files of a run's last curve on validation data, and on test data.
 CURVE, TEST_CURVE = "curve.csv", "test_curve.csv"
 
 
-def rows(curves: Mapping[str, Curve]) -> tuple[list[str], list[list[Any]]]:
-    """The header and the rows of named curves; several curves have a column with their names."""
+def rows(curves: Mapping[str, Curve], weights: bool = False) -> tuple[list[str], list[list[Any]]]:
+    """The header and the rows of named curves; several curves have a column with their names.
+
+    Args:
+        curves: The curves by name.
+        weights: Whether there is a column with the fingerprints of the weights, if any is known. The default is
+            ``False``: they tell a reader nothing.
+    """
     names = list(dict.fromkeys(name for curve in curves.values() for name in metric_names(curve)))
     own = dict.fromkeys(name for curve in curves.values() for point in curve for name in point.settings)
     at = COSTS.index(_AFTER_AXES)
     several = len(curves) > 1
-    header = [*(["curve"] if several else []), *COSTS[:at], *own, *COSTS[at:], *names]
+    known = weights and any(point.weights for curve in curves.values() for point in curve)
+    of_weights = [_WEIGHTS] if known else []
+    header = [*(["curve"] if several else []), *COSTS[:at], *own, *COSTS[at:], *of_weights, *names]
     table = [
         [
             *([title] if several else []),
             *(getattr(point, cost) for cost in COSTS[:at]),
             *(point.settings.get(name) for name in own),
             *(getattr(point, cost) for cost in COSTS[at:]),
+            *(getattr(point, name) for name in of_weights),
             *(point.metrics.get(n) for n in names),
         ]
         for title, curve in curves.items()
@@ -62,7 +75,7 @@ def write_csv(curves: Mapping[str, Curve], path: str | os.PathLike[str]) -> Path
         >>> read_csv(path) == [small, full]
         True
     """
-    return write_rows(*rows(curves), path)
+    return write_rows(*rows(curves, weights=True), path)
 
 
 def write_rows(header: Sequence[str], table: Iterable[Sequence[Any]], path: str | os.PathLike[str]) -> Path:
@@ -147,18 +160,22 @@ def point_of(row: Mapping[str, str]) -> CurvePoint:
     """A point of a curve from a row of :func:`read_rows`.
 
     Columns between "alpha" and "params" that are not costs are axes of users' own modes; all other columns that are not
-    costs are metrics.
+    costs or fingerprints of weights are metrics.
 
     Raises:
         ValueError: A value is not a number.
     """
     whole = ("bit_width", "params", "macs", "size_bytes")
     costs: dict[str, Any] = {name: (int if name in whole else float)(row[name]) for name in COSTS}
+    weights = row.get(_WEIGHTS) or ""
+    weights = weights if _FINGERPRINT.fullmatch(weights) else ""
     columns = list(row)
     own = columns[columns.index(COSTS[0]) : columns.index(_AFTER_AXES)]
-    others = {name: float(value) for name, value in row.items() if name not in costs and value}
+    known = {*costs, *([_WEIGHTS] if weights else [])}
+    others = {name: float(value) for name, value in row.items() if name not in known and value}
     return CurvePoint(
         **costs,
         settings={name: value for name, value in others.items() if name in own},
         metrics={name: value for name, value in others.items() if name not in own},
+        weights=weights,
     )

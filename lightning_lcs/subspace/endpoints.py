@@ -26,6 +26,9 @@ class Endpoint(nn.Module):
     ancestor, or groups by name, by submodule or by number of dimensions. The child saves and loads nothing, so that
     every ``state_dict`` keeps the keys of the user's own network.
 
+    A hidden endpoint is an attribute of its module and not one of its children, so that ``parameters()`` of any
+    ancestor are those of the user's own network. Copies and pickles of the module take it along.
+
     Attributes:
         trained: Whether the endpoint was trained or loaded, so that it must not be initialised again.
     """
@@ -80,6 +83,8 @@ def attach(modules: Sequence[nn.Module], line: Line, seed: int) -> list[dict[str
             parameters.
     """
     which = line.parameters
+    for module in modules:
+        show(module.modules())  # of a copy that was made while a trainer ran
     trained = any(is_trained(module) for module in modules)
     on_line = [list(_on_line(module, which)) for module in modules]
     if not any(on_line):
@@ -128,16 +133,52 @@ def _endpoint_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]
             yield name, parameter
 
 
+def _endpoint_of(holder: nn.Module) -> Any:
+    """The second endpoint of one module, shown or hidden; ``None`` where it has none."""
+    return holder._modules.get(ENDPOINT_NAME, holder.__dict__.get(ENDPOINT_NAME))
+
+
 def is_trained(module: nn.Module) -> bool:
     """Whether the second endpoints of a network were trained or loaded."""
-    return any(isinstance(child, Endpoint) and child.trained for child in module.modules())
+    endpoints = [_endpoint_of(child) for child in module.modules()]
+    return any(endpoint.trained for endpoint in endpoints if endpoint is not None)
 
 
 def mark_trained(module: nn.Module) -> None:
     """Mark a network's second endpoints as trained or loaded."""
     for child in module.modules():
-        if isinstance(child, Endpoint):
-            child.trained = True
+        endpoint = _endpoint_of(child)
+        if endpoint is not None:
+            endpoint.trained = True
+
+
+def hide(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Hide the second endpoints of modules, and return the modules that have one."""
+    holders = [module for module in list(modules) if _endpoint_of(module) is not None]
+    for holder in holders:
+        if ENDPOINT_NAME in holder._modules:
+            holder.__dict__[ENDPOINT_NAME] = holder._modules.pop(ENDPOINT_NAME)
+    return holders
+
+
+def show(modules: Iterable[nn.Module]) -> None:
+    """Make the hidden second endpoints of modules their children again, the last ones."""
+    for module in list(modules):
+        if ENDPOINT_NAME in module.__dict__:
+            module._modules[ENDPOINT_NAME] = module.__dict__.pop(ENDPOINT_NAME)
+
+
+def follow(pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:
+    """Freeze, release and move each endpoint 0 as its partner was while it was hidden.
+
+    Args:
+        pairs: ``(w0, w1)`` of every parameter on the line.
+    """
+    for w0, w1 in pairs:
+        w0.requires_grad_(w1.requires_grad)
+        if (w0.device, w0.dtype) != (w1.device, w1.dtype):
+            w0.data = w0.data.to(w1.device, w1.dtype)
+            w0.grad = None if w0.grad is None else w0.grad.to(w1.device, w1.dtype)
 
 
 def _on_line(module: nn.Module, which: str) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
@@ -167,6 +208,7 @@ def detach(module: nn.Module) -> None:
     """Remove every second endpoint."""
     for child in list(module.modules()):
         child._modules.pop(ENDPOINT_NAME, None)
+        child.__dict__.pop(ENDPOINT_NAME, None)
 
 
 def user_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ NO_STATISTICS = (
     "running at alpha={alpha:g} on the batch-norm statistics of alpha=1: accuracy will be poor; recalibrate() collects "
     "statistics for every level (LCSCallback does so by itself)"
 )
+OTHER_WEIGHTS = (
+    "running at alpha={alpha:g} on batch-norm statistics of other weights: they were collected before the weights "
+    "changed, and accuracy may be poor; recalibrate() collects statistics of the present weights"
+)
 MOST_LEVELS = (
     256  # The number of levels whose thresholds are kept; it is limited because a controller may set ever new alphas.
 )
@@ -32,12 +37,16 @@ class Evaluation:
 
     Attributes:
         level: The level that is set.
+        fits: Tells whether the stored statistics are those of the present weights; ``None`` if they surely are.
         warns: Whether to warn of the first level that runs without batch-norm statistics of its own.
     """
 
-    def __init__(self, level: Level) -> None:
+    def __init__(self, level: Level, fits: Callable[[], bool] | None = None) -> None:
         self.level = level
+        self.fits = fits
         self.warns = True
+        self._told = False
+        self._checked: dict[int, Any] = {}  # by network, the state of its weights when statistics were checked last
         self._ready: dict[Any, tuple[Any, Ready]] = {}
         self._known: dict[Any, tuple[Any, dict[str, Any]]] = {}
 
@@ -50,6 +59,21 @@ class Evaluation:
         self._ready.clear()
         self._known.clear()
 
+    def forget_check(self) -> None:
+        """Check anew whether the stored statistics fit, because they are about to change."""
+        self._checked.clear()
+        self._told = False
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Inside the block, no level warns of its statistics, because nobody sees its results."""
+        before = self.warns, self._told
+        self.warns, self._told = False, True
+        try:
+            yield
+        finally:
+            self.warns, self._told = before
+
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a network at the level; at the full level, call ``full``."""
         part.network.remember(args, kwargs)
@@ -61,7 +85,27 @@ class Evaluation:
         return execution.run(tensors, full, args, kwargs, inputs)
 
     def statistics_of(self, part: Part, execution: Execution, level: Level) -> Mapping[str, Tensor]:
-        """The stored statistics of a level by the network's own names; warns if there are none."""
+        """The stored statistics of a level by the network's own names; warns if there are none, or those of others."""
+        if level.statistics is not None:
+            self.check(part, level, _state(_watched(part, execution)))
+        return self._statistics_of(part, execution, level)
+
+    def check(self, part: Part, level: Level, state: Any) -> None:
+        """Warn once if a level runs on statistics that were collected at other weights.
+
+        Args:
+            part: The network.
+            level: The level.
+            state: The state of its weights: they are compared only if it has changed since they were compared last.
+        """
+        if level.statistics is None or self._checked.get(id(part)) == state:
+            return
+        self._checked[id(part)] = state
+        if self.fits is not None and not self._told and not self.fits():
+            self._told = True
+            warn(OTHER_WEIGHTS.format(alpha=level.alpha))
+
+    def _statistics_of(self, part: Part, execution: Execution, level: Level) -> Mapping[str, Tensor]:
         if level.statistics is not None:
             return part.own(level.statistics)
         untouched = execution.batch_statistics
@@ -76,17 +120,17 @@ class Evaluation:
             warn(NO_STATISTICS.format(alpha=level.alpha))
 
     def _tensors(self, part: Part, execution: Execution, level: Level) -> Ready:
-        names = part.stored(execution.names)
-        watched = [part.network.tensor(name) for name in names] + list(part.endpoints.values())
+        watched = _watched(part, execution)
         gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched)
-        # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
-        state = tuple([(tensor._version, tensor.data_ptr()) for tensor in watched])
+        state = _state(watched)
         stored = id(level.statistics)
         key = (level.alpha, stored, torch.is_inference_mode_enabled(), execution.batch_statistics, state)
         held = self._ready.get((id(part), execution.names))
         if held is not None and held[0] == key:
             return held[1]
-        statistics = self.statistics_of(part, execution, level)
+        if not part.network.module.training:
+            self.check(part, level, state)
+        statistics = self._statistics_of(part, execution, level)
         before = self._known.get((id(part), level.alpha))
         known = {} if before is None or before[0] != state else before[1]
         weights = LevelWeights(part, level, known)
@@ -102,4 +146,13 @@ class Evaluation:
 
     def __getstate__(self) -> dict[str, Any]:
         # The tensors are views of the weights of this object, and the keys hold their addresses: a copy starts empty.
-        return {**self.__dict__, "_ready": {}, "_known": {}}
+        return {**self.__dict__, "_ready": {}, "_known": {}, "_checked": {}}
+
+
+def _watched(part: Part, execution: Execution) -> list[Tensor]:
+    return [part.network.tensor(name) for name in part.stored(execution.names)] + list(part.endpoints.values())
+
+
+def _state(watched: list[Tensor]) -> tuple[tuple[int, int], ...]:
+    # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
+    return tuple([(tensor._version, tensor.data_ptr()) for tensor in watched])

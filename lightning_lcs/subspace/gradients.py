@@ -79,6 +79,19 @@ class GradientSum:
             parameter.grad = _whole(parameter, gradient, selection)
 
 
+@contextlib.contextmanager
+def gradients_apart(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside the block, parameters have no gradients of before; afterwards they have those again, and no others."""
+    before = [(parameter, parameter.grad) for parameter in parameters]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
+
+
 def _is_corner(small: Tensor, large: Tensor, selection: Selection) -> bool:
     """Whether a smaller gradient lies at the same indices in a larger one, which ``selection`` cut."""
     for kept, ours, theirs in zip(selection, small.shape, large.shape, strict=False):

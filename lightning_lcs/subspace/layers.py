@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_lcs.subspace.computed import computed_in, computed_weights, without_effects
 
@@ -85,7 +86,9 @@ def _weights_of(path: str, layer: nn.Module, leaves: Iterable[str]) -> Iterator[
     """The qualified names of those weights that a layer has."""
     computed = computed_in(layer)
     for leaf in leaves:
-        if isinstance(layer._parameters.get(leaf), Tensor) or leaf in computed:
+        weight = layer._parameters.get(leaf)
+        # Layers may be built for no channels at all; a lazy layer does not know its channels yet.
+        if leaf in computed or (isinstance(weight, Tensor) and (is_lazy(weight) or weight.numel() > 0)):
             yield f"{path}.{leaf}" if path else leaf
 
 

@@ -12,8 +12,11 @@ from typing import Any, TypeAlias
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.curve import CurvePoint, Efficiency
 from lightning_lcs.subspace.curve_file import read_csv
+from lightning_lcs.subspace.fingerprint import differ
 from lightning_lcs.subspace.mode import Mode
 
+# Rows of a file do not say at which weights they were measured: a file holds one set of weights, which are theirs.
+_NOT_IN_FILES = ("weights",)
 # Every table of two to seven levels has a level "small"; the level of alpha = 1 is always "full".
 _WORDS = {
     0: (),
@@ -45,6 +48,7 @@ class NamedLevel(CurvePoint):
             empty.
         latency_ms: The median time of a forward with one sample, in milliseconds; NaN if it was not measured.
         metrics: The metrics at this level, by name; empty if none was measured.
+        weights: The fingerprint of the weights that it was measured at. The default is empty: it is not known.
 
     Raises:
         ValueError: The name is not such a text.
@@ -171,6 +175,27 @@ def check_table(levels: Sequence[NamedLevel]) -> tuple[NamedLevel, ...]:
     return tuple(levels)
 
 
+def check_measured_at(levels: Sequence[CurvePoint], weights: str) -> None:
+    """Check that metrics are those of a model.
+
+    Args:
+        levels: The levels with their metrics.
+        weights: The fingerprint of the model's weights.
+
+    Raises:
+        ValueError: Metrics were measured at other weights.
+    """
+    other = next((level for level in levels if level.metrics and differ(level.weights, weights)), None)
+    if other is not None:
+        raise ValueError(
+            f"levels: the metrics at alpha={other.alpha:g} were measured at other weights than those of this model, "
+            "such as the last ones of a training whose best ones are saved; measure the curve of these weights, with "
+            "the LCSCallback lcs in the trainer:\n"
+            "    trainer.validate(module, ckpt_path=...)  # the checkpoint to save\n"
+            "    lcs.subspace_model.save(path, levels=lcs.curve)"
+        )
+
+
 def named_level(levels: Sequence[NamedLevel], name: str) -> NamedLevel:
     """The level of this name.
 
@@ -254,7 +279,7 @@ def table_to_data(levels: Sequence[NamedLevel]) -> list[dict[str, Any]]:
     """Plain data for a file; a number that was not measured is ``None``."""
     rows = []
     for level in levels:
-        row = {field.name: getattr(level, field.name) for field in dataclasses.fields(NamedLevel)}
+        row = {name: getattr(level, name) for name in _stored_fields()}
         # Rows of the built-in modes have no axis of their own.
         row["settings"] = {name: float(value) for name, value in level.settings.items()}
         row = {name: value for name, value in row.items() if name != "settings" or value}
@@ -276,7 +301,7 @@ def table_from_data(rows: Any) -> tuple[NamedLevel, ...]:
 
 
 def _level(row: Any) -> NamedLevel:
-    fields = {field.name for field in dataclasses.fields(NamedLevel)}
+    fields = set(_stored_fields())
     if not isinstance(row, dict) or {*row, "settings"} != fields:
         raise ValueError(
             f"the level table in the file is malformed: a level has {', '.join(sorted(fields - {'settings'}))}"
@@ -299,6 +324,10 @@ def _level(row: Any) -> NamedLevel:
     costs: dict[str, Any] = {**numbers, **whole}
     measured = {name: _number(name, value) for name, value in metrics.items()}
     return NamedLevel(**costs, name=row["name"], metrics=measured, settings=settings)
+
+
+def _stored_fields() -> list[str]:
+    return [field.name for field in dataclasses.fields(NamedLevel) if field.name not in _NOT_IN_FILES]
 
 
 def _is_axis(name: Any, value: Any) -> bool:

@@ -35,6 +35,8 @@ class Part:
         pinned: The values of the mode's axis that some of these weights have at every level, by name.
         calls: How often the network has run, for the check that a training step calls it.
         running: How many of these calls have not returned yet.
+        rows: How many samples of its own the network gets for one sample of the module that it is a part of; 1 unless
+            it was counted. See :meth:`LevelRunner.counting_rows`.
         scales: The names of the scales of its norms, for a network from a file, which has no norm layers.
         warned: Whether the warning about tensors that stay whole was issued.
         cache: Results that a mode keeps from one call to the next.
@@ -48,6 +50,7 @@ class Part:
     pinned: Mapping[str, float] = dataclasses.field(default_factory=dict)
     calls: int = 0
     running: int = 0
+    rows: float = 1.0
     scales: tuple[str, ...] | None = None
     warned: bool = False
     cache: dict[Any, Any] = dataclasses.field(default_factory=dict)
@@ -84,6 +87,13 @@ class Part:
     def stored(self, names: Sequence[str]) -> Sequence[str]:
         """The names of parameters and buffers, with the sources of weights that layers compute in their place."""
         return [*(name for name in names if name not in self.computed), *self.sources] if self.computed else names
+
+    def trained_sources(self, name: str) -> list[nn.Parameter]:
+        """The trained parameters, of both ends of the line, that a weight is computed from by its layer."""
+        own = [source for source, weight in self.sources.items() if weight == name]
+        found = [self.network.tensor(source) for source in own]
+        found += [self.endpoints[source] for source in own if source in self.endpoints]
+        return [value for value in found if isinstance(value, nn.Parameter) and value.requires_grad]
 
     def on_line(self, name: str, alpha: float, selection: Selection = (), as_in_forward: bool = False) -> Tensor:
         """A tensor at a position on the line, cut but not yet compressed.

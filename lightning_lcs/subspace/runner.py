@@ -9,15 +9,27 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lightning_lcs.graph.tracing.example_inputs import samples_in
 from lightning_lcs.subspace import calibration
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.calibration import Collector
 from lightning_lcs.subspace.evaluation import Evaluation
+from lightning_lcs.subspace.fingerprint import differ, fingerprint
 from lightning_lcs.subspace.gradients import GradientSum
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.state import LevelTensors
 from lightning_lcs.subspace.training_level import TrainingLevel
+from lightning_lcs.utils.warning import warn
+
+OTHERS = (
+    "the batch-norm statistics of the levels were collected at other weights than the present ones, and a file holds "
+    "one set of weights: call recalibrate() with training images before it is saved"
+)
+DROPPED = (
+    "the batch-norm statistics of the levels are dropped, because they were collected at other weights than those that "
+    "were loaded; recalibrate() with training images collects them anew"
+)
 
 
 class Executor(Protocol):
@@ -54,10 +66,12 @@ class LevelRunner:
         self.parts = parts
         self.mode = mode
         self.alpha = 1.0
-        self.evaluation = Evaluation(Level(mode, 1.0))
+        self.evaluation = Evaluation(Level(mode, 1.0), self.statistics_fit)
         self.server: Server | None = None
         self._executor: Executor | None = None  # inside a block
+        self._rows: dict[str, int] | None = None  # inside a block
         self._statistics: dict[float, dict[str, Tensor]] = {}
+        self._statistics_weights = ""
         self._ranges: dict[float, dict[str, Tensor]] = {}
         self._resolve()
 
@@ -93,13 +107,72 @@ class LevelRunner:
 
     @property
     def statistics(self) -> Mapping[float, Mapping[str, Tensor]]:
-        """The stored batch-norm statistics, by level and qualified name; a copy of the mapping."""
+        """The stored batch-norm statistics, by level and qualified name; a copy of the mapping.
+
+        Statistics that are assigned count as those of the present weights.
+        """
         return dict(self._statistics)
 
     @statistics.setter
     def statistics(self, levels: Mapping[float, Mapping[str, Tensor]]) -> None:
+        self.set_statistics(levels, self.fingerprint() if levels else "")
+
+    def set_statistics(self, levels: Mapping[float, Mapping[str, Tensor]], weights: str) -> None:
+        """Replace the stored batch-norm statistics.
+
+        Args:
+            levels: The statistics, by level and qualified name.
+            weights: The fingerprint of the weights that they were collected at; empty if these are not known.
+        """
         self._statistics = {alpha: dict(tensors) for alpha, tensors in levels.items()}
+        self._statistics_weights = weights if levels else ""
+        self.evaluation.forget_check()
         self._resolve()
+
+    @property
+    def statistics_weights(self) -> str:
+        """The fingerprint of the weights that the stored statistics were collected at; empty if it is not known."""
+        return self._statistics_weights
+
+    def fingerprint(self) -> str:
+        """The fingerprint of the present weights, computed anew; see :func:`lightning_lcs.subspace.fingerprint`."""
+        return fingerprint(self.parts)
+
+    def statistics_fit(self) -> bool:
+        """Whether the stored statistics are those of the present weights.
+
+        It is true without statistics, and for statistics of unknown origin.
+        """
+        return not self._statistics_weights or not differ(self._statistics_weights, self.fingerprint())
+
+    def check_statistics(self, weights: str) -> None:
+        """Check that the stored statistics may be saved with weights.
+
+        Args:
+            weights: The fingerprint of the weights.
+
+        Raises:
+            ValueError: The statistics were collected at other weights.
+        """
+        if differ(self._statistics_weights, weights):
+            raise ValueError(OTHERS)
+
+    def settle_statistics(self) -> bool:
+        """Compare the statistics with the weights, now that both were loaded, and drop them if they do not fit.
+
+        A warning says so. Statistics of unknown origin count as those of the present weights from now on.
+
+        Returns:
+            Whether the statistics were kept.
+        """
+        if not self._statistics:
+            return True
+        present = self.fingerprint()
+        fit = not differ(self._statistics_weights, present)
+        if not fit:
+            warn(DROPPED)
+        self.set_statistics(self._statistics if fit else {}, present)
+        return fit
 
     @property
     def ranges(self) -> Mapping[float, Mapping[str, Tensor]]:
@@ -118,6 +191,8 @@ class LevelRunner:
         executor: Executor = self._executor or self.server or self.evaluation
         part.calls += 1
         part.running += 1
+        if self._rows is not None and self._executor is None:  # and not while statistics are collected
+            self._rows[part.prefix] = self._rows.get(part.prefix, 0) + (samples_in(args, kwargs) or 0)
         try:
             return executor.run(part, full, args, kwargs)
         finally:
@@ -132,6 +207,32 @@ class LevelRunner:
             self._executor = before
 
     @contextlib.contextmanager
+    def counting_rows(self) -> Iterator[Callable[[int], None]]:
+        """Inside the block, count the rows that each of several networks gets, such as a head that runs on regions.
+
+        Afterwards their costs are those of one sample of what they are parts of.
+
+        Yields:
+            A function to call with the number of samples of each batch.
+        """
+        rows: dict[str, int] = {}
+        samples = 0
+
+        def add(more: int) -> None:
+            nonlocal samples
+            samples += more
+
+        # A single network is deployed alone, so that its own samples count.
+        before, self._rows = self._rows, rows if len(self.parts) > 1 else None
+        try:
+            yield add
+        finally:
+            self._rows = before
+        for part in self.parts:
+            if samples and rows.get(part.prefix):
+                part.rows = rows[part.prefix] / samples
+
+    @contextlib.contextmanager
     def training_level(
         self,
         alpha: float,
@@ -140,7 +241,7 @@ class LevelRunner:
         strength: float = 1.0,
         direct: bool = False,
         drawn: Mapping[str, float] | None = None,
-    ) -> Iterator[None]:
+    ) -> Iterator[TrainingLevel]:
         """One level of a training step: forward and backward inside the block, at exactly ``alpha``.
 
         The level's own tensors and activations are gone at its end. No running statistics are written. At alpha = 1 the
@@ -155,6 +256,9 @@ class LevelRunner:
             direct: Whether to back-propagate into the parameters themselves, for a backward that comes after the block.
             drawn: The values of the mode's axis that single layers drew in place of the level's, by qualified path.
 
+        Yields:
+            What runs the networks inside the block.
+
         Raises:
             ValueError: ``alpha`` is outside [0, 1] or NaN.
         """
@@ -163,8 +267,9 @@ class LevelRunner:
         taker = None if direct else own if gradients is None else gradients
         level = Level(self.mode, self.mode.snap(alpha), strength=strength, drawn=drawn or {})
         try:
-            with self._running(TrainingLevel(level, taker, self._ranges)), own.added():
-                yield
+            executor = TrainingLevel(level, taker, self._ranges, self.evaluation.warn_of_statistics)
+            with self._running(executor), own.added():
+                yield executor
         finally:
             self._resolve()
 
@@ -198,10 +303,14 @@ class LevelRunner:
 
     def recalibrate(self, batches: Iterable[Any], alphas: int | Sequence[float], forward: Callable[[Any], Any]) -> None:
         """Collect statistics for a grid of levels, and keep them; see :meth:`SubspaceModel.recalibrate`."""
-        full = self.mode.is_full
-        levels = sorted({self.mode.snap(alpha) for alpha in calibration.level_grid(alphas) if not full(alpha)})
+        levels = self.grid(alphas)
         if self.needs_data(levels):
-            self.statistics = self._collected(batches, levels, forward)
+            self.statistics = self.collect(batches, levels, forward)
+
+    def grid(self, alphas: int | Sequence[float]) -> list[float]:
+        """The levels whose statistics are kept for a grid: without those that the mode does not compress."""
+        full = self.mode.is_full
+        return sorted({self.mode.snap(alpha) for alpha in calibration.level_grid(alphas) if not full(alpha)})
 
     def recalibrate_full(self, batches: Iterable[Any], forward: Callable[[Any], Any]) -> None:
         """Collect statistics for alpha = 1, and store them as the network's own running statistics.
@@ -215,9 +324,11 @@ class LevelRunner:
         Raises:
             ValueError: No batch was given.
         """
-        if not self.needs_data([1.0]):
-            return
-        collected = self._collected(batches, [1.0], forward)
+        if self.needs_data([1.0]):
+            self.store_full(self.collect(batches, [1.0], forward))
+
+    def store_full(self, collected: LevelTensors) -> None:
+        """Store statistics of alpha = 1 as the running statistics, or as a level if the mode compresses it, too."""
         if not self.mode.is_full(1.0):
             self.statistics = collected
             return
@@ -226,9 +337,8 @@ class LevelRunner:
                 for name, value in part.own(collected[1.0]).items():
                     part.network.tensor(name).copy_(value)
 
-    def _collected(
-        self, batches: Iterable[Any], levels: Sequence[float], forward: Callable[[Any], Any]
-    ) -> LevelTensors:
+    def collect(self, batches: Iterable[Any], levels: Sequence[float], forward: Callable[[Any], Any]) -> LevelTensors:
+        """Collect statistics for levels, without storing them; the arguments are those of :meth:`recalibrate`."""
         with torch.inference_mode(False), torch.no_grad(), self.collecting() as collector:
             return calibration.collect(collector, batches, levels, forward)
 

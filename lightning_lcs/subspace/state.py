@@ -35,6 +35,9 @@ class SubspaceState:
         statistics: The batch-norm statistics of the levels.
         ranges: The ranges of quantized inputs, by level.
         inputs: An example call of each network; ``None`` where it is not known.
+        statistics_weights: The fingerprint of the weights that the statistics were collected at. The default is empty:
+            it is not known.
+        rows: The samples that each network gets for one sample of the module. The default, empty, is one for each.
     """
 
     mode: Mode
@@ -47,6 +50,8 @@ class SubspaceState:
     statistics: LevelTensors
     ranges: LevelTensors
     inputs: list[Arguments | None]
+    statistics_weights: str = ""
+    rows: list[float] = dataclasses.field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:
         """The mode, the subspace, its line and the norms as plain data, for checkpoints and files."""
@@ -95,19 +100,23 @@ class SubspaceState:
         for part, arguments in zip(parts, self.inputs, strict=False):
             if arguments is not None:
                 part.network.remember(*arguments)
+        for part, rows in zip(parts, self.rows, strict=False):
+            part.rows = rows
 
     def state_names(self, module: nn.Module) -> set[str]:
         """The names in the ``state_dict`` of a module once its norms are replaced as in this state."""
         return set(module.state_dict()) if self.norm == "keep" else state_without_statistics(module)
 
     def networks_in(
-        self, module: nn.Module, weights: Mapping[str, Tensor]
+        self, module: nn.Module, weights: Mapping[str, Tensor], strict: bool = True
     ) -> tuple[nn.Module | dict[str, nn.Module], dict[str, Tensor]]:
         """Find the networks of a module, and name the weights as the module does.
 
         Args:
             module: The LightningModule that was trained, or its only network.
             weights: The ``state_dict`` of the LightningModule.
+            strict: Whether module and weights must have the same names; else those that both have are compared. The
+                default is true.
 
         Returns:
             The networks for :class:`SubspaceModel`, and the weights by the names of ``module``.
@@ -115,23 +124,26 @@ class SubspaceState:
         Raises:
             ValueError: The module has another architecture.
         """
-        weights, targets = dict(weights), self.targets
+        weights, targets, names = dict(weights), self.targets, self.state_names(module)
         prefix = f"{targets[0]}." if targets[0] else ""
-        networks: nn.Module | dict[str, nn.Module]
-        if len(targets) > 1:
-            networks = {name: module.get_submodule(name) for name in targets}
-        elif self.state_names(module) == set(weights):
-            networks = module.get_submodule(targets[0])
-        else:
-            # The module is the network of the LightningModule: its weights have the name of the target as a prefix.
-            weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
-            networks = module
-        names = self.state_names(module)
-        shapes = {name: list(value.shape) for name, value in module.state_dict().items() if name in names}
-        theirs = {name: list(value.shape) for name, value in weights.items()}
+        of_target = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+        is_network = len(targets) == 1 and len(names & weights.keys()) <= len(names & of_target.keys())
+        if is_network:  # of the LightningModule, whose names of its weights begin with that of the network
+            weights = of_target
+        names = names if strict else names & weights.keys()
+        shapes = {name: _shape(value) for name, value in module.state_dict().items() if name in names}
+        theirs = {name: _shape(value) for name, value in weights.items() if strict or name in names}
         if shapes != theirs:
             raise ValueError(f"the checkpoint is of another architecture: {shape_difference(shapes, theirs)}")
-        return networks, weights
+        if is_network:
+            return module, weights
+        networks = {name: module.get_submodule(name) for name in targets}
+        return networks if len(targets) > 1 else networks[targets[0]], weights
+
+
+def _shape(value: Any) -> list[int]:
+    # A module's own extra state need not be a tensor.
+    return list(value.shape) if isinstance(value, Tensor) else []
 
 
 def parameter_shapes(parts: Sequence[Part]) -> dict[str, list[int]]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,12 +31,21 @@ class TrainingLevel:
         level: The level.
         gradients: Takes the gradients; ``None`` to back-propagate into the parameters themselves.
         ranges: The moving ranges of quantized inputs, by level; they are updated.
+        warn: Is called with the level where a network runs in evaluation mode, on running statistics of alpha = 1.
     """
 
-    def __init__(self, level: Level, gradients: GradientSum | None, ranges: dict[float, dict[str, Tensor]]) -> None:
+    def __init__(
+        self,
+        level: Level,
+        gradients: GradientSum | None,
+        ranges: dict[float, dict[str, Tensor]],
+        warn: Callable[[Level], None],
+    ) -> None:
         self._level = level
         self._gradients = gradients
         self._ranges = ranges
+        self._warn = warn
+        self._drops = _Switch()
         self._weights: dict[int, LevelWeights] = {}
         self._tensors: dict[tuple[int, str], Tensor] = {}
 
@@ -46,19 +59,35 @@ class TrainingLevel:
             self._weights[id(part)] = LevelWeights(part, level, as_in_forward=True)
         weights = self._weights[id(part)]
         untouched = execution.batch_statistics
+        if any(name not in untouched for name in execution.statistics):
+            self._warn(level)
         tensors = [None if name in untouched else self._tensor(weights, execution, name) for name in execution.names]
         return execution.run(tensors, full, args, kwargs, level.mode.training_inputs(part, level, self._ranges))
 
+    @contextlib.contextmanager
+    def gradients_dropped(self) -> Iterator[None]:
+        """Inside the block, gradients are not handed on: a backward of the user's own is not that of the loss."""
+        self._drops.on = True
+        try:
+            yield
+        finally:
+            self._drops.on = False
+
     def _tensor(self, weights: LevelWeights, execution: Execution, name: str) -> Tensor:
-        if name in weights.part.computed:  # anew in each forward, as its layer does
-            return weights.tensor(name)
+        if name in weights.part.computed:
+            return self._computed(weights, name)
         key = (id(weights.part), name)
         if key not in self._tensors:
             selection = execution.cut(name)
             if self._gradients is None:
                 value = weights.tensor(name, selection)
                 # Convolutions on some devices read a slice with gaps wrongly (pytorch/pytorch#192212).
-                self._tensors[key] = value.detach().clone() if name in execution.updated else value.contiguous()
+                value = value.detach().clone() if name in execution.updated else value.contiguous()
+                if value.requires_grad:
+                    # A backward frees the graph through which the tensor was cut: the next forward cuts it again.
+                    forget = functools.partial(_forget, weakref.ref(self), key)
+                    value.register_hook(forget)  # type: ignore[no-untyped-call]
+                self._tensors[key] = value
             else:
                 self._tensors[key] = self._leaf(weights, name, selection, name in execution.updated, self._gradients)
         return self._tensors[key]
@@ -71,9 +100,19 @@ class TrainingLevel:
         value = value.clone() if copied else value.contiguous()
         sources = self._sources(weights.part, name)
         if sources:
-            hook = _GradientHandover(gradients, sources, selection, weights, name)
+            hook = _GradientHandover(gradients, sources, selection, weights, name, self._drops)
             value.requires_grad_().register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         return value
+
+    def _computed(self, weights: LevelWeights, name: str) -> Tensor:
+        """A weight that its layer computes, anew in each forward, as the layer does."""
+        value = weights.tensor(name)
+        if self._gradients is None or not value.requires_grad:
+            return value
+        leaf = value.detach().requires_grad_()
+        hook = _ComputedHandover(self._gradients, value, weights.part.trained_sources(name), self._drops)
+        leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        return leaf
 
     def _sources(self, part: Part, name: str) -> list[tuple[nn.Parameter, float]]:
         """The trainable parameters from which a tensor is computed, each with its share."""
@@ -87,6 +126,19 @@ class TrainingLevel:
         return [(parameter, share) for parameter, share in sources if parameter.requires_grad and share > 0.0]
 
 
+def _forget(level: weakref.ref[TrainingLevel], key: tuple[int, str], gradient: Tensor) -> None:
+    held = level()
+    if held is not None:
+        held._tensors.pop(key, None)
+
+
+@dataclasses.dataclass
+class _Switch:
+    """Hooks of tensors read it: a reference to the level, which holds the tensors, would keep all of them alive."""
+
+    on: bool = False
+
+
 class _GradientHandover:
     """A hook of a leaf that passes its gradient on to the parameters from which the leaf was computed."""
 
@@ -97,8 +149,10 @@ class _GradientHandover:
         selection: Selection,
         weights: LevelWeights,
         name: str,
+        drops: _Switch,
     ) -> None:
         self._gradients = gradients
+        self._drops = drops
         self._sources = sources
         self._selection = selection
         self._weights = weights
@@ -106,7 +160,28 @@ class _GradientHandover:
 
     def __call__(self, leaf: Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
-        if gradient is not None:
+        if gradient is not None and not self._drops.on:
             gradient = self._weights.gradient(self._name, leaf.detach(), gradient)
             for parameter, share in self._sources:
                 self._gradients.add(parameter, self._selection, gradient, share)
+
+
+class _ComputedHandover:
+    """A hook of a leaf that passes its gradient on through the computation of its value."""
+
+    def __init__(
+        self, gradients: GradientSum, value: Tensor, parameters: Sequence[nn.Parameter], drops: _Switch
+    ) -> None:
+        self._gradients = gradients
+        self._value = value
+        self._parameters = parameters
+        self._drops = drops
+
+    def __call__(self, leaf: Tensor) -> None:
+        gradient, leaf.grad = leaf.grad, None
+        if gradient is not None and not self._drops.on:
+            # A leaf may get gradients several times.
+            found = torch.autograd.grad(self._value, self._parameters, gradient, retain_graph=True, allow_unused=True)
+            for parameter, one in zip(self._parameters, found, strict=True):
+                if one is not None:
+                    self._gradients.add(parameter, (), one)

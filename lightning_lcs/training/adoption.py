@@ -11,9 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.training.checks import check_model
+from lightning_lcs.training.endpoint_groups import HiddenEndpoints, Pairs, train_alike
 from lightning_lcs.training.options import Loss, Sampling
 from lightning_lcs.training.patches import Patches, StandIn
 from lightning_lcs.training.sweep import Sweep
@@ -56,27 +58,38 @@ class Adoption:
         self.targets: list[str] = []
         self.options: SweepOptions = sweep_options(mode, subspace or mode.default_subspace, sampling, loss, line)
         self._patches = Patches()
+        self._hidden: HiddenEndpoints | None = None
         self._sweep: Sweep | None = None
         self._loaded: Mapping[str, Any] | None = None
 
     def begin(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Take the module over for one call of the trainer; :meth:`end` gives it back."""
-        self._patches.undo()
+        self.end()
+        self._hidden = HiddenEndpoints(module)
+        self._hidden.show_in(self._patches, trainer.callbacks)  # type: ignore[attr-defined]
         loading = functools.partial(self._load_first, trainer, module)
         self._patches.set(module, "on_load_checkpoint", StandIn(module.on_load_checkpoint, loading))
         self._adopt(module, final=False)
+        strategy = trainer.strategy
+        self._patches.set(strategy, "setup", StandIn(strategy.setup, functools.partial(self._set_up_first, module)))
         if stage == "fit":
-            adopting = functools.partial(self._adopt_first, module)
-            self._patches.set(module, "configure_optimizers", StandIn(module.configure_optimizers, adopting))
             model: Any = self.model  # None where the network is built later
             self._sweep = Sweep(model, trainer, module, options=self.options, seed=self.seed)
-            self._patches.set(module, "training_step", StandIn(module.training_step, self._sweep.step))
+            joining = functools.partial(self._join_after, trainer)
+            self._patches.set(module, "on_fit_start", StandIn(module.on_fit_start, joining))
+            stepping = functools.partial(self._step, trainer, self._sweep)
+            self._patches.set(module, "training_step", StandIn(module.training_step, stepping))
             self._patches.set(module, "backward", StandIn(module.backward, self._sweep.backward))
 
     def end(self) -> None:
         """Take every replacement away."""
         self._patches.undo()
         self._sweep = None
+        if self._hidden is not None:
+            self._hidden.show()
+            self._hidden = None
+            # Lightning has moved the module to the CPU.
+            endpoints.follow(self._pairs())
 
     def adopted(self, module: LightningModule) -> SubspaceModel:
         """The subspace model of a module whose network is built by now.
@@ -105,6 +118,8 @@ class Adoption:
         self.options = sweep_options(self.mode, model.subspace, self.sampling, self.loss, line)
         if self._sweep is not None:
             self._sweep.model, self._sweep.options = model, self.options
+        if self._hidden is not None and not owned:  # a user who made a subspace model knows of its endpoints
+            self._hidden.hide()
         self._take_loaded()
         return True
 
@@ -140,11 +155,30 @@ class Adoption:
         self.targets = [inside]
         return model
 
-    def _adopt_first(self, module: LightningModule, configure_optimizers: Callable[[], Any]) -> Any:
-        """Build the optimizers after all that ``setup()``, ``configure_model()`` and other callbacks built or froze."""
-        for w0, w1 in self.adopted(module).endpoint_pairs():
-            w0.requires_grad_(w1.requires_grad)
-        return configure_optimizers()
+    def _set_up_first(self, module: LightningModule, setup: Callable[[Trainer], None], trainer: Trainer) -> None:
+        """Move and wrap the module, and build the optimizers, with the second endpoints of all that is built by now.
+
+        ``setup()``, ``configure_model()`` and other callbacks have built or frozen what they do.
+        """
+        self.adopted(module)
+        endpoints.follow(self._pairs())
+        assert self._hidden is not None
+        with self._hidden.shown():
+            setup(trainer)
+        self._hidden.hide_again()  # copies that configure_optimizers() made as well
+
+    def _join_after(self, trainer: Trainer, on_fit_start: Callable[[], None]) -> None:
+        """Add second endpoints to groups that hooks made, before the optimizer takes over its state."""
+        on_fit_start()
+        train_alike(self._pairs(), trainer.optimizers)
+
+    def _step(self, trainer: Trainer, sweep: Sweep, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The step at several levels, on the parameters that hooks have frozen, released or added by now."""
+        train_alike(self._pairs(), trainer.optimizers)
+        return sweep.step(original, *args, **kwargs)
+
+    def _pairs(self) -> Pairs:
+        return [] if self.model is None else self.model.endpoint_pairs()
 
     def _load_first(
         self,

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.training.isolation import quiet
+from lightning_lcs.training.isolation import apart
 from lightning_lcs.training.loaders import training_batches
 from lightning_lcs.training.patches import StandIn
 
@@ -66,10 +66,11 @@ def sort_untrained(trainer: Trainer, module: LightningModule, model: SubspaceMod
     if model.trained or not model.mode.sorts_channels:
         return
     step = bare_training_step(module)
-    warns, model.runner.evaluation.warns = model.runner.evaluation.warns, False
-    try:
-        with isolate_rng(), quiet(module, model), trainer.precision_plugin.forward_context(), model.at_alpha(0.0):
-            step(*next(iter(training_batches(trainer, module, 1, seed))))
-    finally:
-        model.runner.evaluation.warns = warns
+    with (
+        apart(trainer, module, model, stage=RunningStage.TRAINING),
+        model.runner.evaluation.silent(),
+        trainer.precision_plugin.forward_context(),
+        model.at_alpha(0.0),
+    ):
+        step(*next(iter(training_batches(trainer, module, 1, seed))))
     model.sort_channels()

@@ -1,74 +1,27 @@
-"""One pass of the module's own validation (or test) hooks at one level."""
+"""One validation (or test) of the user's module at one level, run by Lightning's own loop."""
 
 from __future__ import annotations
 
-import inspect
-import itertools
-from collections.abc import Callable, Iterator
+import contextlib
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.training.isolation import quiet
+from lightning_lcs.training.isolation import apart, users_callbacks
 from lightning_lcs.training.loaders import batch_size
+from lightning_lcs.training.patches import Patches, StandIn
 from lightning_lcs.training.target import guarded
-
-
-class Recorder:
-    """Takes a module's ``log`` calls and averages the values as Lightning does over an epoch.
-
-    Tensors are weighted by batch size, torchmetrics objects are computed at the end, and values with ``reduce_fx``
-    "sum", "min" or "max" are reduced in that way.
-    """
-
-    def __init__(self) -> None:
-        self.batch_size = 1
-        self.suffix = ""
-        self._values: dict[str, list[tuple[Tensor, int]]] = {}
-        self._reductions: dict[str, str] = {}
-        self._metrics: dict[str, Metric] = {}
-
-    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Take the arguments of ``LightningModule.log``."""
-        name += self.suffix if kwargs.get("add_dataloader_idx", True) else ""
-        if isinstance(value, Metric):
-            self._metrics[name] = value
-            return
-        reduction = kwargs.get("reduce_fx", "mean")
-        self._reductions[name] = reduction if isinstance(reduction, str) else getattr(reduction, "__name__", "mean")
-        # It stays on its device until the pass ends: reading it would wait for the accelerator after every batch.
-        tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
-        self._values.setdefault(name, []).append((tensor, kwargs.get("batch_size") or self.batch_size))
-
-    def results(self, strategy: Strategy) -> dict[str, float]:
-        """One number for each name, over the data of all ranks."""
-
-        def over_ranks(value: Tensor, how: str) -> Tensor:
-            reduced: Tensor = strategy.reduce(value.to(strategy.root_device), reduce_op=how)
-            return reduced
-
-        found = {}
-        for name, logged in self._values.items():
-            values = torch.stack([value.cpu().double() for value, _ in logged])
-            weights = torch.tensor([weight for _, weight in logged], dtype=torch.float64)
-            reduction = self._reductions[name]
-            if reduction in ("sum", "min", "max"):
-                found[name] = float(over_ranks(getattr(values, reduction)(), reduction))
-            else:
-                total = over_ranks(torch.stack([(values * weights).sum(), weights.sum()]), "sum")
-                found[name] = float(total[0] / total[1])
-        for name, metric in self._metrics.items():
-            value = metric.compute()
-            if isinstance(value, Tensor) and value.numel() == 1:
-                found[name] = float(value)
-        return found
+from lightning_lcs.training.user_state import Snapshot
 
 
 def evaluate_level(
@@ -76,83 +29,188 @@ def evaluate_level(
     module: LightningModule,
     model: SubspaceModel,
     alpha: float,
+    *,
     max_batches: int | None = None,
+    before_first: Callable[[], object] = lambda: None,
     after_batch: Callable[[], object] = lambda: None,
+    hooks_around: bool = True,
 ) -> dict[str, float]:
-    """The module's own validation metrics (test metrics under ``trainer.test``) at one level.
+    """The metrics that the module and the callbacks log in a validation (a test under ``trainer.test``) at one level.
 
-    The module's own epoch-start, batch, step and epoch-end hooks run over the loaders that the trainer uses. Nothing is
-    logged, and the metrics, the random state and the plain attributes of the module are as before afterwards.
-    ``max_batches`` ends the pass early; ``after_batch`` is called after each batch.
+    All hooks of a validation run, those of the module and of the user's own callbacks, over the loaders that the
+    trainer uses. Meanwhile ``trainer.callback_metrics`` holds the values of the level. Nothing is left of it
+    afterwards; see :func:`apart`.
+
+    Args:
+        trainer: The trainer.
+        module: The user's LightningModule.
+        model: The subspace model of its network.
+        alpha: The level, in [0, 1].
+        max_batches: The most batches of each loader. The default is that of the trainer.
+        before_first: It is called right before the first step, after all hooks that come before it.
+        after_batch: It is called after each batch.
+        hooks_around: Whether ``on_validation_start`` and ``on_validation_end`` run. The default is true.
+
+    Returns:
+        The metrics by the names in ``trainer.callback_metrics``, reduced as Lightning does, over all ranks.
+
+    Raises:
+        OtherWeightsError: ``before_first`` raised it; the hooks at the end of the validation have run.
     """
-    testing = bool(trainer.testing)
-    stage = "test" if testing else "validation"
-    recorder = Recorder()
-    training = [(child, child.training) for child in module.modules()]
-    step = getattr(module, f"{stage}_step")
-    module.eval()
+    kind = "test" if trainer.testing else "validation"
+    stage = RunningStage.TESTING if trainer.testing else RunningStage.VALIDATING
+    loop = _new_loop(evaluation_loop(trainer), max_batches)
+    patches = Patches()
+    connector = trainer._logger_connector
+    with contextlib.ExitStack() as stack:
+        stack.callback(patches.undo)
+        steps = _Steps(before_first, after_batch, stack.enter_context(model.runner.counting_rows()))
+        patches.set(module, f"{kind}_step", StandIn(getattr(module, f"{kind}_step"), steps.run))
+        users = users_callbacks(trainer)
+        others = [callback for callback in trainer.callbacks if callback not in users]  # type: ignore[attr-defined]
+        _silence(patches, others, kind, ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end"))
+        log = _log_over_ranks if trainer.world_size > 1 else _log
+        stage = RunningStage.SANITY_CHECKING if trainer.sanity_checking else stage
+        stack.enter_context(apart(trainer, module, model, stage=stage, log=log))
+        if not hooks_around:
+            _silence(patches, [module, *users], kind, ("start", "end"))
+        stack.enter_context(_installed(trainer, loop))
+        stack.enter_context(_own_metrics(connector))
+        for child in module.modules():
+            if isinstance(child, Metric):
+                child.reset()
+        stack.enter_context(model.at_alpha(alpha))
+        stack.enter_context(guarded(model, model.nearest_level(alpha), f"{kind}_step"))
+        earlier = dict(connector._callback_metrics)
+        try:
+            loop.run()
+        except OtherWeightsError:
+            loop._on_evaluation_end()  # what the hooks at the start exchanged is exchanged back
+            raise
+        steps.end()
+        found = {k: v for k, v in connector._callback_metrics.items() if v is not earlier.get(k)}
+        return {k: float(v) for k, v in found.items() if not _is_fork(k, found)}
+
+
+class OtherWeightsError(Exception):
+    """``before_first`` refused the weights that the hooks at the start of a validation gave."""
+
+
+class _Steps:
+    """Calls what comes before the first step and after each, and sets each batch back before the next."""
+
+    def __init__(
+        self,
+        before_first: Callable[[], object],
+        after_batch: Callable[[], object],
+        count_rows: Callable[[int], None],
+    ) -> None:
+        self._before: Callable[[], object] | None = before_first
+        self._after = after_batch
+        self._count_rows = count_rows
+        self._batch: Snapshot | None = None
+
+    def run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._before is not None:
+            before, self._before = self._before, None
+            before()
+        self.end()
+        self._count_rows(batch_size(args[0]) if args else 1)
+        # A data set may give the same objects again, to the next level or to training.
+        self._batch = Snapshot([args, kwargs])
+        output = original(*args, **kwargs)
+        self._after()
+        return output
+
+    def end(self) -> None:
+        if self._batch is not None:
+            self._batch.restore()
+
+
+def _silence(patches: Patches, owners: Iterable[Any], kind: str, hooks: Iterable[str]) -> None:
+    for owner in owners:
+        for hook in hooks:
+            patches.set(owner, f"on_{kind}_{hook}", _nothing)
+
+
+def evaluation_loop(trainer: Trainer) -> _EvaluationLoop:
+    """The loop of ``validate``, ``test`` or of the validations of ``fit``, with its loaders set up."""
+    if trainer.state.fn == "fit":
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        if trainer.val_dataloaders is None and trainer.enable_validation:
+            loop.setup_data()  # no validation has run yet
+        return loop
+    return trainer.test_loop if trainer.testing else trainer.validate_loop
+
+
+def evaluation_batches(trainer: Trainer) -> float:
+    """The number of batches of a pass over the loaders, as the trainer counts them; infinite if it is not known.
+
+    It is 0 where there is no loader.
+    """
+    return float(sum(evaluation_loop(trainer)._max_batches))
+
+
+def _new_loop(used: _EvaluationLoop, max_batches: int | None) -> _EvaluationLoop:
+    """A loop over the loaders of another one, with results and progress of its own."""
+    loop = copy.copy(used)
+    loop.verbose = False
+    loop.batch_progress = type(used.batch_progress)()
+    loop._results = _ResultCollection(training=False)
+    loop._logged_outputs = []
+    loop._seen_batches_per_dataloader = defaultdict(int)
+    loop._module_mode = type(used._module_mode)()
+    loop._data_fetcher = None
+    if used._combined_loader is not None:
+        loop._combined_loader = CombinedLoader(used._combined_loader.iterables, used._combined_loader._mode)
+    loop._restarting = False
+    loop.setup_data = _nothing  # type: ignore[method-assign]
+    if max_batches is not None:
+        loop._max_batches = [min(number, max_batches) for number in used._max_batches]
+    return loop
+
+
+@contextlib.contextmanager
+def _installed(trainer: Trainer, loop: _EvaluationLoop) -> Iterator[None]:
+    """Inside the block, a loop takes the place of the trainer's own, to which ``log`` looks for results."""
+    fitting = trainer.state.fn == "fit"
+    owner: Any = trainer.fit_loop.epoch_loop if fitting else trainer
+    name = "val_loop" if fitting else "test_loop" if trainer.testing else "validate_loop"
+    used = getattr(owner, name)
+    setattr(owner, name, loop)
     try:
-        with (
-            isolate_rng(),
-            torch.inference_mode(),
-            quiet(module, model, recorder.log),
-            model.at_alpha(alpha),
-            guarded(model, model.nearest_level(alpha), f"{stage}_step"),
-        ):
-            getattr(module, f"on_{stage}_epoch_start")()
-            batches = itertools.islice(_batches(trainer, module, testing), max_batches)
-            for batch, batch_idx, loader_idx, several in batches:
-                recorder.batch_size = batch_size(batch)
-                recorder.suffix = f"/dataloader_idx_{loader_idx}" if several else ""
-                getattr(module, f"on_{stage}_batch_start")(batch, batch_idx, *([loader_idx] if several else []))
-                with trainer.precision_plugin.val_step_context():
-                    output = step(*_arguments(step, batch, batch_idx, loader_idx))
-                getattr(module, f"on_{stage}_batch_end")(output, batch, batch_idx, *([loader_idx] if several else []))
-                after_batch()
-            recorder.suffix = ""
-            getattr(module, f"on_{stage}_epoch_end")()
-            return recorder.results(trainer.strategy)
+        yield
     finally:
-        for child, flag in training:
-            child.training = flag
+        setattr(owner, name, used)
 
 
-def evaluation_loaders(trainer: Trainer, testing: bool) -> Any:
-    """The loaders of ``validate`` or ``test``; ``None`` where there are none."""
-    if testing:
-        return trainer.test_dataloaders
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    if trainer.val_dataloaders is None and trainer.enable_validation:
-        # No validation has run yet.
-        loop.setup_data()
-    return trainer.val_dataloaders
+@contextlib.contextmanager
+def _own_metrics(connector: Any) -> Iterator[None]:
+    """Inside the block, the trainer's metrics are copies, in which the level's values replace those of alpha = 1."""
+    before = dict(vars(connector))
+    for name in ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics"):
+        setattr(connector, name, dict(before[name]))
+    connector._first_loop_iter = connector._current_fx = None
+    try:
+        yield
+    finally:
+        vars(connector).update(before)
 
 
-def evaluation_batches(trainer: Trainer, testing: bool) -> float:
-    """The number of batches of a pass over the loaders, as the trainer counts them; infinite if it is not known."""
-    numbers: Any = trainer.num_test_batches if testing else trainer.num_val_batches
-    return float(sum(numbers)) if isinstance(numbers, list) else float(numbers)
+def _log(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    original(*args, **kwargs)
 
 
-def _batches(trainer: Trainer, module: LightningModule, testing: bool) -> Iterator[tuple[Any, int, int, bool]]:
-    evaluation_loaders(trainer, testing)  # set up, if no validation has run yet
-    loops = (trainer.validate_loop, trainer.fit_loop.epoch_loop.val_loop)
-    loop = trainer.test_loop if testing else loops[trainer.state.fn == "fit"]
-    used = loop._combined_loader
-    assert used is not None
-    combined = CombinedLoader(used.iterables, used._mode)
-    sequential = used._mode == "sequential"
-    limits: Any = trainer.num_test_batches if testing else trainer.num_val_batches
-    combined.limits = limits if isinstance(limits, list) and sequential else None
-    several = len(combined.flattened) > 1 and sequential
-    for batch, batch_idx, loader_idx in iter(combined):
-        if not sequential and batch_idx >= (max(limits) if isinstance(limits, list) else limits):
-            return
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = module._on_before_batch_transfer(batch, dataloader_idx=loader_idx)
-        yield trainer.strategy.batch_to_device(batch, dataloader_idx=loader_idx), batch_idx, loader_idx, several
+def _log_over_ranks(original: Callable[..., None], name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+    """A curve is of the data of all ranks, also where the module logs the share of each."""
+    of_one = isinstance(value, Metric) or kwargs.get("rank_zero_only") or len(args) > 6
+    original(name, value, *args, **(kwargs if of_one else {**kwargs, "sync_dist": True}))
 
 
-def _arguments(step: Any, batch: Any, batch_idx: int, loader_idx: int) -> list[Any]:
-    """The arguments that Lightning passes by position: the batch, its index, and with several loaders theirs."""
-    return [batch, batch_idx, loader_idx][: max(1, len(inspect.signature(step).parameters))]
+def _is_fork(name: str, found: dict[str, Tensor]) -> bool:
+    """Whether a name is one of the two that Lightning adds to what is logged for steps and for the epoch."""
+    return any(name.endswith(end) and name.removesuffix(end) in found for end in ("_step", "_epoch"))
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None

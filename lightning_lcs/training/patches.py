@@ -39,12 +39,14 @@ class StandIn:
     """
 
     def __init__(self, original: Callable[..., Any], instead: Callable[..., Any]) -> None:
-        self.__wrapped__ = original  # Lightning reads signatures through this name
+        self._original = original
+        # Lightning reads signatures through this name, one level deep: it is the user's own method.
+        self.__wrapped__: Callable[..., Any] = original.__wrapped__ if isinstance(original, StandIn) else original
         self._instead = instead
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the replacement."""
-        return self._instead(self.__wrapped__, *args, **kwargs)
+        return self._instead(self._original, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _itself, (self.__wrapped__,)

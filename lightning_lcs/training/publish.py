@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from lightning_lcs.loggers.registry import Measurement, draw_curves
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.reporting.curve import alpha_key, log_values
 from lightning_lcs.reporting.history import Evaluation, followed, read_history, write_history
-from lightning_lcs.reporting.run_summary import write_summary
+from lightning_lcs.reporting.run_summary import SUMMARY, write_summary
 from lightning_lcs.subspace.curve import Curve
 from lightning_lcs.subspace.curve_file import CURVE, TEST_CURVE, write_csv
 from lightning_lcs.training.progress import show_curves
+from lightning_lcs.utils.warning import warn
 
 OWN_FOLDER = "lightning_lcs_logs"
+HISTORY = "curves.csv"
 
 
 def publish(
@@ -50,17 +53,21 @@ def publish(
     trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
     stage, epoch, step = str(getattr(trainer.state.fn, "value", "fit")), trainer.current_epoch, trainer.global_step
     latest = Evaluation(curve=curve, stage=stage, epoch=epoch, step=step)
-    folder = Path(directory(trainer))  # asked for on all ranks, because Lightning broadcasts it
+    address = directory(trainer)  # asked for on all ranks, because Lightning broadcasts it
+    folder = Path(address)
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return followed(earlier, latest)
-    history = folder / "curves.csv"
-    goes_on = stage != "fit" or trainer.ckpt_path is not None
-    if not earlier and goes_on and history.exists():
-        earlier = read_history(history)  # curves that another process of this run measured
     evaluations = followed(earlier, latest)
-    write_csv({"": curve}, folder / (TEST_CURVE if stage == "test" else CURVE))
-    write_history(evaluations, history)
-    write_summary({**summary, "hyperparameters": hyperparameters(module)}, folder / "summary.json")
+    with sparing_the_run(f"the files of the curve to {address}"):
+        if "://" in address:
+            raise NotADirectoryError("it is not a folder of this machine")
+        goes_on = stage != "fit" or trainer.ckpt_path is not None
+        write_csv({"": curve}, folder / (TEST_CURVE if stage == "test" else CURVE))
+        write_summary({**summary, "hyperparameters": hyperparameters(module)}, folder / SUMMARY)
+        if not earlier and goes_on and (folder / HISTORY).exists():
+            # Curves that another process of this run measured.
+            evaluations = followed(read_history(folder / HISTORY), latest)
+        write_history(evaluations, folder / HISTORY)
     before = next((e.curve for e in reversed(evaluations[:-1]) if e.stage == stage), [])
     shown = {"latest": curve, "previous": before, "baseline": baseline}
     measurement = Measurement(
@@ -71,10 +78,28 @@ def publish(
         save=(lambda path: model.save(path, levels=curve)) if artifact else None,
     )
     for logger in trainer.loggers:
-        logger.log_metrics(values, step=step)
-        draw_curves(logger, measurement)
-    show_curves(trainer, {"": curve})
+        name = type(logger).__name__
+        with sparing_the_run(f"the values of the curve to {name}"):
+            logger.log_metrics(values, step=step)
+        with sparing_the_run(f"the pictures and tables of the curve to {name}"):
+            draw_curves(logger, measurement)
+    with sparing_the_run("the curve to the terminal"):
+        show_curves(trainer, {"": curve})
     return evaluations
+
+
+@contextlib.contextmanager
+def sparing_the_run(what: str) -> Iterator[None]:
+    """A block that writes ``what`` to a place outside of the run: if it fails, there is a warning, and no more.
+
+    A curve is written after the training and before its last checkpoint. A full disk, a folder that can't be written,
+    or the server of a logger that does not answer must cost neither of them.
+    """
+    try:
+        yield
+    except Exception as error:  # a logger may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        warn(f"writing {what} failed ({reason}); the run goes on, and .curve and callback_metrics hold the curve")
 
 
 def diagnostics(summary: Mapping[str, Any], curve: Curve) -> dict[str, float]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid
+from lightning_lcs.subspace.gradients import gradients_apart
+from lightning_lcs.subspace.state import LevelTensors
 from lightning_lcs.training.bare_step import TrainingFlags, bare_training_step
-from lightning_lcs.training.isolation import quiet
+from lightning_lcs.training.isolation import apart
 from lightning_lcs.training.loaders import batch_size, taken_from_training, training_batches
 from lightning_lcs.training.progress import counted, progress
+from lightning_lcs.training.user_state import Snapshot
 from lightning_lcs.utils.warning import warn
 
 RECALIBRATION = "Recalibration of batch norm, images"
@@ -38,6 +43,7 @@ class Recalibrator:
         self.images = images
         self.seed = seed
         self.flags = TrainingFlags()
+        self._with_gradients = False
 
     def run(self, trainer: Trainer, module: LightningModule, model: SubspaceModel, also: Sequence[float] = ()) -> None:
         """Collect the statistics of all levels now.
@@ -51,44 +57,74 @@ class Recalibrator:
         Raises:
             RuntimeError: There is no training data.
         """
-        levels = sorted({*self.alphas, *also})
-        self._run(trainer, module, model, levels, partial(model.runner.recalibrate, alphas=levels))
+        levels = model.runner.grid(sorted({*self.alphas, *also}))
+        collected = self._collected(trainer, module, model, levels)
+        if collected is not None:
+            model.statistics = collected
 
     def run_running(self, trainer: Trainer, module: LightningModule, model: SubspaceModel) -> None:
         """Collect the network's own running statistics anew, for training that skips alpha = 1 in some steps.
 
         The arguments and errors are those of :meth:`run`.
         """
-        self._run(trainer, module, model, [1.0], model.runner.recalibrate_full)
+        collected = self._collected(trainer, module, model, [1.0])
+        if collected is not None:
+            model.runner.store_full(collected)
 
-    def _run(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        model: SubspaceModel,
-        levels: Sequence[float],
-        collect: Callable[..., None],
-    ) -> None:
+    def _collected(
+        self, trainer: Trainer, module: LightningModule, model: SubspaceModel, levels: Sequence[float]
+    ) -> LevelTensors | None:
+        """The statistics of levels; ``None`` if they are not needed, not wanted, or can't be collected now."""
         if not model.runner.needs_data(levels):
-            return
+            return None
         if self.images == 0:
             model.runner.evaluation.warns = False  # all levels run on the statistics of alpha = 1, as the user asked
-            return
+            return None
         if taken_from_training(trainer):
             warn(
                 "the statistics of the levels are not collected within an epoch, because the training loader is its "
                 "own iterator and training would lose the images read; a checkpoint saved at the end of an epoch holds "
                 "them"
             )
-            return
-        step = bare_training_step(module)
+            return None
+        try:
+            return self._collect(trainer, module, model, levels)
+        except RuntimeError:
+            # A step that needs gradients of its own (an adversarial one) fails without, and for others they are a cost.
+            if self._with_gradients:
+                raise
+            self._with_gradients = True
+            return self._collect(trainer, module, model, levels)
+
+    def _collect(
+        self, trainer: Trainer, module: LightningModule, model: SubspaceModel, levels: Sequence[float]
+    ) -> LevelTensors:
         with (
-            isolate_rng(),
-            quiet(module, model),
+            apart(trainer, module, model, stage=RunningStage.TRAINING),
             self.flags.around(module, model),
+            gradients_apart(module.parameters()),
             trainer.precision_plugin.forward_context(),
             progress(trainer, RECALIBRATION, self.images) as advance,
         ):
             batches = training_batches(trainer, module, self.images, self.seed)
             sizes = counted(batches, advance, RECALIBRATION, lambda item: trainer.world_size * batch_size(item[0]))
-            collect(sizes, forward=lambda item: step(*item))
+            return model.runner.collect(sizes, levels, _Forward(bare_training_step(module), self._with_gradients))
+
+
+class _Forward:
+    """Runs the user's step on a batch, and sets the batch back for the next level."""
+
+    def __init__(self, step: Callable[..., Any], with_gradients: bool) -> None:
+        self._step = step
+        self._with_gradients = with_gradients
+        self._item: Any = None
+        self._batch = Snapshot([])
+
+    def __call__(self, item: Any) -> None:
+        if item is not self._item:
+            self._item, self._batch = item, Snapshot([item], earlier=self._batch)
+        try:
+            with torch.enable_grad() if self._with_gradients else contextlib.nullcontext():
+                self._step(*item)
+        finally:
+            self._batch.restore()

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.endpoints import is_norm
-from lightning_lcs.subspace.gradients import GradientSum
+from lightning_lcs.subspace.gradients import GradientSum, gradients_apart
 from lightning_lcs.subspace.layers import layer_of
-from lightning_lcs.training.isolation import quiet
+from lightning_lcs.training.isolation import apart
 from lightning_lcs.training.sweep_options import SweepOptions
 from lightning_lcs.training.target import guarded
+from lightning_lcs.training.user_state import Snapshot
 
 
 class Sweep:
@@ -27,7 +28,7 @@ class Sweep:
 
     The backward pass of every level but the last runs here, so that the activations of only one level are alive at a
     time. Lightning clears gradients between the step and its own backward pass, so that the gradients of the other
-    levels are kept apart until then.
+    levels are kept apart until then. All levels but the last run as if they had not: see :func:`apart`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Sweep:
         self.seed = seed
         self._original_backward: Callable[..., None] = module.backward
         self._gradients = GradientSum()
+        self._snapshot: Snapshot | None = None
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one micro-batch at every level that was drawn for it."""
@@ -56,29 +58,21 @@ class Sweep:
         *alphas, last = visited
         weight = self.options.weight(visited)
         strength = self._strength()
-        first = loop.epoch_loop.batch_idx % self.trainer.accumulate_grad_batches == 0
-        gradients = self._gradients = GradientSum()
-        if first:
-            # Lightning does this after the step. Parameters that no optimizer trains keep their gradients.
-            for optimizer in self.trainer.optimizers:
-                optimizer.zero_grad()
+        self._gradients = GradientSum()
         layers = [part.prefix + layer_of(name) for part in self.model.parts for name in part.compressed]
         drawn = functools.partial(self.options.layer_values, self.seed, done, layers=layers)
         losses: dict[float, Tensor] = {}
-        with quiet(self.module, self.model):
-            for alpha in alphas:
-                with (
-                    guarded(self.model, alpha, "training_step") as guard,
-                    self.model.runner.training_level(alpha, gradients, strength=strength, drawn=drawn(alpha)),
-                ):
-                    loss = loss_of(original(*args, **kwargs))
-                    guard.skipped = loss is None
+        if alphas:
+            with apart(
+                self.trainer, self.module, self.model, arguments=(args, kwargs), earlier=self._snapshot
+            ) as self._snapshot:
+                for alpha in alphas:
+                    loss = self._extra(
+                        alpha, strength, drawn(alpha), weight, functools.partial(original, *args, **kwargs)
+                    )
                     if loss is not None:
-                        losses[alpha] = loss.detach()
-                        self._backward(weight * loss)
-        if first:
-            # The gradients of parameters outside the network, which Lightning is about to clear.
-            gradients.take(self.module.parameters())
+                        losses[alpha] = loss
+                    self._snapshot.restore()
         with (
             guarded(self.model, last, "training_step") as guard,
             self.model.runner.training_level(last, strength=strength, direct=True, drawn=drawn(last)),
@@ -92,6 +86,27 @@ class Sweep:
         """Run the module's ``backward`` of the last level, and add the gradients of the others."""
         with self._gradients.added():
             original(loss, *args, **kwargs)
+
+    def _extra(
+        self, alpha: float, strength: float, drawn: Mapping[str, float], weight: float, step: Callable[[], Any]
+    ) -> Tensor | None:
+        """Run the step and its backward pass at a level that Lightning does not see; the loss, or ``None``."""
+        parameters = list(self.module.parameters())
+        with (
+            gradients_apart(parameters),
+            guarded(self.model, alpha, "training_step") as guard,
+            self.model.runner.training_level(alpha, self._gradients, strength=strength, drawn=drawn) as level,
+        ):
+            with level.gradients_dropped():
+                loss = loss_of(step())
+            guard.skipped = loss is None
+            if loss is None:
+                return None
+            # What the step left is of a backward of its own, which Lightning clears before that of the loss.
+            with gradients_apart(parameters):
+                self._backward(weight * loss)
+                self._gradients.take(parameters)
+            return loss.detach()
 
     def _strength(self) -> float:
         """The share of a level's sparsity that applies at this step."""
@@ -159,34 +174,3 @@ def loss_of(output: Any) -> Tensor | None:
     if isinstance(output, Mapping):
         output = output.get("loss")
     return output if isinstance(output, Tensor) else None
-
-
-def train_endpoints_alike(model: SubspaceModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Make each endpoint 0 train exactly where its partner trains: in the same parameter group.
-
-    An endpoint whose partner no optimizer trains is frozen, even where an optimizer holds it: finetuning callbacks
-    leave frozen batch norms out of their groups, and do not know that the endpoints inside belong to them.
-
-    Raises:
-        RuntimeError: An optimizer was built without the second endpoints of the parameters that it trains.
-    """
-    groups = {
-        id(parameter): (number, index)
-        for number, optimizer in enumerate(optimizers)
-        for index, group in enumerate(optimizer.param_groups)
-        for parameter in group["params"]
-    }
-    missing = 0
-    for w0, w1 in model.endpoint_pairs():
-        mine, partners = groups.get(id(w0)), groups.get(id(w1))
-        if partners is not None:
-            missing += mine != partners
-            w0.requires_grad_(w1.requires_grad)
-        elif mine is not None:
-            w0.requires_grad_(False)
-    if missing:
-        raise RuntimeError(
-            f"{missing} second endpoints are not in the optimizer's parameter group of their partners, so that they "
-            "would not be trained alike; build the optimizer in configure_optimizers from parameters() or "
-            "named_parameters() of the module or its network"
-        )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
-from lightning_lcs.model import SubspaceModel
 from lightning_lcs.training.adoption import Adoption
 from lightning_lcs.training.evaluation import evaluate_level
 from lightning_lcs.training.measurement import Measurement
+from lightning_lcs.training.patches import Patches, StandIn
 from lightning_lcs.training.recalibration import Recalibrator
+from lightning_lcs.utils.warning import warn
 
 
 class Upkeep:
@@ -30,20 +32,46 @@ class Upkeep:
         self._measured_at = -1
         self._failed = False
         self._resumed = False
+        self._validated_weights = ""
+        self._is_first_step = False
+        self._patches = Patches()
 
-    def begin(self, module: LightningModule) -> None:
-        """A call of the trainer begins."""
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """A call of the trainer begins; :meth:`end` takes away what is put in front of the module's steps."""
+        self._patches.undo()
         self.recalibrator.flags.see(module)
         self._failed = False
+        for name in ("validation_step", "test_step"):
+            self._patches.set(module, name, StandIn(getattr(module, name), partial(self._step, trainer, module)))
+
+    def end(self) -> None:
+        """The call of the trainer ends."""
+        self._patches.undo()
 
     def fail(self) -> None:
         """A step failed: a checkpoint that is saved now gets no new statistics."""
         self._failed = True
 
-    def before_validation(self, trainer: Trainer, module: LightningModule) -> None:
-        """Collect the statistics of alpha = 1 where training steps do not."""
-        model = self.adoption.adopted(module)
+    def before_validation(self, trainer: Trainer) -> None:
+        """A validation or a test begins."""
+        self._is_first_step = True
+        self._validated_weights = ""
         self._resumed = trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
+
+    def _step(
+        self, trainer: Trainer, module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Before the first step, when hooks have exchanged what they exchange, look at the weights."""
+        if self._is_first_step:
+            self._is_first_step = False
+            self._before_first_step(trainer, module)
+        return original(*args, **kwargs)
+
+    def _before_first_step(self, trainer: Trainer, module: LightningModule) -> None:
+        """Note the weights, and collect the statistics of alpha = 1 where training steps do not."""
+        model = self.adoption.adopted(module)
+        if not trainer.sanity_checking:
+            self._validated_weights = model.runner.fingerprint()
         if trainer.state.fn != "fit" or self.adoption.options.visits_full:
             return
         # Before training, the network's own statistics stay as they came, unless alpha = 1 can't run without new ones.
@@ -52,21 +80,28 @@ class Upkeep:
 
     def after_validation(self, trainer: Trainer, module: LightningModule) -> None:
         """Measure the curve where it is due."""
+        model = self.adoption.adopted(module)
         if trainer.sanity_checking:
             self._rehearse(trainer, module)
+        elif trainer.state.fn != "fit" and trainer.ckpt_path is not None and not model.trained:
+            warn(
+                f"no curve is measured: {trainer.ckpt_path} was saved without LCSCallback, so that its network was "
+                "never trained as a subspace; give the checkpoint of a run with LCSCallback as ckpt_path"
+            )
         elif trainer.state.fn != "fit" or self.measurement.is_due(trainer):
             self.measure(trainer, module, dict(trainer.callback_metrics))
-        elif not self.adoption.adopted(module).mode.is_full(1.0):
+        elif not model.mode.is_full(1.0):
             # The statistics of this validation are those of one level, and not a grid to choose the nearest from.
-            self.adoption.adopted(module).statistics = {}
+            model.statistics = {}
 
     def after_training(self, trainer: Trainer, module: LightningModule) -> None:
         """Measure the curve of the final weights, unless a validation did."""
         if self._measured_at != trainer.global_step:
+            self._validated_weights = ""
             self.measure(trainer, module, None)
 
     def measure(self, trainer: Trainer, module: LightningModule, full_metrics: Mapping[str, Any] | None) -> None:
-        """Recalibrate, and measure the curve.
+        """Measure the curve, with statistics of the weights that are measured.
 
         Args:
             trainer: Gives the data.
@@ -74,12 +109,19 @@ class Upkeep:
             full_metrics: The metrics that the validation of alpha = 1 has just given, if there was one.
         """
         model = self.adoption.adopted(module)
-        if trainer.state.fn == "fit" or not model.statistics:
-            self.recalibrator.run(trainer, module, model, also=self.measurement.alphas)
         if model.alpha != 1.0 or trainer.world_size > 1 or self._resumed:
             # They were measured at another level, or on one rank's share or the rest of the data after a resume.
             full_metrics = None
-        self.measurement.run(trainer, module, model, full_metrics)
+        if not model.mode.is_full(1.0) and trainer.state.fn == "fit":
+            model.statistics = {}  # those of the validation, of one level
+        self.measurement.run(
+            trainer,
+            module,
+            model,
+            full_metrics,
+            weights=self._validated_weights,
+            recalibrate=lambda levels: self.recalibrator.run(trainer, module, model, also=levels),
+        )
         self._measured_at = trainer.global_step
 
     def add_subspace(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -87,7 +129,8 @@ class Upkeep:
         model = self.adoption.model
         if model is None:
             return
-        if trainer.state.fn == "fit" and not self._failed and not model.statistics:
+        held = bool(model.statistics) and model.runner.statistics_fit()
+        if trainer.state.fn == "fit" and not self._failed and not held:
             if not self.adoption.options.visits_full:
                 self.recalibrator.run_running(trainer, module, model)
             self.recalibrator.run(trainer, module, model, also=self.measurement.alphas)
@@ -95,10 +138,6 @@ class Upkeep:
 
     def _rehearse(self, trainer: Trainer, module: LightningModule) -> None:
         """One batch of a curve: a step that can't run compressed fails now instead of after the training."""
-        model: SubspaceModel = self.adoption.adopted(module)
-        # The level has no batch-norm statistics yet, and nobody sees the result.
-        warns, model.runner.evaluation.warns = model.runner.evaluation.warns, False
-        try:
+        model = self.adoption.adopted(module)
+        with model.runner.evaluation.silent():  # the level has no batch-norm statistics yet
             evaluate_level(trainer, module, model, 0.0, max_batches=1)
-        finally:
-            model.runner.evaluation.warns = warns

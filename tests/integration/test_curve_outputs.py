@@ -67,7 +67,8 @@ def test_curve_csv(tmp_path, train, val, logged):
     rows = read((tmp_path / "a" / "b" if logged else tmp_path) / "curve.csv")
     assert len(rows) == len(callback.curve) == 3
     for row, point in zip(rows, callback.curve, strict=True):
-        assert set(row) == {*COSTS, *point.metrics}
+        assert set(row) == {*COSTS, *point.metrics, "weights"}
+        assert row["weights"] == point.weights
         for name in COSTS:
             assert float(row[name]) == getattr(point, name)
         for name, value in point.metrics.items():

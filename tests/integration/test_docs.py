@@ -69,11 +69,19 @@ class TwentyEight(Data):
         return self.train_dataloader()
 
 
+class SavingTrainer(ShortTrainer):
+    """Keeps the checkpoint of its last fit, as ``ModelCheckpoint(save_last=True)`` does."""
+
+    def fit(self, *args, **options):
+        super().fit(*args, **options)
+        self.save_checkpoint("last.ckpt")
+
+
 def reader():
     """What a page may take for granted."""
     names = {name: getattr(lightning_lcs, name) for name in lightning_lcs.__all__}
     lightning = types.SimpleNamespace(**{name: getattr(L, name) for name in ("LightningModule", "pytorch")})
-    lightning.Trainer = ShortTrainer
+    lightning.Trainer = SavingTrainer
     data = TwentyEight()
     return {
         **names,

@@ -80,7 +80,6 @@ class Detector(nn.Module):
     def __init__(self):
         super().__init__()
         self.backbone, self.neck = Small(), nn.BatchNorm1d(10)
-        self.seen = set()
 
     def forward(self, images, labels):
         assert {image.shape for image in images} == {(1, 8, 8)}
@@ -89,12 +88,13 @@ class Detector(nn.Module):
 
 
 class Detection(Module):
-    def __init__(self):
+    def __init__(self, seen):
         super().__init__(Detector())
         self.teacher = nn.Dropout().eval()
+        self.flags = seen.add
 
     def training_step(self, batch, batch_idx):
-        self.net.seen.add((self.net.backbone.conv.training, self.net.neck.training, self.teacher.training))
+        self.flags((self.net.backbone.conv.training, self.net.neck.training, self.teacher.training))
         return self.net(list(batch[0]), batch[1])["loss"]
 
     def validation_step(self, batch, batch_idx):
@@ -111,18 +111,19 @@ class Neck(Callback):
 
 @pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")  # the teacher, on purpose
 def test_what_is_outside_of_the_network_trains_meanwhile(tmp_path, train, val):
-    callback, module = lcs(target="net.backbone", recalibration={"levels": [0.0, 0.4]}), Detection()
+    seen = set()  # no attribute, which would be set back
+    callback, module = lcs(target="net.backbone", recalibration={"levels": [0.0, 0.4]}), Detection(seen)
     neck = Neck()
     trainer(tmp_path, neck, callback, max_epochs=1).fit(module, train, val)
     assert callback.subspace_model.statistics[0.4]
-    assert module.net.seen == {(True, True, False), (False, True, False)}, "in a step, and in recalibration"
+    assert seen == {(True, True, False), (False, True, False)}, "in a step, and in recalibration"
     assert [module.training, module.teacher.training] == [True, False]
     assert torch.equal(module.net.neck.running_mean, neck.mean), "recalibration has moved a batch norm outside"
 
 
 @pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")
 def test_a_detector_is_compressed_whole_by_its_own_code(tmp_path, train, val):
-    callback, module = lcs(mode=Unstructured(dense=()), subspace="point", target="net", alphas=2), Detection()
+    callback, module = lcs(mode=Unstructured(dense=()), subspace="point", target="net", alphas=2), Detection(set())
     trainer(tmp_path, callback, max_epochs=1).fit(module, train, val)
     assert callback.subspace_model.statistics[0.0].keys() == {
         f"{norm}.running_{what}" for norm in ("backbone.norm", "neck") for what in ("mean", "var")

@@ -12,8 +12,14 @@ from torch import Tensor
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+# A short list of numbers may be a size or a padding; a longer one, as long as the batch, has a number for each sample.
+MOST_SETTINGS = 4
+
+
 def samples_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """Number of samples in the arguments: the length of the first tensor, or of a list of images.
+
+    The arguments themselves are looked at before what is inside of them, where targets have tensors of other lengths.
 
     Args:
         args: Arguments.
@@ -22,10 +28,20 @@ def samples_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     Returns:
         The number, or ``None`` if the arguments hold no tensor.
     """
-    if args and are_images(args[0]):
-        return len(args[0])
-    leaves = pytree.tree_leaves((args, kwargs))
-    return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
+    values: list[Any] = [*args, *kwargs.values()]
+    while values:
+        for value in values:
+            if are_images(value):
+                return len(value)
+            if isinstance(value, Tensor) and value.ndim:
+                return value.shape[0]
+        values = [inner for value in values for inner in _inside(value)]
+    return None
+
+
+def _inside(value: Any) -> list[Any]:
+    inner: list[Any] = pytree.tree_leaves(value, is_leaf=lambda found: found is not value)
+    return [found for found in inner if found is not value]
 
 
 def are_images(value: Any) -> bool:
@@ -38,10 +54,24 @@ def are_images(value: Any) -> bool:
     return bool(images) and all(isinstance(i, Tensor) and i.ndim == 3 and i.shape[0] in (1, 3) for i in images)
 
 
+def _lists_samples(value: Any, batch: int | None) -> bool:
+    """Whether a value is a list with an entry for each sample, such as a detector's targets, a mapping per image."""
+    if type(value) not in (list, tuple) or len(value) != batch:
+        return False
+    if all(isinstance(entry, Tensor) for entry in value):
+        # Tensors that all have a batch are maps of several sizes; a mixture is an argument made of several.
+        batches = all(entry.ndim and entry.shape[0] == batch for entry in value)
+        return are_images(value) or (not batches and len({entry.ndim for entry in value}) == 1)
+    if all(entry is None or isinstance(entry, (bool, int, float)) for entry in value):
+        return type(value) is list and len(value) > MOST_SETTINGS
+    return len({type(entry) for entry in value}) == 1
+
+
 def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> Arguments:
     """The arguments with another number of samples; samples are repeated if there are fewer.
 
-    Two samples are enough to trace the network. With one, batch norms refuse to train on maps of a single pixel.
+    Two samples are enough to trace the network. With one, batch norms refuse to train on maps of a single pixel. Cut
+    are tensors that are as long as the batch, and lists that have an entry for each sample.
 
     Args:
         args: Arguments.
@@ -52,25 +82,25 @@ def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> A
         Arguments and keyword arguments, whose tensors are copies.
     """
     batch = samples_in(args, kwargs)
-    if args and are_images(args[0]):
-        count, batch = len(args[0]), None
+    rows = [row % max(batch or 1, 1) for row in range(samples)]
 
-        def few(value: Any) -> Any:
-            listed = isinstance(value, (list, tuple)) and len(value) == count
-            return [value[row % count] for row in range(samples)] if listed else value
+    def listed(value: Any) -> bool:
+        return _lists_samples(value, batch)
 
-        args, kwargs = tuple(map(few, args)), {name: few(value) for name, value in kwargs.items()}
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    rows = torch.arange(samples) % (batch or 1)
+    def few(value: Any) -> Any:
+        if listed(value):
+            return type(value)(pytree.tree_map(_copy, [value[row] for row in rows]))
+        if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
+            return value.detach()[torch.tensor(rows, device=value.device)].clone()
+        return _copy(value)
+
     with torch.inference_mode(False):
-        small = [
-            leaf.detach()[rows.to(leaf.device)].clone()
-            if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
-            else (leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
-            for leaf in leaves
-        ]
-    args, kwargs = pytree.tree_unflatten(small, spec)
-    return args, kwargs
+        cut = [pytree.tree_map(few, value, is_leaf=listed) for value in (*args, *kwargs.values())]
+    return tuple(cut[: len(args)]), dict(zip(kwargs, cut[len(args) :], strict=True))
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
 def with_noise(arguments: Arguments) -> Arguments:

@@ -1,6 +1,7 @@
 """Code found in published networks that a trace-and-slice easily gets wrong: it must stay right, or be kept whole."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -286,3 +287,59 @@ def test_a_loop_over_a_cell_is_that_over_a_native_small_cell(cell: type[nn.Modul
     small, native = SubspaceModel(build(16), x, subspace="point").eval().materialize(1 / 3), build(8)
     native.load_state_dict(small.state_dict())
     assert relative(small(x), native(x)) < SLICED
+
+
+@pytest.mark.parametrize(
+    ("constant", "use"),
+    [
+        pytest.param(torch.tensor([8.0, 16.0]), lambda c, y: y * c[0], id="an entry"),
+        pytest.param([torch.tensor(8.0), torch.ones(1)], lambda c, y: y * c[0] + c[1], id="a list of tensors"),
+        pytest.param(torch.tensor([1, 3]), lambda c, y: y[..., c], id="indices"),
+        pytest.param({"scale": torch.ones(4)}, lambda c, y: y * c["scale"].view(1, -1, 1, 1), id="in a mapping"),
+    ],
+)
+def test_the_cost_of_a_network_with_a_tensor_that_is_a_plain_attribute(
+    constant: object, use: Callable[[object, Tensor], Tensor]
+) -> None:
+    net = Lambda(lambda m, x: use(m.constant, m.b(m.a(x))), a=conv(8), b=conv(4, 8))  # type: ignore[operator]
+    net.constant = constant  # type: ignore[assignment]
+    x = torch.randn(2, 3, 8, 8)
+    model = at_width(net, x, 0.5)
+    assert [model.efficiency(alpha).macs for alpha in (0.0, 1.0)] == [
+        36 * 27 * out + 16 * 9 * out * 4 for out in (4, 8)
+    ]
+    with torch.no_grad(), model.at_alpha(1.0):
+        assert torch.equal(model(x), net(x))
+
+
+def no_registers() -> nn.Module:
+    """Register tokens of which there are none."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        tokens = torch.cat([m.registers.expand(x.shape[0], -1, -1), m.embed(x)], 1)  # type: ignore[operator]
+        return m.head(tokens.relu())  # type: ignore[operator,return-value]
+
+    return Lambda(forward, registers=nn.Parameter(torch.empty(1, 0, 8)), embed=nn.Linear(6, 8), head=nn.Linear(8, 4))
+
+
+def no_inputs() -> nn.Module:
+    """A layer for extra inputs of which there are none."""
+    return Lambda(
+        lambda m, x: m.head((m.embed(x) + m.extra(x[..., :0])).relu()),
+        embed=nn.Linear(6, 8), extra=nn.Linear(0, 8), head=nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op:UserWarning")
+@pytest.mark.parametrize("make", [no_registers, no_inputs])
+@pytest.mark.parametrize("mode", ["structured", "unstructured", "quantized"])
+def test_a_parameter_without_entries(make: Callable[[], nn.Module], mode: str, tmp_path: Path) -> None:
+    net, x = make(), torch.randn(2, 5, 6)
+    model = SubspaceModel(net, x, mode=mode, subspace="point")
+    model.recalibrate([x], alphas=[0.0, 1.0])
+    model.eval()
+    for alpha in (0.0, 1.0):
+        with torch.no_grad(), model.at_alpha(alpha):
+            assert torch.equal(model(x), model.materialize(alpha)(x))
+    assert 0 < model.efficiency(0.0).size_bytes < model.efficiency(1.0).size_bytes
+    model.save(tmp_path / "model.lcs", levels=[0.0, 1.0])

@@ -128,7 +128,8 @@ def test_names_classes_and_measurements_come_back(model, tmp_path):
     model.save(tmp_path / "m.lcs", levels=curve, class_names=["a", "b", "c", "d", "ü"])
     loaded = SubspaceModel.load(tmp_path / "m.lcs")
     assert [level.name for level in loaded.levels] == ["small", "medium", "full"]
-    assert [vars(level) | {"name": ""} for level in loaded.levels] == [vars(point) | {"name": ""} for point in curve]
+    named = {"name": "", "weights": loaded.runner.fingerprint()}
+    assert [vars(level) | {"name": ""} for level in loaded.levels] == [vars(point) | named for point in curve]
     assert loaded.class_names == ("a", "b", "c", "d", "ü")
     assert loaded.set_level("medium").alpha == loaded.alpha == 0.5
     assert loaded.fit_budget(latency_ms=1.2).name == "small"

@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 
-from lightning_lcs.reporting.curve import read_csv, read_curves, write_csv
+from lightning_lcs.reporting.comparison import mean_curve
+from lightning_lcs.reporting.curve import metric_names, read_csv, read_curves, write_csv
 from lightning_lcs.reporting.history import Evaluation, followed, read_history, write_history
+from lightning_lcs.subspace.curve_file import rows
 from tests.unit.reporting.test_curve import CURVE, point
 
 SHORT = [point(a, val_acc=0.5 + a / 4) for a in (0.0, 1.0)]
@@ -54,3 +56,21 @@ def test_a_file_without_curves_is_refused(tmp_path):
     path.write_text("step,train_loss\n1,2.0\n")
     with pytest.raises(ValueError, match="holds no curve"):
         read_curves(path)
+
+
+def test_the_weights_of_a_curve_stay_in_its_files(tmp_path):
+    curve = [dataclasses.replace(p, weights=f"{n:016d}") for n, p in enumerate(SHORT)]  # fingerprints of digits only
+    assert read_csv(write_csv({"": curve}, tmp_path / "curve.csv")) == curve
+    assert read_curves(write_csv({"a": curve, "b": SHORT}, tmp_path / "both.csv")) == {"a": curve, "b": SHORT}
+    assert read_history(write_history([evaluation(7, curve=curve)], tmp_path / "curves.csv"))[0].curve == curve
+    assert "weights" not in write_csv({"": CURVE}, tmp_path / "curve.csv").read_text()
+    assert "weights" not in rows({"": curve})[0]
+    assert metric_names(read_csv(write_csv({"": curve}, tmp_path / "curve.csv"))) == ["val_acc"]
+    assert [p.weights for p in mean_curve([curve, curve])] == ["", ""]
+
+
+def test_a_metric_may_be_called_weights(tmp_path):
+    named = [dataclasses.replace(p, metrics={"weights": 0.5}, weights="0" * 16) for p in SHORT]
+    for curve in (named, [dataclasses.replace(p, weights="") for p in named]):
+        found = read_csv(write_csv({"": curve}, tmp_path / "curve.csv"))
+        assert [dict(p.metrics) for p in found] == [{"weights": 0.5}] * 2

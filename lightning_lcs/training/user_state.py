@@ -1,0 +1,227 @@
+"""The state of the user's objects: kept before their code runs once more, and set back afterwards."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import itertools
+import operator
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+# The entries of longer collections are not looked into: a step must not get slower with every entry.
+MOST_ENTRIES = 10_000
+_ATOMS = frozenset(
+    (bool, int, float, complex, str, bytes, type, type(None), range, slice, torch.dtype, torch.device, torch.Size)
+)
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+_NOT_STATE = (DataLoader, Dataset, Sampler, Optimizer)
+_NOT_STATE_IN = frozenset(
+    "builtins concurrent functools io lightning lightning_fabric lightning_lcs logging multiprocessing pathlib "
+    "pytorch_lightning queue rich threading torch tqdm types weakref".split()
+)
+_MODULE_OWN = frozenset(nn.Module().__dict__)
+_LIGHTNING_OWN = frozenset(LightningModule().__dict__)
+
+
+class Snapshot:
+    """What the user's objects hold at one moment; :meth:`restore` sets them back.
+
+    Objects are kept as they are, and their contents are set back in place: attributes (of modules, metrics, callbacks
+    and plain objects), dictionaries, lists, sets and deques, tensors, arrays and random generators, however deep they
+    lie. Loaders, data sets, samplers, optimizers, files, queues, threads and iterators are not state.
+
+    A tensor outside of modules is copied only if its version or its address has changed since the earlier snapshot.
+    Parameters and buffers are copied each time, because code writes to them through ``.data``, which no version shows.
+
+    Args:
+        roots: The objects to start from.
+        trained: The parameters that only the optimizer changes; they are left out.
+        earlier: An earlier snapshot, whose copies are used again, and which is of no use afterwards. The default is
+            none.
+    """
+
+    def __init__(self, roots: Iterable[Any], trained: Iterable[Tensor] = (), earlier: Snapshot | None = None) -> None:
+        self._undo: list[Callable[[], None]] = []
+        self._plain: dict[int, Tensor] = {}
+        self._registered: dict[int, Tensor] = {}
+        self._seen = {id(tensor) for tensor in trained}
+        self._open = list(roots)
+        while self._open:
+            self._visit(self._open.pop())
+        for key in self._registered:
+            self._plain.pop(key, None)
+        known = {} if earlier is None else earlier._copies
+        self._copies: dict[int, _Copy] = {
+            key: _copy_of(tensor, known.get(key), False) for key, tensor in self._plain.items()
+        }
+        again = {key: _copy_of(tensor, known.get(key), True) for key, tensor in self._registered.items()}
+        _copy([kept.values for kept in again.values()], [kept.tensor for kept in again.values()])
+        self._copies.update(again)
+
+    def restore(self) -> None:
+        """Set everything back; it may be called several times."""
+        for undo in self._undo:
+            undo()
+        written = [kept for key, kept in self._copies.items() if key in self._registered or kept.is_changed()]
+        for kept in written:
+            if _state(kept.tensor)[1:] != kept.state[1:]:
+                kept.tensor.data = kept.storage  # the present storage may be another tensor's as well
+        _copy([kept.tensor for kept in written], [kept.values for kept in written])
+        for kept in written:
+            kept.state = _state(kept.tensor)
+
+    def _visit(self, value: Any) -> None:
+        kind = type(value)
+        if kind in _ATOMS or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, Tensor):
+            self._plain[id(value)] = value
+        elif isinstance(value, nn.Module):
+            self._visit_module(value)
+        elif isinstance(value, dict):
+            self._keep_dictionary(value)
+            self._follow(value.values())
+        elif isinstance(value, (list, collections.deque, set, bytearray)):
+            self._keep_collection(value)
+            self._follow(value)
+        elif isinstance(value, (tuple, frozenset)):
+            self._follow(value)
+        elif isinstance(value, np.ndarray) and value.flags.writeable:
+            before = value.copy()
+            self._undo.append(lambda: np.copyto(value, before))
+        elif isinstance(value, _GENERATORS):
+            self._undo.append(_reset_of(value))
+        known = (
+            isinstance(value, (Tensor, nn.Module, *_NOT_STATE)) or kind.__module__.partition(".")[0] in _NOT_STATE_IN
+        )
+        if not known:
+            self._visit_object(value)
+
+    def _visit_module(self, module: nn.Module) -> None:
+        own = module.__dict__
+        for values in (own, own["_parameters"], own["_buffers"], own["_modules"]):
+            if values:
+                self._keep_dictionary(values)
+        tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
+        self._registered.update({id(t): t for t in tensors if self._is_state(t)})
+        skipped = _LIGHTNING_OWN if isinstance(module, LightningModule) else _MODULE_OWN
+        self._open.extend(own["_modules"].values())
+        self._open.extend(v for name, v in own.items() if type(v) not in _ATOMS and name not in skipped)
+
+    def _is_state(self, tensor: Tensor | None) -> bool:
+        return tensor is not None and id(tensor) not in self._seen and not is_lazy(tensor)
+
+    def _visit_object(self, value: Any) -> None:
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict) and attributes:
+            self._keep_dictionary(attributes)
+            self._follow(attributes.values())
+        before = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}
+        if before:
+
+            def undo() -> None:
+                for name, old in before.items():
+                    if getattr(value, name, None) is not old:
+                        object.__setattr__(value, name, old)
+
+            self._undo.append(undo)
+            self._follow(before.values())
+
+    def _keep_dictionary(self, values: dict[Any, Any]) -> None:
+        before = {name: _own_count(value) for name, value in values.items()}
+        # The methods of the class itself: subclasses may refuse some of theirs.
+        kind = collections.OrderedDict if isinstance(values, collections.OrderedDict) else dict
+
+        def undo() -> None:
+            same = len(values) == len(before) and all(map(operator.is_, values, before))
+            if not same or not all(map(operator.is_, values.values(), before.values())):
+                kind.clear(values)
+                for name, value in before.items():
+                    kind.__setitem__(values, name, _own_count(value))
+
+        self._undo.append(undo)
+
+    def _keep_collection(self, values: Any) -> None:
+        before = values.copy()
+
+        def undo() -> None:
+            if len(values) != len(before) or not all(map(operator.is_, values, before)):
+                values.clear()
+                values.update(before) if isinstance(values, set) else values.extend(before)
+
+        self._undo.append(undo)
+
+    def _follow(self, values: Any) -> None:
+        if len(values) <= MOST_ENTRIES and not _ATOMS.issuperset(map(type, values)):
+            self._open.extend(values)
+
+
+class _Copy:
+    """A tensor, the storage that it had, and the values that it had."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.storage = tensor.data
+        self.values = tensor.detach().clone()
+        self.state = _state(tensor)
+
+    def is_changed(self) -> bool:
+        """Whether the tensor may have been written to; inference tensors don't tell."""
+        return self.state[0] is None or self.state != _state(self.tensor)
+
+
+def _copy_of(tensor: Tensor, known: _Copy | None, registered: bool) -> _Copy:
+    """The earlier copy of a tensor where its values still hold, or will be copied again."""
+    if known is None or known.tensor is not tensor:
+        return _Copy(tensor)
+    fits = known.state[1:] == _state(tensor)[1:] if registered else not known.is_changed()
+    return known if fits else _Copy(tensor)
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    """What changes when a tensor is written to: its version (none in inference mode), its address, its form."""
+    version = None if tensor.is_inference() else tensor._version
+    address = tensor.data_ptr() if tensor.layout == torch.strided and not tensor.is_nested else None
+    return version, address, tensor.shape, tensor.dtype, tensor.device
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        group = groups.setdefault((target.dtype, target.device, target.is_inference()), ([], []))
+        group[0].append(target)
+        group[1].append(source)
+    for (_, _, inference), (into, out_of) in groups.items():
+        with torch.inference_mode(inference), torch.no_grad():
+            torch._foreach_copy_(into, out_of)
+
+
+def _own_count(value: Any) -> Any:
+    """A copy of an ``itertools.count``, which goes on from the same number and can't be set back; others as is."""
+    return copy.copy(value) if type(value) is itertools.count else value
+
+
+def _slots(kind: type[Any]) -> list[str]:
+    given = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
+    return [name for slots in given for name in ((slots,) if isinstance(slots, str) else slots) if name[:2] != "__"]
+
+
+def _reset_of(generator: Any) -> Callable[[], Any]:
+    """A function that sets a random generator back to its present state."""
+    if isinstance(generator, np.random.Generator):
+        bits = copy.deepcopy(generator.bit_generator.state)
+        return lambda: setattr(generator.bit_generator, "state", bits)
+    read, write = ("getstate", "setstate") if isinstance(generator, random.Random) else ("get_state", "set_state")
+    state = getattr(generator, read)()
+    return lambda: getattr(generator, write)(state)

@@ -1,0 +1,114 @@
+"""Checkpoints, curves and files never pair the statistics or metrics of some weights with other weights."""
+
+import copy
+import dataclasses
+import warnings
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_lcs import SubspaceModel
+from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
+from tests.integration.support import Data, Module, Net, lcs, trainer
+
+DROPPED = r"statistics of the levels are dropped.*recalibrate\(\)"
+
+
+class SavesAverages(L.Callback):
+    """Averages of the weights, which stand in the checkpoint in place of the weights."""
+
+    def __init__(self) -> None:
+        self.averages: dict[str, torch.Tensor] = {}
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        for name, value in pl_module.named_parameters():
+            average = self.averages.setdefault(name, value.detach().clone())
+            average.lerp_(value.detach(), 0.1)
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        held = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: self.averages.get(name, value) for name, value in held.items()}
+
+
+def checkpoint_of(folder, *callbacks, subspace="point", **options):
+    callback = lcs(subspace=subspace)
+    run = trainer(folder, callback, *callbacks, **options)
+    run.fit(Module(lr=0.2), datamodule=Data())
+    run.save_checkpoint(folder / "model.ckpt")
+    return callback, folder / "model.ckpt"
+
+
+def opened(path, network=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return SubspaceModel.from_checkpoint(path, Net() if network is None else network)
+
+
+@pytest.mark.parametrize("subspace", ["point", "line"])
+def test_a_checkpoint_of_the_weights_that_were_trained_keeps_its_statistics(tmp_path, subspace):
+    callback, path = checkpoint_of(tmp_path, subspace=subspace)
+    for module in (Net(), Module()):
+        model = opened(path, module)
+        assert set(model.statistics) == {0.0, 0.5}
+        assert model.runner.statistics_weights == callback.subspace_model.runner.fingerprint()
+        model.save(tmp_path / "model.lcs")
+
+
+def test_a_checkpoint_of_averages_is_opened_without_the_statistics_of_the_weights(tmp_path):
+    _, path = checkpoint_of(tmp_path, SavesAverages())
+    with pytest.warns(UserWarning, match=DROPPED):
+        model = SubspaceModel.from_checkpoint(path, Net())
+    assert model.statistics == {}
+    batches = [images for images, _ in Data().train_dataloader()]
+    model.recalibrate(batches, alphas=[0.0, 0.5])
+    own = copy.deepcopy(model.statistics)
+    model.save(tmp_path / "model.lcs")
+    loaded = SubspaceModel.load(tmp_path / "model.lcs")
+    for alpha, tensors in own.items():
+        for name, value in tensors.items():
+            assert torch.equal(loaded.statistics[alpha][name], value)
+
+
+def test_a_checkpoint_that_does_not_say_what_its_statistics_belong_to_is_taken_as_it_is(tmp_path):
+    _, path = checkpoint_of(tmp_path, SavesAverages())
+    content = torch.load(path, weights_only=True)
+    del content[CHECKPOINT_KEY]["statistics_weights"]
+    torch.save(content, path)
+    model = opened(path)
+    assert set(model.statistics) == {0.0, 0.5}
+    model.save(tmp_path / "model.lcs")
+    with torch.no_grad():
+        model.module.head.bias.add_(1.0)
+    with pytest.raises(ValueError, match=r"recalibrate\(\)"):
+        model.save(tmp_path / "model.lcs")
+
+
+@pytest.mark.parametrize("trained", ["bf16-true", "32-true"])
+def test_a_checkpoint_may_be_opened_in_another_precision(tmp_path, trained):
+    _, path = checkpoint_of(tmp_path, precision=trained)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert set(opened(path, Net().to(dtype)).statistics) == {0.0, 0.5}
+
+
+def test_the_curve_of_the_last_weights_is_not_saved_with_the_best(tmp_path):
+    callback = lcs(subspace="point")
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    module, run = Module(lr=0.2), trainer(tmp_path, callback, saving, enable_checkpointing=True, max_epochs=2)
+    run.fit(module, datamodule=Data())
+    first, last = (SubspaceModel.from_checkpoint(tmp_path / f"epoch={epoch}.ckpt", Net()) for epoch in (0, 1))
+    weights = callback.subspace_model.runner.fingerprint()
+    curve = [dataclasses.replace(point, weights=weights) for point in callback.curve]
+    last.save(tmp_path / "last.lcs", levels=curve)
+    with pytest.raises(ValueError, match="measured at other weights"):
+        first.save(tmp_path / "best.lcs", levels=curve)
+    assert not (tmp_path / "best.lcs").exists()
+    # What the error says to do.
+    run.validate(module, datamodule=Data(), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    weights = callback.subspace_model.runner.fingerprint()
+    curve = [dataclasses.replace(point, weights=weights) for point in callback.curve]
+    for model in (callback.subspace_model, first):
+        model.save(tmp_path / "best.lcs", levels=curve)
+    best = SubspaceModel.load(tmp_path / "best.lcs")
+    assert [level.metrics for level in best.levels] == [point.metrics for point in callback.curve]

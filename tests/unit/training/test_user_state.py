@@ -1,0 +1,250 @@
+"""A snapshot sets back what code may write to, however deep it lies."""
+
+import collections
+import copy
+import dataclasses
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torchmetrics import MeanMetric
+
+from lightning_lcs.training.user_state import MOST_ENTRIES, Snapshot
+
+
+class Meter:
+    """A user's own meter."""
+
+    def __init__(self):
+        self.sum, self.values = 0.0, []
+
+
+class Slotted:
+    """An object without a dictionary."""
+
+    __slots__ = ("value", "values")
+
+    def __init__(self):
+        self.value, self.values = 0, []
+
+
+@dataclasses.dataclass
+class Record:
+    """A user's own record."""
+
+    best: float = 0.0
+    history: dict = dataclasses.field(default_factory=dict)
+
+
+class Owner(nn.Module):
+    """A module that holds one of each kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = nn.Linear(2, 2).requires_grad_(False)
+        self.student = nn.Linear(2, 2)
+        self.norm = nn.BatchNorm1d(2)
+        self.metric = MeanMetric()
+        self.register_buffer("queue", torch.zeros(4))
+        self.center = torch.zeros(2)
+        self.count, self.best = 0, None
+        self.array = np.zeros(3)
+        self.meter, self.record, self.slotted = Meter(), Record(), Slotted()
+        self.nested = {"outputs": [[torch.zeros(1)], {"seen": set()}], "ordered": collections.OrderedDict(a=1, b=2)}
+        self.recent = collections.deque([1, 2, 3], maxlen=3)
+        self.numbers = itertools.count()
+        self.generators = [torch.Generator(), random.Random(0), np.random.default_rng(0), np.random.RandomState(0)]
+
+
+def plain(value):
+    """What a value holds, as something that can be compared."""
+    if isinstance(value, nn.Module):
+        return {name: plain(v) for name, v in vars(value).items()}
+    if isinstance(value, torch.Tensor):
+        return value.tolist(), tuple(value.shape), str(value.dtype)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, dict):
+        return [(key, plain(v)) for key, v in value.items()]
+    if isinstance(value, (list, tuple, collections.deque)):
+        return [plain(v) for v in value]
+    if isinstance(value, Slotted):
+        return [plain(value.value), plain(value.values)]
+    if isinstance(value, torch.Generator):
+        return value.get_state().tolist()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return str(value.get_state())
+    if isinstance(value, itertools.count):
+        return repr(value)
+    return plain(vars(value)) if isinstance(value, (Meter, Record)) else value
+
+
+def through_data(owner):
+    owner.teacher.weight.data.mul_(0.5).add_(1.0)
+
+
+def other_data(owner):
+    owner.teacher.weight.data = torch.ones(2, 2)
+
+
+def student_data(owner):
+    owner.teacher.weight.data = owner.student.weight.data
+
+
+def a_buffer(owner):
+    owner.queue.data[1:3] = 5.0
+
+
+def a_longer_buffer(owner):
+    owner.queue.data = torch.ones(9)
+
+
+def statistics(owner):
+    owner.norm(torch.randn(4, 2))
+
+
+def a_metric(owner):
+    owner.metric.update(3.0)
+
+
+def an_attribute(owner):
+    owner.count, owner.best, owner.new = owner.count + 1, 0.5, "new"
+
+
+def a_tensor(owner):
+    owner.center.add_(1.0)
+
+
+def a_tensor_attribute(owner):
+    owner.center = owner.center + 1.0
+
+
+def an_array(owner):
+    owner.array += 1.0
+
+
+def objects(owner):
+    owner.meter.sum += 1.0
+    owner.meter.values.append(1)
+    owner.record.best = 1.0
+    owner.record.history["epoch"] = [1]
+    owner.slotted.value += 1
+    owner.slotted.values.append(2)
+
+
+def collections_inside(owner):
+    owner.nested["outputs"][0].append(torch.ones(1))
+    owner.nested["outputs"][0][0].add_(1.0)
+    owner.nested["outputs"][1]["seen"].add(7)
+    owner.nested["ordered"].move_to_end("a")
+    owner.recent.append(4)
+
+
+def generators(owner):
+    torch.rand(1, generator=owner.generators[0])
+    for generator in owner.generators[1:]:
+        generator.random() if hasattr(generator, "random") else generator.rand()
+
+
+def a_counter(owner):
+    next(owner.numbers)
+
+
+def a_flag(owner):
+    owner.eval()
+
+
+WRITES = [
+    through_data, other_data, student_data, a_buffer, a_longer_buffer, statistics, a_metric, an_attribute, a_tensor,
+    a_tensor_attribute, an_array, objects, collections_inside, generators, a_counter, a_flag,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_every_write_is_set_back(write):
+    owner = Owner()
+    before = copy.deepcopy(plain(owner))
+    snapshot = Snapshot([owner])
+    for _ in range(2):
+        write(owner)
+        assert plain(owner) != before, "the write changes nothing: the test would pass without a snapshot"
+        snapshot.restore()
+        assert plain(owner) == before
+
+
+@given(st.lists(st.sampled_from(WRITES), min_size=1, max_size=8), st.lists(st.sampled_from(WRITES), max_size=8))
+def test_any_writes_are_set_back_also_after_an_earlier_snapshot(first, second):
+    owner = Owner()
+    earlier = Snapshot([owner])
+    for write in first:
+        write(owner)
+    before = copy.deepcopy(plain(owner))
+    snapshot = Snapshot([owner], earlier=earlier)
+    for write in second:
+        write(owner)
+    snapshot.restore()
+    assert plain(owner) == before
+
+
+def test_objects_stay_the_same_objects():
+    owner = Owner()
+    parts = [owner.teacher.weight, owner.nested["outputs"], owner.array, owner.center]
+    storage = owner.student.weight.data_ptr()
+    snapshot = Snapshot([owner])
+    for write in WRITES:
+        write(owner)
+    snapshot.restore()
+    now = [owner.teacher.weight, owner.nested["outputs"], owner.array, owner.center]
+    assert all(a is b for a, b in zip(parts, now, strict=True))
+    assert owner.student.weight.data_ptr() == storage != owner.teacher.weight.data_ptr()
+
+
+def test_what_only_the_optimizer_changes_is_left_out():
+    owner = Owner()
+    snapshot = Snapshot([owner], trained=[owner.student.weight])
+    with torch.no_grad():
+        owner.student.weight.add_(1.0)
+        changed = owner.student.weight.clone()
+    snapshot.restore()
+    assert torch.equal(owner.student.weight, changed)
+
+
+def test_a_tensor_is_copied_again_only_after_a_write(monkeypatch):
+    copies = []
+    clone = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self, **options: copies.append(1) or clone(self, **options))
+    outputs = [torch.zeros(1) for _ in range(50)]
+    snapshot = Snapshot([outputs])
+    assert len(copies) == 50
+    outputs.append(torch.zeros(1))
+    outputs[3].add_(1.0)
+    Snapshot([outputs], earlier=snapshot)
+    assert len(copies) == 52
+
+
+def test_entries_of_long_collections_are_kept_and_not_looked_into():
+    many = [[] for _ in range(MOST_ENTRIES + 1)]
+    snapshot = Snapshot([many])
+    many[0].append(1)
+    many.append([])
+    snapshot.restore()
+    assert len(many) == MOST_ENTRIES + 1
+    assert many[0] == [1]
+
+
+def test_inference_tensors_are_set_back():
+    with torch.inference_mode():
+        outputs = [torch.zeros(2)]
+        snapshot = Snapshot([outputs])
+        outputs[0].add_(1.0)
+        snapshot.restore()
+    assert outputs[0].tolist() == [0.0, 0.0]
