@@ -72,6 +72,8 @@ class Parametrized:
         self.layer.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
         with torch.enable_grad():  # else torch makes a buffer of a weight that has several sources
             parametrize.remove_parametrizations(self.layer, self.leaf)
+        if not parametrize.is_parametrized(self.layer):
+            _remove_load_hooks(self.layer, lambda hook: getattr(hook, "__name__", "") == "_weight_norm_compat_hook")
 
 
 class _Given(nn.Module):
@@ -112,10 +114,13 @@ class Hooked:
 
 def _remove_spectral_norm(layer: nn.Module, leaf: str) -> None:
     remove_spectral_norm(layer, leaf)
-    # torch's function misses this hook, which is wrapped (as of torch 2.14), and which asks for the removed tensors.
+    _remove_load_hooks(layer, lambda hook: isinstance(hook, SpectralNormLoadStateDictPreHook) and hook.fn.name == leaf)
+
+
+def _remove_load_hooks(layer: nn.Module, belongs: Callable[[Any], bool]) -> None:
+    """Remove hooks of ``load_state_dict`` that torch (2.14) leaves behind: some ask for tensors that are gone."""
     for key, wrapped in list(layer._load_state_dict_pre_hooks.items()):
-        hook = getattr(wrapped, "hook", wrapped)
-        if isinstance(hook, SpectralNormLoadStateDictPreHook) and hook.fn.name == leaf:
+        if belongs(getattr(wrapped, "hook", wrapped)):
             del layer._load_state_dict_pre_hooks[key]
 
 

@@ -55,7 +55,7 @@ class TrainingLevel:
         if level.is_full:
             return full(*args, **kwargs)
         execution = level.mode.execution(part, level, args, kwargs)
-        if id(part) not in self._weights:
+        if id(part) not in self._weights or part.computed:  # weights that layers compute may change in each forward
             self._weights[id(part)] = LevelWeights(part, level, as_in_forward=True)
         weights = self._weights[id(part)]
         untouched = execution.batch_statistics
