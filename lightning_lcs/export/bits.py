@@ -19,6 +19,7 @@ from lightning_lcs.functional.channels import swap_channels
 from lightning_lcs.functional.quantization import affine_parameters, dequantize, quantize, value_range
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.axis import check_alpha
+from lightning_lcs.subspace.computed import make_plain
 from lightning_lcs.subspace.forward import hook_inputs, layers_at
 from lightning_lcs.subspace.layers import layer_of
 from lightning_lcs.subspace.mode import Level
@@ -162,7 +163,7 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
     Args:
         path: The path of the file.
         module: A network of the same architecture, with its norms replaced if the subspace has ``norm=``. All of its
-            parameters and buffers are overwritten.
+            parameters and buffers are overwritten; weights under parametrizations become plain parameters.
 
     Returns:
         The network, in evaluation.
@@ -202,6 +203,7 @@ def load_bits(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
         raise ValueError(f"{os.fspath(path)} is not a file of a quantized level, or it is damaged: {error}") from error
     check_state(path, state, module, norm)
     layers = layers_at(module, paths)
+    make_plain(module, state)
     module.load_state_dict(state)
     hook_inputs(layers, Reading(ranges, "", LayerBits(max(bits.values()), {}, bits)))
     return module.eval()

@@ -17,6 +17,7 @@ from lightning_lcs.export.sparse_coding import VALUES, Packed, pack, pack_all, u
 from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.axis import check_alpha
+from lightning_lcs.subspace.computed import make_plain
 from lightning_lcs.subspace.modes import Unstructured
 
 _KEY = "lightning_lcs_sparse"
@@ -272,6 +273,7 @@ def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"{os.fspath(path)} is not a file of sparse levels, or it is damaged: {error}") from error
     check_state(path, densest, module, norm)
+    make_plain(module, densest)
     return SparseLevels(module, densest, levels)
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_lcs.subspace.computed import computed_weights, source_names, without_effects
 from lightning_lcs.utils.files import replacing_folder
 
 
@@ -60,6 +61,8 @@ def read_tensors(
 def check_state(path: str | os.PathLike[str], state: Mapping[str, Tensor], module: nn.Module, norm: str) -> None:
     """Compare the tensors of a file with the ``state_dict`` of a network.
 
+    A file has the weights that layers compute (weight norm, spectral norm and the like), and not their sources.
+
     Args:
         path: The path of the file.
         state: The tensors of the file by name.
@@ -69,7 +72,10 @@ def check_state(path: str | os.PathLike[str], state: Mapping[str, Tensor], modul
     Raises:
         ValueError: A tensor is in only one of them, or has another shape.
     """
-    here = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    computed = {name: weight for name, weight in computed_weights(module).items() if name in state}
+    sources = source_names(computed)
+    here = {name: tuple(value.shape) for name, value in module.state_dict().items() if name not in sources}
+    here |= {name: tuple(without_effects(weight).shape) for name, weight in computed.items()}
     there = {name: tuple(value.shape) for name, value in state.items()}
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) == there.get(name):

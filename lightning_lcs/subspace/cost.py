@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from lightning_lcs.graph.cost import count_module_macs
 from lightning_lcs.graph.traced_network import training_flags
+from lightning_lcs.subspace.computed import computed_weights, without_effects
+from lightning_lcs.subspace.forward import placed
 from lightning_lcs.subspace.layers import is_projection, layer_of
 from lightning_lcs.subspace.part import Part
 
@@ -44,5 +46,8 @@ def macs_of(part: Part, density: Mapping[str, float]) -> int:
         density: The share of entries that are not zero, by qualified name of a weight.
     """
     density = _of_layers(part, density)
-    with part.own_forward() as module, training_flags(module, False):
+    # Computing weights is no work on a sample.
+    computed = computed_weights(part.network.module).values()
+    places = [place for weight in computed for place in weight.places(without_effects(weight))]
+    with part.own_forward() as module, training_flags(module, False), placed(places):
         return count_module_macs(module, *part.network.example_inputs(), density)

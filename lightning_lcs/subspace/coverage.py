@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from lightning_lcs.subspace.computed import computed_weights, source_names
 from lightning_lcs.subspace.endpoints import user_parameters
 from lightning_lcs.subspace.layers import all_weights
 from lightning_lcs.utils.warning import warn
@@ -27,12 +28,14 @@ def kept_whole(
         reasons: The reasons that a mode has for single weights.
     """
     of_layers, taken = set(all_weights(module)), set(compressed)
+    sources = source_names(computed_weights(module))
     found: dict[str, str] = {}
     for name, parameter in user_parameters(module):
-        if parameter.ndim < 2 or name in taken:
+        weight = sources.get(name, name)
+        if parameter.ndim < 2 or weight in taken:
             continue
-        why = BY_OPTION if name in of_layers else NO_LAYER
-        found[name] = why if reasons is None else reasons.get(name, why)
+        why = BY_OPTION if weight in of_layers else NO_LAYER
+        found[name] = why if reasons is None else reasons.get(weight, why)
     return found
 
 

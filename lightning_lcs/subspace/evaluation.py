@@ -150,7 +150,7 @@ class Evaluation:
 
 
 def _watched(part: Part, execution: Execution) -> list[Tensor]:
-    return [part.network.tensor(name) for name in execution.names] + list(part.endpoints.values())
+    return [part.network.tensor(name) for name in part.stored(execution.names)] + list(part.endpoints.values())
 
 
 def _state(watched: list[Tensor]) -> tuple[tuple[int, int], ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from lightning_lcs.graph.channels.plan import PlanAtWidth, Selection
 from lightning_lcs.graph.program import Program
 from lightning_lcs.graph.traced_network import TracedNetwork
+from lightning_lcs.subspace.computed import ComputedWeight, Place
 
 Inputs = Callable[[str, Tensor], Tensor]
 """Takes the path of a layer and its input, and returns the input that the layer gets."""
@@ -87,10 +89,18 @@ class Replaced:
         network: The network.
         parameters: The qualified names of the parameters that are replaced.
         layers: The paths of the layers whose inputs may be changed.
+        computed: Those of the parameters that their layers compute from others.
     """
 
-    def __init__(self, network: TracedNetwork, parameters: Sequence[str], layers: Sequence[str]) -> None:
+    def __init__(
+        self,
+        network: TracedNetwork,
+        parameters: Sequence[str],
+        layers: Sequence[str],
+        computed: Mapping[str, ComputedWeight],
+    ) -> None:
         self.network = network
+        self._computed = computed
         self._layers = layers_at(network.module, layers)
         self._norms = [
             (f"{path}." if path else "", child)
@@ -127,19 +137,34 @@ class Replaced:
         inputs: Inputs | None = None,
     ) -> Any:
         """See :class:`Execution`."""
-        before: list[tuple[dict[str, Any], str, Any]] = []
         handles = [] if inputs is None else hook_inputs(self._layers, inputs)
         try:
-            for name, tensor in zip(self.names, tensors, strict=True):
-                holder, leaf = self.network.holder(name)
-                before.append((holder, leaf, holder[leaf]))
-                holder[leaf] = tensor
-            return full(*args, **kwargs)
+            with placed(self._places(tensors)):
+                return full(*args, **kwargs)
         finally:
-            for holder, leaf, value in before:
-                holder[leaf] = value
             for handle in handles:
                 handle.remove()
+
+    def _places(self, tensors: Sequence[Tensor | None]) -> Iterator[Place]:
+        for name, tensor in zip(self.names, tensors, strict=True):
+            if name in self._computed:
+                yield from self._computed[name].places(tensor)
+            else:
+                yield *self.network.holder(name), tensor
+
+
+@contextlib.contextmanager
+def placed(places: Iterable[Place]) -> Iterator[None]:
+    """Inside the block, dictionaries of modules hold other values."""
+    before: list[Place] = []
+    try:
+        for holder, key, value in places:
+            before.append((holder, key, holder[key]))
+            holder[key] = value
+        yield
+    finally:
+        for holder, key, value in before:
+            holder[key] = value
 
 
 def layers_at(module: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_lcs.subspace.computed import computed_in, computed_weights, without_effects
+
 _KINDS = (nn.modules.conv._ConvNd, nn.Linear)
+_RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l\d+(_reverse)?)?")
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -43,7 +47,11 @@ def layer_inputs(module: nn.Module, weights: Iterable[str]) -> dict[str, int]:
     """
     weights = tuple(weights)
     groups = transposed_groups(module, weights)
-    shapes = {name: module.get_parameter(name).shape for name in weights}
+    computed = computed_weights(module)
+    shapes = {
+        name: (without_effects(computed[name]) if name in computed else module.get_parameter(name)).shape
+        for name in weights
+    }
     return {name: shape[0] // groups[name] if name in groups else shape[1] for name, shape in shapes.items()}
 
 
@@ -70,16 +78,17 @@ def recurrent_weights(module: nn.Module) -> tuple[str, ...]:
     return tuple(
         name
         for path, child in found
-        for name in _weights_of(path, child, [leaf for leaf in child._parameters if leaf.startswith("weight_")])
+        for name in _weights_of(path, child, filter(_RECURRENT.fullmatch, {**child._parameters, **computed_in(child)}))
     )
 
 
 def _weights_of(path: str, layer: nn.Module, leaves: Iterable[str]) -> Iterator[str]:
     """The qualified names of those weights that a layer has."""
+    computed = computed_in(layer)
     for leaf in leaves:
         weight = layer._parameters.get(leaf)
         # Layers may be built for no channels at all; a lazy layer does not know its channels yet.
-        if isinstance(weight, Tensor) and (is_lazy(weight) or weight.numel() > 0):
+        if leaf in computed or (isinstance(weight, Tensor) and (is_lazy(weight) or weight.numel() > 0)):
             yield f"{path}.{leaf}" if path else leaf
 
 

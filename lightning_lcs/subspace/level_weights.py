@@ -22,15 +22,19 @@ class LevelWeights:
         part: The network with its endpoints.
         level: The level.
         known: The earlier results of the mode for this level and these weights; see :meth:`Mode.transform`.
+        as_in_forward: See :meth:`Part.on_line`. The default is ``False``.
     """
 
-    def __init__(self, part: Part, level: Level, known: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, part: Part, level: Level, known: dict[str, Any] | None = None, as_in_forward: bool = False
+    ) -> None:
         self.part = part
         self.level = level
         self._compressed = frozenset(part.compressed)
         self._transform: WeightTransform | None = None
         if self._compressed:
-            self._transform = level.mode.transform(part, level, partial(part.on_line, alpha=level.alpha), known)
+            on_line = partial(part.on_line, alpha=level.alpha, as_in_forward=as_in_forward)
+            self._transform = level.mode.transform(part, level, on_line, known)
 
     def tensor(self, name: str, selection: Selection = ()) -> Tensor:
         """A tensor at the level, cut and compressed, differentiable where gradients are recorded."""

@@ -6,10 +6,12 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_lcs.graph.program import build_materialized_model
 from lightning_lcs.subspace import endpoints
+from lightning_lcs.subspace.computed import make_plain
 from lightning_lcs.subspace.forward import Execution, Inputs, Traced, hook_inputs, layers_at
 from lightning_lcs.subspace.level_weights import LevelWeights, level_tensors
 from lightning_lcs.subspace.mode import Level
@@ -25,6 +27,14 @@ def materialized_part(
         return materialized_network(part, execution, tensors, train, level.mode.evaluation_inputs(part, level))
 
 
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy of a network; tensors that a forward has kept with their graph, which can't be copied, lose it."""
+    held = [leaf for child in module.modules() for leaf in pytree.tree_leaves(list(vars(child).values()))]
+    return copy.deepcopy(
+        module, {id(leaf): leaf.detach() for leaf in held if isinstance(leaf, Tensor) and not leaf.is_leaf}
+    )
+
+
 def materialized_network(
     part: Part, execution: Execution, tensors: Sequence[Tensor | None], train: bool, inputs: Inputs | None
 ) -> nn.Module:
@@ -37,8 +47,9 @@ def materialized_network(
         fixed = part.network.fixed_sizes(program, train)
         return build_materialized_model(program, execution.at, values, trainable, saved, train, fixed)
     with part.own_forward():
-        copied = copy.deepcopy(module)
+        copied = _copied(module)
     endpoints.detach(copied)
+    make_plain(copied, part.compressed)
     for name, tensor in (*copied.named_parameters(), *copied.named_buffers()):
         tensor.grad = None
         if name in values:

@@ -297,14 +297,14 @@ class Mode:
         transform = self.transform(part, level, partial(part.on_line, alpha=level.alpha), None)
         density: dict[str, float] = {}
         params = size_bytes = 0
-        for name, value in part.user_parameters():
+        for name, value in part.level_parameters(level.alpha, level.is_full):
             kept, weight_bytes = value.numel(), value.numel() * value.element_size()
             if name in part.compressed:
                 kept = transform.kept_entries(name)
                 weight_bytes = self.weight_bytes(part, level, name, value, kept)
                 density[name] = kept / value.numel()
             params, size_bytes = params + kept, size_bytes + weight_bytes
-        return Cost(params, macs_of(part, density), size_bytes + part.buffer_bytes())
+        return Cost(params, macs_of(part, density), size_bytes + part.buffer_bytes(level.is_full))
 
     def weight_bytes(self, part: Part, level: Level, name: str, value: Tensor, kept: int) -> int:
         """The bytes of a compressed weight at a level; by default those of the numbers that it keeps.
@@ -326,10 +326,9 @@ class Mode:
         """
         level = Level(self, 0.0)
         transform = self.transform(part, level, partial(part.on_line, alpha=level.alpha), None)
-        parameters = dict(part.network.module.named_parameters())
         rows, kept, full = [], 0, 0
         for name in part.compressed:
-            value = parameters[name]
+            value = part.on_line(name, level.alpha)
             left = transform.kept_entries(name)
             kept, full = kept + left, full + value.numel()
             rows.append((part.prefix + name, shape_text(value.shape), self.left(part, name, left, value.numel())))
@@ -354,7 +353,7 @@ class Mode:
             alpha: The level, in [0, 1].
         """
         sizes = {name: parameter.numel() for name, parameter in part.user_parameters()}
-        inside = sum(sizes.get(name, 0) for name in part.compressed)
+        inside = sum(size for name, size in sizes.items() if part.sources.get(name, name) in part.compressed)
         count = len(part.compressed)
         lines = [f"{inside:,} of {sum(sizes.values()):,} parameters are in the {count} compressed weights"]
         whole = self.kept_whole(part)

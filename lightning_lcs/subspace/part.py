@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lightning_lcs.functional.subspace import endpoint_cosine, interpolate
 from lightning_lcs.graph.channels.plan import Selection, select
 from lightning_lcs.graph.traced_network import TracedNetwork
+from lightning_lcs.subspace.computed import ComputedWeight, computed_weights, source_names, without_effects
 from lightning_lcs.subspace.endpoints import is_norm, user_parameters
-from lightning_lcs.subspace.forward import Replaced
+from lightning_lcs.subspace.forward import Replaced, placed
 from lightning_lcs.subspace.layers import single_input_layers, transposed_groups
 
 # Advice for errors of functions that take one network, when a subspace model has several.
@@ -61,6 +62,17 @@ class Part:
         return transposed_groups(self.network.module, self.compressed)
 
     @functools.cached_property
+    def computed(self) -> Mapping[str, ComputedWeight]:
+        """The compressed weights that their layers compute from other tensors, by name."""
+        found = computed_weights(self.network.module)
+        return {name: found[name] for name in self.compressed if name in found}
+
+    @functools.cached_property
+    def sources(self) -> Mapping[str, str]:
+        """The tensors that compressed weights are computed from, each with the weight, by name."""
+        return source_names(self.computed)
+
+    @functools.cached_property
     def layers(self) -> tuple[str, ...]:
         """The paths of the layers with compressed weights whose inputs a mode may change."""
         return single_input_layers(self.network.module, self.compressed)
@@ -69,21 +81,42 @@ class Part:
         """The network's own forward, which takes the tensors on the line and the compressed tensors as arguments."""
         if self._replaced is None:
             names = tuple(dict.fromkeys((*self.endpoints, *self.compressed)))
-            self._replaced = Replaced(self.network, names, self.layers)
+            self._replaced = Replaced(self.network, names, self.layers, self.computed)
         return self._replaced
 
-    def on_line(self, name: str, alpha: float, selection: Selection = ()) -> Tensor:
+    def stored(self, names: Sequence[str]) -> Sequence[str]:
+        """The names of parameters and buffers, with the sources of weights that layers compute in their place."""
+        return [*(name for name in names if name not in self.computed), *self.sources] if self.computed else names
+
+    def trained_sources(self, name: str) -> list[nn.Parameter]:
+        """The trained parameters, of both ends of the line, that a weight is computed from by its layer."""
+        own = [source for source, weight in self.sources.items() if weight == name]
+        found = [self.network.tensor(source) for source in own]
+        found += [self.endpoints[source] for source in own if source in self.endpoints]
+        return [value for value in found if isinstance(value, nn.Parameter) and value.requires_grad]
+
+    def on_line(self, name: str, alpha: float, selection: Selection = (), as_in_forward: bool = False) -> Tensor:
         """A tensor at a position on the line, cut but not yet compressed.
 
         Args:
             name: The qualified name of a parameter or buffer.
             alpha: The position, in [0, 1]; a tensor that is not on the line has the same value at every position.
             selection: The indices to keep in each dimension. The default, empty, keeps all.
+            as_in_forward: Whether a weight that its layer computes is computed as in a forward with the present
+                training flags, which may change buffers. The default is to compute it as in evaluation.
         """
+        if name in self.computed:
+            return select(self._computed(name, alpha, as_in_forward), selection)
         value = select(self.network.tensor(name), selection)
         if name in self.endpoints:
             value = interpolate(select(self.endpoints[name], selection), value, alpha)
         return value
+
+    def _computed(self, name: str, alpha: float, as_in_forward: bool) -> Tensor:
+        weight = self.computed[name]
+        own = [source for source, of in self.sources.items() if of == name and source in self.endpoints]
+        with placed([(*self.network.holder(source), self.on_line(source, alpha)) for source in own]):
+            return weight.compute() if as_in_forward else without_effects(weight)
 
     def scale_names(self) -> tuple[str, ...]:
         """The qualified names of the scales of the network's norms."""
@@ -96,10 +129,23 @@ class Part:
         """The network's own parameters by qualified name, each once, without second endpoints."""
         return user_parameters(self.network.module)
 
-    def buffer_bytes(self) -> int:
-        """The bytes of the floating-point buffers of the network."""
-        buffers = [value for value in self.network.module.buffers() if value.is_floating_point()]
-        return sum(value.numel() * value.element_size() for value in buffers)
+    def level_parameters(self, alpha: float, full: bool) -> Iterator[tuple[str, Tensor]]:
+        """The parameters that a level has, by qualified name, each once and not compressed yet.
+
+        Args:
+            alpha: The level.
+            full: Whether the network runs as it is: weights that layers compute then count as what they are computed
+                from.
+        """
+        sources = {} if full else self.sources
+        yield from ((name, value) for name, value in self.user_parameters() if name not in sources)
+        yield from ((name, self.on_line(name, alpha)) for name in ({} if full else self.computed))
+
+    def buffer_bytes(self, full: bool) -> int:
+        """The bytes of the floating-point buffers of a level; see :meth:`level_parameters`."""
+        sources = {} if full else self.sources
+        buffers = [value for name, value in self.network.module.named_buffers() if name not in sources]
+        return sum(value.numel() * value.element_size() for value in buffers if value.is_floating_point())
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Select the tensors that belong to this network, and name them without its prefix."""

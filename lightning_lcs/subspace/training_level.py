@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,8 +55,8 @@ class TrainingLevel:
         if level.is_full:
             return full(*args, **kwargs)
         execution = level.mode.execution(part, level, args, kwargs)
-        if id(part) not in self._weights:
-            self._weights[id(part)] = LevelWeights(part, level)
+        if id(part) not in self._weights or part.computed:  # weights that layers compute may change in each forward
+            self._weights[id(part)] = LevelWeights(part, level, as_in_forward=True)
         weights = self._weights[id(part)]
         untouched = execution.batch_statistics
         if any(name not in untouched for name in execution.statistics):
@@ -74,6 +74,8 @@ class TrainingLevel:
             self._drops.on = False
 
     def _tensor(self, weights: LevelWeights, execution: Execution, name: str) -> Tensor:
+        if name in weights.part.computed:
+            return self._computed(weights, name)
         key = (id(weights.part), name)
         if key not in self._tensors:
             selection = execution.cut(name)
@@ -101,6 +103,16 @@ class TrainingLevel:
             hook = _GradientHandover(gradients, sources, selection, weights, name, self._drops)
             value.requires_grad_().register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         return value
+
+    def _computed(self, weights: LevelWeights, name: str) -> Tensor:
+        """A weight that its layer computes, anew in each forward, as the layer does."""
+        value = weights.tensor(name)
+        if self._gradients is None or not value.requires_grad:
+            return value
+        leaf = value.detach().requires_grad_()
+        hook = _ComputedHandover(self._gradients, value, weights.part.trained_sources(name), self._drops)
+        leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        return leaf
 
     def _sources(self, part: Part, name: str) -> list[tuple[nn.Parameter, float]]:
         """The trainable parameters from which a tensor is computed, each with its share."""
@@ -152,3 +164,24 @@ class _GradientHandover:
             gradient = self._weights.gradient(self._name, leaf.detach(), gradient)
             for parameter, share in self._sources:
                 self._gradients.add(parameter, self._selection, gradient, share)
+
+
+class _ComputedHandover:
+    """A hook of a leaf that passes its gradient on through the computation of its value."""
+
+    def __init__(
+        self, gradients: GradientSum, value: Tensor, parameters: Sequence[nn.Parameter], drops: _Switch
+    ) -> None:
+        self._gradients = gradients
+        self._value = value
+        self._parameters = parameters
+        self._drops = drops
+
+    def __call__(self, leaf: Tensor) -> None:
+        gradient, leaf.grad = leaf.grad, None
+        if gradient is not None and not self._drops.on:
+            # A leaf may get gradients several times.
+            found = torch.autograd.grad(self._value, self._parameters, gradient, retain_graph=True, allow_unused=True)
+            for parameter, one in zip(self._parameters, found, strict=True):
+                if one is not None:
+                    self._gradients.add(parameter, (), one)
