@@ -12,9 +12,8 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid
 from lightning_lcs.training.bare_step import TrainingFlags, bare_training_step
 from lightning_lcs.training.isolation import quiet
-from lightning_lcs.training.loaders import batch_size, taken_from_training, training_batches
+from lightning_lcs.training.loaders import batch_size, check_loaders, training_batches
 from lightning_lcs.training.progress import counted, progress
-from lightning_lcs.utils.warning import warn
 
 RECALIBRATION = "Recalibration of batch norm, images"
 
@@ -38,6 +37,19 @@ class Recalibrator:
         self.images = images
         self.seed = seed
         self.flags = TrainingFlags()
+
+    def check(self, trainer: Trainer, model: SubspaceModel) -> None:
+        """Refuse, before training, loaders that can't be read without moving the position of training.
+
+        Args:
+            trainer: Its training loaders are set up.
+            model: The subspace model; without batch norm nothing is read.
+
+        Raises:
+            RuntimeError: With what can't be copied, and what to do.
+        """
+        if self.images > 0 and model.runner.needs_data([*self.alphas, 1.0]):
+            check_loaders(trainer)
 
     def run(self, trainer: Trainer, module: LightningModule, model: SubspaceModel, also: Sequence[float] = ()) -> None:
         """Collect the statistics of all levels now.
@@ -73,13 +85,6 @@ class Recalibrator:
             return
         if self.images == 0:
             model.runner.evaluation.warns = False  # all levels run on the statistics of alpha = 1, as the user asked
-            return
-        if taken_from_training(trainer):
-            warn(
-                "the statistics of the levels are not collected within an epoch, because the training loader is its "
-                "own iterator and training would lose the images read; a checkpoint saved at the end of an epoch holds "
-                "them"
-            )
             return
         step = bare_training_step(module)
         with (
