@@ -130,6 +130,10 @@ class Redirect:
         return self.model.runner.run(self.part, self.original, args, kwargs)
 
 
+class NeverRanError(RuntimeError):
+    """A step never called the network."""
+
+
 @dataclasses.dataclass
 class Guard:
     """Whether a guarded step skipped its batch."""
@@ -180,7 +184,7 @@ def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
     for part, before in zip(model.parts, calls, strict=True):
         if part.calls == before:
             name = part.name or type(part.network.module).__name__
-            raise RuntimeError(
+            raise NeverRanError(
                 f"{step} never called {name}, so that nothing ran at alpha={level:g}; name the network that it calls "
                 "with target="
             )
