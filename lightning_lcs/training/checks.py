@@ -45,8 +45,8 @@ def check_setup(trainer: Trainer, module: LightningModule) -> None:
         )
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise ValueError(
-            f"{type(module).__name__}.training_step takes dataloader_iter, and each level would take other batches from "
-            "it: take (batch, batch_idx) with LCSCallback"
+            f"{type(module).__name__}.training_step takes dataloader_iter, and each level would take other batches "
+            "from it: take (batch, batch_idx) with LCSCallback"
         )
     for strategy in _names(trainer.strategy) & set(_STRATEGIES):
         raise ValueError(f"{strategy} {_STRATEGIES[strategy]}: use strategy='ddp' or a single device with LCSCallback")

@@ -60,6 +60,7 @@ class Draws(Module):
         return super().training_step(next(dataloader_iter)[0], 0)
 
 
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
