@@ -35,6 +35,7 @@ def to_data(state: SubspaceState) -> dict[str, Any]:
         "ranges": _levels_to_data(state.ranges),
         "inputs": [example_inputs.to_data(arguments) for arguments in state.inputs],
         "rows": state.rows,
+        "frozen": state.frozen,
     }
 
 
@@ -65,6 +66,7 @@ def from_data(data: Mapping[str, Any]) -> SubspaceState:
         ranges=_levels_from_data(data["ranges"]),
         inputs=[example_inputs.from_data(arguments) for arguments in data.get("inputs", ())],
         rows=[float(rows) for rows in data.get("rows", ())],
+        frozen=list(data.get("frozen", ())),
     )
 
 

@@ -81,7 +81,8 @@ class Evaluation:
         # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
         state = tuple([(tensor._version, tensor.data_ptr()) for tensor in watched])
         stored = id(level.statistics)
-        key = (level.alpha, stored, torch.is_inference_mode_enabled(), execution.batch_statistics, state)
+        whole = part.frozen(part.network.plan.multiplied)
+        key = (level.alpha, stored, torch.is_inference_mode_enabled(), execution.batch_statistics, whole, state)
         held = self._ready.get((id(part), execution.names))
         if held is not None and held[0] == key:
             return held[1]

@@ -36,6 +36,8 @@ class SubspaceState:
         ranges: The ranges of quantized inputs, by level.
         inputs: An example call of each network; ``None`` where it is not known.
         rows: The samples that each network gets for one sample of the module. The default, empty, is one for each.
+        frozen: The parameters that nothing has trained, which levels leave whole, by qualified name. The default is
+            none.
     """
 
     mode: Mode
@@ -49,6 +51,7 @@ class SubspaceState:
     ranges: LevelTensors
     inputs: list[Arguments | None]
     rows: list[float] = dataclasses.field(default_factory=list)
+    frozen: list[str] = dataclasses.field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:
         """The mode, the subspace, its line and the norms as plain data, for checkpoints and files."""
@@ -99,6 +102,10 @@ class SubspaceState:
                 part.network.remember(*arguments)
         for part, rows in zip(parts, self.rows, strict=False):
             part.rows = rows
+        frozen = dict.fromkeys(self.frozen)
+        for part in parts:
+            # As it was trained, whatever the parameters of these networks require.
+            part.untrained = frozenset(part.own(frozen))
 
     def state_names(self, module: nn.Module) -> set[str]:
         """The names in the ``state_dict`` of a module once its norms are replaced as in this state."""

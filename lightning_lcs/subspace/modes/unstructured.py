@@ -20,7 +20,6 @@ from lightning_lcs.functional.sparsity import (
 )
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
-from lightning_lcs.subspace.coverage import kept_whole
 from lightning_lcs.subspace.layers import attention_weights, layer_weights
 from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.registry import register_mode
@@ -145,13 +144,12 @@ class Unstructured(Mode):
 
     def kept_whole(self, part: Part) -> dict[str, str]:
         """What could be compressed and stays whole, each with the reason."""
-        module = part.network.module
-        reasons = {}
+        module, reasons = part.network.module, {}
         for name in layer_weights(module, self.dense) if self.scope == "block" else ():
             inputs = module.get_parameter(name).shape[1]
             if inputs % BLOCK:
                 reasons[name] = f"its {inputs} inputs are not a multiple of {BLOCK}"
-        return kept_whole(module, part.compressed, reasons)
+        return {**super().kept_whole(part), **reasons}
 
     def transform(
         self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
