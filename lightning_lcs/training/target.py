@@ -146,8 +146,8 @@ def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
     """Check that the network runs inside the block (unless the step skips its batch), and only through its forward.
 
     Raises:
-        RuntimeError: The network did not run, or one of its submodules was called without its forward, which would have
-            run uncompressed.
+        RuntimeError: The network did not run, one of its submodules was called without its forward, which would have
+            run uncompressed, or the step used something that the network's own code would have kept.
     """
     guard = Guard()
     if model.mode.is_full(level):
@@ -176,7 +176,10 @@ def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
 
     handle = nn.modules.module.register_module_forward_pre_hook(refuse)
     try:
-        yield guard
+        with contextlib.ExitStack() as stack:
+            for part in model.parts:
+                stack.enter_context(part.network.withholding())
+            yield guard
     finally:
         handle.remove()
     if guard.skipped:
