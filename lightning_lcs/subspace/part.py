@@ -62,6 +62,7 @@ class Part:
     untrained: frozenset[str] | None = None
     _replaced: tuple[tuple[str, ...], Replaced] | None = None
     _found: dict[str, tuple[tuple[str, ...], Any]] = dataclasses.field(default_factory=dict, repr=False)
+    _sources: dict[str, tuple[str, ...]] | None = None
     _plan: tuple[ChannelPlan, frozenset[str], ChannelPlan] | None = None
 
     # -- what nothing trains ----------------------------------------------------------------------------------------
@@ -73,7 +74,12 @@ class Part:
         parameter of any network requires gradients, the networks are not being trained, and this says nothing.
         """
         if self.untrained is not None:
-            return self.untrained.intersection(names) if self.untrained else self.untrained
+            untrained = self.untrained
+            return (
+                frozenset(name for name in names if untrained.issuperset(self._stored(name)))
+                if untrained
+                else untrained
+            )
         found = frozenset(name for name in names if self._is_frozen(name))
         return found if found and any(map(Part._is_trainable, self.siblings or [self])) else frozenset()
 
@@ -101,8 +107,17 @@ class Part:
             self.untrained = frozenset(filter(self._is_frozen, self.untrained))
 
     def _is_frozen(self, name: str) -> bool:
-        value = self.network.tensor(name)
-        return isinstance(value, nn.Parameter) and not value.requires_grad
+        values = [self.network.tensor(stored) for stored in self._stored(name)]
+        parameters = [value for value in values if isinstance(value, nn.Parameter)]
+        return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+    def _stored(self, name: str) -> tuple[str, ...]:
+        """The parameters and buffers that hold a weight: itself, or what its layer computes it from."""
+        if self._sources is None:
+            self._sources = {}
+            for source, weight in source_names(computed_weights(self.network.module)).items():
+                self._sources[weight] = (*self._sources.get(weight, ()), source)
+        return self._sources.get(name, (name,))
 
     def _is_trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.network.module.parameters())
