@@ -93,16 +93,22 @@ class Recalibrator:
             model.runner.evaluation.warns = False  # all levels run on the statistics of alpha = 1, as the user asked
             return None
         try:
-            return self._collect(trainer, module, model, levels)
+            return self._collect(trainer, module, model, levels, self._with_gradients)
         except RuntimeError:
             # A step that needs gradients of its own (an adversarial one) fails without, and for others they are a cost.
             if self._with_gradients:
                 raise
+            collected = self._collect(trainer, module, model, levels, with_gradients=True)
             self._with_gradients = True
-            return self._collect(trainer, module, model, levels)
+            return collected
 
     def _collect(
-        self, trainer: Trainer, module: LightningModule, model: SubspaceModel, levels: Sequence[float]
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        model: SubspaceModel,
+        levels: Sequence[float],
+        with_gradients: bool,
     ) -> LevelTensors:
         with (
             apart(trainer, module, model, stage=RunningStage.TRAINING),
@@ -113,7 +119,7 @@ class Recalibrator:
         ):
             batches = training_batches(trainer, module, self.images, self.seed)
             sizes = counted(batches, advance, RECALIBRATION, lambda item: trainer.world_size * batch_size(item[0]))
-            return model.runner.collect(sizes, levels, _Forward(bare_training_step(module), self._with_gradients))
+            return model.runner.collect(sizes, levels, _Forward(bare_training_step(module), with_gradients))
 
 
 class _Forward:
