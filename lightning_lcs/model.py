@@ -419,7 +419,8 @@ class SubspaceModel(nn.Module):
 
         Returns:
             A network whose ``state_dict`` has the network's own names: in structured mode an ``fx.GraphModule`` with
-            small tensors, else a copy of the network; for several networks a ``ModuleDict`` of them.
+            small tensors, else a copy of the network; for several networks a ``ModuleDict`` of them. In a copy, the
+            compressed weights of layers with weight norm, spectral norm or other parametrizations are plain parameters.
 
         Raises:
             RuntimeError: The mode traces the network, which was never called, and had no ``example_inputs``.

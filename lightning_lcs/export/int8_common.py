@@ -94,6 +94,7 @@ def _take_quantizations(network: nn.Module) -> dict[str, QuantizationParameters]
             if held is not None:  # a layer that the network never calls has no range
                 quantizations[f"{path}.weight" if path else "weight"] = quantization_of(*held.unbind())
             del layer._forward_pre_hooks[key]
+            del layer._forward_pre_hooks_with_kwargs[key]
     return quantizations
 
 

@@ -238,7 +238,7 @@ def load_sparse(path: str | os.PathLike[str], module: nn.Module) -> SparseLevels
     Args:
         path: The path of the file.
         module: The network, with its norms replaced if the subspace has ``norm=``. All of its parameters and buffers
-            are overwritten.
+            are overwritten; weights under parametrizations become plain parameters.
 
     Returns:
         The levels, in the network.

@@ -174,16 +174,20 @@ def layers_at(module: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
 
 def hook_inputs(layers: Mapping[str, nn.Module], inputs: Inputs) -> list[Any]:
     """Change the inputs of layers; removing the handles undoes it."""
-    return [layer.register_forward_pre_hook(ChangedInput(inputs, path)) for path, layer in layers.items()]
+    return [
+        layer.register_forward_pre_hook(ChangedInput(inputs, path), with_kwargs=True) for path, layer in layers.items()
+    ]
 
 
 class ChangedInput:
-    """A forward pre-hook that changes the first argument of a layer; it is a plain object, so that it can be copied."""
+    """A forward pre-hook that changes the input of a layer; it is a plain object, so that it can be copied."""
 
     def __init__(self, inputs: Inputs, path: str) -> None:
         self.inputs = inputs
         self.path = path
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of the layer, with the first one changed."""
-        return (self.inputs(self.path, args[0]), *args[1:])
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arguments of the layer, with the input changed: the first one, or the one with the name "input"."""
+        if args:
+            return (self.inputs(self.path, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "input": self.inputs(self.path, kwargs["input"])}

@@ -203,6 +203,30 @@ def test_a_layer_that_is_never_called_has_a_quantized_weight_and_a_float_input(t
     assert not model.runner.needs_data([1.0])
 
 
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(input=self.stem(input=x).mean((2, 3)))
+        return out
+
+
+def test_layers_that_get_their_input_by_name_have_it_quantized():
+    model = SubspaceModel(Named().eval(), images(), mode=Quantized(edge_bits=8, layer_bits={"*": 4}), subspace="point")
+    model.eval().recalibrate([images()], [1.0])
+    twin = copy.deepcopy(model.module)
+    with torch.no_grad():
+        for layer in (twin.stem, twin.head):
+            layer.weight.copy_(fake_quantize(layer.weight, *value_range(layer.weight), 4))
+        ranges = {name: value.unbind() for name, value in model.statistics[1.0].items()}
+        x = twin.stem(fake_quantize(images(), *ranges["stem.input_range"], 4)).mean((2, 3))
+        expected = twin.head(fake_quantize(x, *ranges["head.input_range"], 4))
+        assert relative(model(images()), expected) < SAME_OPS
+        assert relative(pickle.loads(pickle.dumps(model.materialize(1.0)))(images()), expected) < SAME_OPS
+
+
 # -- recurrent layers -------------------------------------------------------------------------------------------------
 
 
