@@ -18,8 +18,9 @@ from lightning_lcs.subspace.forward import Replaced, placed
 from lightning_lcs.subspace.layers import single_input_layers, transposed_groups
 
 Value = TypeVar("Value")
-# The reason for which a weight is whole at every level.
-FROZEN = "it requires no gradients, and no training step has trained it"
+# The reason for which a weight is whole at every level, and for which channels are.
+FROZEN = "it requires no gradients and was never trained"
+FROZEN_CHANNELS = "channels of a weight that requires no gradients and was never trained"
 # Advice for errors of functions that take one network, when a subspace model has several.
 TOGETHER = "where the module's own forward calls them all, target='self' makes them one"
 
@@ -136,7 +137,7 @@ class Part:
         if not frozen:
             return plan
         if self._plan is None or self._plan[0] is not plan or self._plan[1] != frozen:
-            self._plan = (plan, frozen, plan.with_whole(frozen, FROZEN))
+            self._plan = (plan, frozen, plan.with_whole(frozen, FROZEN_CHANNELS))
         return self._plan[2]
 
     def _of_compressed(self, name: str, find: Callable[[], Value]) -> Value:

@@ -179,6 +179,7 @@ def test_two_calls_within_a_level_add_up() -> None:
     assert largest_difference(ours, expected) < SAME_GRADIENTS
 
 
+@pytest.mark.filterwarnings("ignore:.*stay whole at every level.*was never trained:UserWarning")
 def test_a_frozen_parameter_gets_no_gradient() -> None:
     net, x = NETWORKS["chain"]()
     net.conv2.requires_grad_(False)

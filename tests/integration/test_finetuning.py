@@ -42,6 +42,7 @@ def fit(folder, module, line_parameters, first=True, train_bn=True, saving=(), p
     return watching, run
 
 
+@pytest.mark.filterwarnings("ignore:.*stay whole at every level.*was never trained:UserWarning")
 @pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist:UserWarning")
 @either_order
 @pytest.mark.parametrize("line_parameters", ["norm", "all"])

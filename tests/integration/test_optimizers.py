@@ -133,6 +133,7 @@ def test_endpoints_in_another_group_are_an_error(tmp_path):
         trainer(tmp_path, lcs()).fit(Optimized(parted), datamodule=Data())
 
 
+@pytest.mark.filterwarnings("ignore:.*stay whole at every level.*was never trained:UserWarning")
 def test_frozen_parameters_stay(tmp_path):
     net = Net(group_norm)
     net.conv1.requires_grad_(False)

@@ -186,6 +186,7 @@ def test_a_materialized_network_runs_in_other_precisions(name: str) -> None:
         assert relative(half.float(), expected) < BFLOAT16
 
 
+@pytest.mark.filterwarnings("ignore:.*stay whole at every level.*was never trained:UserWarning")
 def test_a_materialized_network_trains() -> None:
     net, x = NETWORKS["chain"]()
     net.conv1.requires_grad_(False)
