@@ -84,9 +84,7 @@ def check_faithful(
     with _state_restored(module):
         tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         tensors |= {name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
-        before = Before(holders_of_network(module))
-        (results, gradients), recomputed = _run_network(module, args, kwargs, leaves)
-        kept = before.kept()
+        (results, gradients), recomputed, kept = _run_network(module, args, kwargs, leaves)
         with _compared(leaves, gradients) as differs:
             traced, _ = _run(
                 lambda: program.run([tensors[name] for name in program.names], sizes, args, kwargs), leaves
@@ -189,8 +187,8 @@ _Outcome = tuple[list[Tensor], tuple[Tensor | None, ...]]
 
 def _run_network(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[nn.Parameter]
-) -> tuple[_Outcome, str | None]:
-    """The outcome of the network itself, and the first module that ran again in its backward."""
+) -> tuple[_Outcome, str | None, list[Kept]]:
+    """The outcome of the network itself, the first module that ran again in its backward, and what it keeps."""
     recomputed: list[str] = []
     forward_done = False
 
@@ -203,11 +201,17 @@ def _run_network(
     def note(path: str) -> Callable[..., None]:
         return lambda *_: recomputed.append(path) if forward_done else None
 
-    # Without gradients no hooks are needed, and torch's encoder layers would use another kernel because of them.
-    children = [(path, child) for path, child in module.named_modules() if path] if leaves else []
-    handles = [child.register_forward_pre_hook(note(path)) for path, child in children]
+    handles: list[Any] = []
     try:
+        with _buffers_restored(module):
+            _run(forward, [])
+        # What is computed once and then used again, such as a table of positions, is there by now.
+        before, forward_done = Before(holders_of_network(module)), False
+        # Without gradients no hooks are needed, and torch's encoder layers would use another kernel because of them.
+        children = [(path, child) for path, child in module.named_modules() if path] if leaves else []
+        handles += [child.register_forward_pre_hook(note(path)) for path, child in children]
         outcome = _run(forward, leaves)
+        kept = before.kept()
     except Exception as error:  # a network may raise anything
         if "use_reentrant" not in str(error):
             raise two_samples_error(module, error) from error
@@ -219,7 +223,7 @@ def _run_network(
     finally:
         for handle in handles:
             handle.remove()
-    return outcome, next(iter(recomputed), None)
+    return outcome, next(iter(recomputed), None), kept
 
 
 def _run(forward: Callable[[], Any], leaves: list[nn.Parameter]) -> _Outcome:

@@ -185,6 +185,32 @@ def test_what_a_hook_keeps_is_named_where_it_is_used(kind):
     assert take() is before
 
 
+def test_a_list_that_only_the_code_knows():
+    bag = []
+
+    class Fills(Net):
+        def forward(self, x):
+            bag.append(x.mean())
+            return super().forward(x)
+
+    model = at_level(Fills())
+    assert bag == []
+    with guarded(model, 0.0, "training_step"), model.at_alpha(0.0):
+        model(X)
+        with pytest.raises(RuntimeError, match=r"what Fills\.forward keeps is not set below alpha = 1"):
+            sum(bag)
+    assert bag == []
+
+
+def test_what_is_computed_once_is_there():
+    net = Net(lambda net, features: net.named.setdefault("positions", torch.arange(16.0)))
+    model = at_level(net)
+    net(X)
+    with guarded(model, 0.0, "training_step"), model.at_alpha(0.0):
+        model(X)
+        assert net.named["positions"].sum() == 120.0
+
+
 def test_finding_out_leaves_nothing_in_collections():
     net, calls = Net(lambda net, features: net.found.append(features)), []
     found = net.found

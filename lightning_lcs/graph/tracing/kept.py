@@ -222,9 +222,18 @@ def _has_tensor(value: Any, depth: int = 3) -> bool:
 
 
 def holders_of_network(module: nn.Module) -> Iterator[Holder]:
-    """The attributes of a network and its children, and the collections and objects in them."""
+    """The attributes of a network and its children, the collections and objects in them, and what their code names."""
     kind = type(module).__name__
-    return _reachable([(f"{kind}.{path}" if path else kind, child) for path, child in module.named_modules()])
+    modules = [(f"{kind}.{path}" if path else kind, child) for path, child in module.named_modules()]
+    classes = dict.fromkeys(kind for _, child in modules for kind in type(child).__mro__)
+    code = [
+        (f"what {kind.__name__}.{name} keeps", value)
+        for kind in classes
+        for name, value in vars(kind).items()
+        if kind.__module__.partition(".")[0] not in (*_OTHERS, "builtins")
+        and isinstance(value, (types.FunctionType, *_FILLED))
+    ]
+    return _reachable([*modules, *code])
 
 
 def holders_of_hook(hook: Any, owner: nn.Module, what: str = "") -> list[Holder]:
