@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test processors cuda cuda-bench browser bolts oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long results-page env clean
+.PHONY: demo test processors cuda cuda-bench browser bolts packages oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long results-page env clean
 
 env: $(READY)
 
@@ -16,7 +16,7 @@ $(READY): pyproject.toml
 demo: $(READY)  ## train on real images in about two minutes, and show the curve
 	$(BIN)/lightning-lcs demo
 
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not browser and not bolts and not cuda' -n 2
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not benchmark and not browser and not bolts and not cuda and not packages' -n 2
 
 test: $(READY)  ## on two cores, one thread each
 	$(TESTS)
@@ -73,6 +73,16 @@ coverage: $(READY)  ## every family of timm and much of torchvision, each checke
 bolts: .venv-bolts/.ready  ## beside lightning-bolts, whose last release needs an environment of its own
 	OMP_NUM_THREADS=1 .venv-bolts/bin/python -m pytest -m bolts tests/integration/test_bolts.py
 
+.venv-packages/.ready: pyproject.toml
+	test -x .venv-packages/bin/python || $(PYTHON) -m venv .venv-packages
+	.venv-packages/bin/python -m pip install --quiet --upgrade pip
+	.venv-packages/bin/python -m pip install --quiet --editable . 'timm>=1.0.13' 'pytest>=8' 'hypothesis>=6.100' scikit-learn
+	.venv-packages/bin/python -m pip install --quiet torchgeo anomalib lightly pytorch-metric-learning
+	touch .venv-packages/.ready
+
+packages: .venv-packages/.ready  ## whole modules of other packages; not in CI
+	OMP_NUM_THREADS=1 .venv-packages/bin/python -m pytest -m packages tests/integration/test_whole_modules.py
+
 OLDEST := 'torch==2.9.1' 'torchvision==0.24.1' 'lightning==2.5.0' 'timm==1.0.13' 'torchmetrics==1.4.0' \
 	'safetensors==0.4.0' 'rich==13.0.0'
 
@@ -85,7 +95,7 @@ OLDEST := 'torch==2.9.1' 'torchvision==0.24.1' 'lightning==2.5.0' 'timm==1.0.13'
 	touch .venv-oldest/.ready
 
 oldest: .venv-oldest/.ready  ## the oldest versions that pyproject.toml allows, in an environment of their own
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m 'not benchmark and not browser and not bolts and not cuda' -n 2 \
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m 'not benchmark and not browser and not bolts and not cuda and not packages' -n 2 \
 		tests/unit tests/integration
 
 fashion: $(READY)  ## the Fashion-MNIST table: an hour on two cores

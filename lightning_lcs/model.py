@@ -348,7 +348,7 @@ class SubspaceModel(nn.Module):
         if not self.mode.runs_as_graph:
             raise RuntimeError(f"a channel plan needs structured mode, and this mode keeps all channels: {self.mode}")
         part.network.in_mode(False)
-        return part.network.plan
+        return part.plan
 
     def report(self, alpha: float = 0.0) -> str:
         """What is compressed at a level, what stays whole and why, and which norms were replaced, a line each.
@@ -493,6 +493,7 @@ class SubspaceModel(nn.Module):
             inputs=[part.network.example for part in self.parts],
             statistics_weights=self.runner.statistics_weights,
             rows=[part.rows for part in self.parts],
+            frozen=[part.prefix + name for part in self.parts for name in part.all_frozen()],
         )
 
     def subspace_state(self) -> dict[str, Any]:

@@ -245,7 +245,8 @@ class LCSCallback(pl.Callback):
         model.start_endpoints()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse monitors of the curve that would look for it before it is measured."""
+        """Refuse loaders that can't be read beside training, and monitors that would look for the curve too early."""
+        self._upkeep.recalibrator.check(trainer, self.adopted(pl_module))
         check_monitors(trainer, self._upkeep.measurement.every_n_epochs)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -18,7 +18,8 @@ from lightning_lcs.graph.merge_traces import open_sizes
 from lightning_lcs.graph.program import FixedSize, Program
 from lightning_lcs.graph.tracing.errors import ALTERNATIVES, TraceError
 from lightning_lcs.graph.tracing.example_inputs import resized, sample
-from lightning_lcs.graph.tracing.hooks import Hook, hooks_disabled
+from lightning_lcs.graph.tracing.hooks import Hook, hooks_disabled, hooks_of
+from lightning_lcs.graph.tracing.kept import Kept, holders_of_hook, holders_of_network, restored
 from lightning_lcs.graph.tracing.trace import InputSpec, trace
 from lightning_lcs.graph.verify import check_faithful, fixed_sizes, is_faithful_at, untraced_hooks
 
@@ -27,6 +28,7 @@ ENDPOINT_NAME = "lcs_endpoint_0"
 MAX_FORMS, KEPT_FORMS = 64, 4
 # Number of programs that are tried when a call comes with new sizes.
 MAX_TRIED = 3
+_MADE_AGAIN = ("_programs", "_fixed", "_untraced", "_children", "_owners", "_kept")
 HOOKS_NOT_RUN = (
     "the forward hooks of {} only watch, so they run at alpha = 1 only: at lower levels the network runs as its trace. "
     "What they log or collect comes from the full network"
@@ -76,6 +78,8 @@ class TracedNetwork:
         self._programs: dict[Any, Program] = {}
         self._fixed: dict[Program, list[FixedSize]] = {}
         self._untraced: list[Hook] = []
+        self._kept: dict[Any, list[Kept]] = {}  # by program what the network keeps, by key what its hooks keep
+        self._withheld: list[tuple[Kept, Callable[[], None]]] | None = None  # inside a block
         self._children: list[nn.Module] = []
         self._owners: dict[str, tuple[nn.Module, str]] = {}
 
@@ -89,6 +93,14 @@ class TracedNetwork:
         Raises:
             TraceError: The network can't be traced, or its forms disagree about which channels shrink together.
         """
+        key, program = self._found(args, kwargs)
+        if self._withheld is not None:
+            kept = (*self._kept.get(program, ()), *self._kept.get(key, ()))
+            self._withheld += [(each, each.withhold()) for each in kept]
+        return program
+
+    def _found(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Program]:
+        """The program for a call, and the key under which it is kept."""
         if not self._children:
             self._children = [m for name, m in self.module.named_modules() if ENDPOINT_NAME not in name]
         hooked = [child for child in self._children if child._forward_hooks or child._forward_pre_hooks]
@@ -102,8 +114,44 @@ class TracedNetwork:
                 # The forms for training and evaluation determine the plan together, before either is used.
                 self.in_mode(False)
                 self.in_mode(True)
-            program = self._programs.get(key) or self._trace(key, args, kwargs)
-        return program
+            with self._nothing_withheld():
+                program = self._programs.get(key) or self._trace(key, args, kwargs)
+        return key, program
+
+    @contextlib.contextmanager
+    def withholding(self) -> Iterator[None]:
+        """Inside the block, each run of a program withholds what a run of the network would have kept.
+
+        This is what the network's forward and the hooks that only watch keep in attributes and collections. Reading it
+        is no error, and using it is one that names it. Afterwards all is as before the block.
+        """
+        before, self._withheld = self._withheld, []
+        try:
+            yield
+        finally:
+            self._give_back()
+            self._withheld = before
+
+    def _give_back(self) -> list[Kept]:
+        given = []
+        while self._withheld:
+            kept, undo = self._withheld.pop()
+            undo()
+            given.append(kept)
+        return given[::-1]
+
+    @contextlib.contextmanager
+    def _nothing_withheld(self) -> Iterator[None]:
+        """Inside the block, nothing is withheld from the network's own code; afterwards collections are as before."""
+        given = self._give_back()
+        hooks = [hook.holder[hook.key] for hook in itertools.chain(*hooks_of(self.module))]
+        places = [holder for hook in hooks for holder in holders_of_hook(hook, self.module)]
+        try:
+            with restored([*holders_of_network(self.module), *places]):
+                yield
+        finally:
+            if self._withheld is not None:
+                self._withheld += [(kept, kept.withhold()) for kept in given]
 
     def in_mode(self, training: bool) -> Program:
         """The program for the shapes seen first, with all submodules in training or all in evaluation mode.
@@ -112,7 +160,7 @@ class TracedNetwork:
             RuntimeError: The network was never called, so its input is not known.
         """
         with training_flags(self.module, training):
-            return self.program(*self.example_inputs())
+            return self._found(*self.example_inputs())[1]
 
     def fixed_sizes(self, program: Program, training: bool) -> list[FixedSize]:
         """The sizes of inputs that must not change for a program of :meth:`in_mode`.
@@ -124,7 +172,7 @@ class TracedNetwork:
         if program not in self._fixed:
             full = [self.plan.structure.size(dim) for dim in program.sizes]
             hooks = [hook for hook in self._untraced if hook.key in hook.holder]
-            with training_flags(self.module, training), hooks_disabled(hooks):
+            with self._nothing_withheld(), training_flags(self.module, training), hooks_disabled(hooks):
                 self._fixed[program] = fixed_sizes(self.module, program, full, *self.example_inputs())
         return self._fixed[program]
 
@@ -163,6 +211,7 @@ class TracedNetwork:
         """Drop every trace, because the network itself has changed."""
         self._programs.clear()
         self._fixed.clear()
+        self._kept.clear()
         self._children.clear()
         self._owners.clear()
 
@@ -186,11 +235,11 @@ class TracedNetwork:
 
     def __getstate__(self) -> dict[str, Any]:
         # Traces hold code and tensors without data, which can't be pickled. They are made again when needed.
-        return {**self.__dict__, "_programs": {}, "_fixed": {}, "_untraced": [], "_children": [], "_owners": {}}
+        return {**self.__dict__, **{name: type(self.__dict__[name])() for name in _MADE_AGAIN}, "_withheld": None}
 
     def _trace(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         """Trace the network for a call without the hooks that only observe, unless another program can run the call."""
-        observing, around = untraced_hooks(self.module, *sample(args, kwargs))
+        observing, kept, around = untraced_hooks(self.module, *sample(args, kwargs))
         if observing:
             paths = [hook.path or "the network itself" for hook in observing]
             self._add_warning("hooks", HOOKS_NOT_RUN.format(_abbreviated(paths)))
@@ -202,8 +251,10 @@ class TracedNetwork:
                 program = self._program_of_other_sizes(traced_key, args, kwargs) or self._new_program(args, kwargs)
                 self._programs[traced_key] = program
         self._programs[key] = self._programs[traced_key]
+        self._kept[key] = kept
         while len(self._programs) > MAX_FORMS:
             del self._programs[next(itertools.islice(self._programs, KEPT_FORMS, None))]
+            self._kept = {k: v for k, v in self._kept.items() if k in (*self._programs, *self._programs.values())}
         return self._programs[key]
 
     def _program_of_other_sizes(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program | None:
@@ -232,6 +283,7 @@ class TracedNetwork:
                 continue
             if not self._is_faithful_at(opened, few):
                 return self._new_program(args, kwargs)
+            self._kept[opened] = self._kept[program]
             specs = {place: spec.shape for place, spec in enumerate(other.trace.specs) if isinstance(spec, InputSpec)}
             if self._is_faithful_at(opened, resized(few, specs)):
                 self._programs = {key: opened if p is other else p for key, p in self._programs.items()}
@@ -248,7 +300,8 @@ class TracedNetwork:
 
     def _new_program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         """Trace the network, add the trace to the plan, and check the program against the network."""
-        traced = trace(self.module, args, kwargs)
+        with restored(holders_of_network(self.module)):
+            traced = trace(self.module, args, kwargs)
         plan = dataclasses.replace(
             self.plan, structure=copy.deepcopy(self.plan.structure), tensors=dict(self.plan.tensors)
         )
@@ -262,7 +315,7 @@ class TracedNetwork:
                 )
         program = Program(traced, sizes)
         full = [plan.structure.size(dim) for dim in program.sizes]
-        recomputed = check_faithful(self.module, program, full, *sample(args, kwargs))
+        recomputed, self._kept[program] = check_faithful(self.module, program, full, *sample(args, kwargs))
         if recomputed is not None:
             self._add_warning("checkpointing", CHECKPOINTING_NOT_USED.format(recomputed))
         self.plan = plan

@@ -15,6 +15,7 @@ from lightning_lcs.graph.program import FixedSize, Program
 from lightning_lcs.graph.tracing.errors import ALTERNATIVES, TraceError, two_samples_error
 from lightning_lcs.graph.tracing.example_inputs import resized
 from lightning_lcs.graph.tracing.hooks import Hook, hooks_disabled, hooks_of, observing_hooks
+from lightning_lcs.graph.tracing.kept import Before, Kept, holders_of_network
 from lightning_lcs.graph.tracing.trace import plain_forward
 
 # Tolerances relative to the largest entry of the tensor itself, and to that of all gradients; the latter is for
@@ -24,7 +25,9 @@ RTOL_OWN, RTOL_ALL = 1e-3, 1e-5
 ADDED_SIZE = 32
 
 
-def untraced_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Hook], list[Hook]]:
+def untraced_hooks(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Hook], list[Kept], list[Hook]]:
     """The forward hooks that a trace leaves out.
 
     Args:
@@ -33,12 +36,13 @@ def untraced_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         kwargs: Its keyword arguments.
 
     Returns:
-        The hooks that do not change what the network computes, and the hooks around a forward that was replaced.
+        The hooks that do not change what the network computes, what they keep, and the hooks around a forward that was
+        replaced.
     """
     inside, around = hooks_of(module)
     candidates = [hook for hook in inside if not hook.is_from_torch]
     if not candidates:
-        return [], around
+        return [], [], around
     other = pytree.tree_map(_other_values, (args, kwargs))
 
     def run(others: bool) -> list[Tensor]:
@@ -47,7 +51,7 @@ def untraced_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
             return _run(lambda: module(*given[0], **given[1]), [])[0]
 
     with _state_restored(module), hooks_disabled(around):
-        return observing_hooks(candidates, run), around
+        return *observing_hooks(candidates, run), around
 
 
 def _other_values(leaf: Any) -> Any:
@@ -58,8 +62,8 @@ def _other_values(leaf: Any) -> Any:
 
 def check_faithful(
     module: nn.Module, program: Program, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> str | None:
-    """Compare the network with its graph on the same inputs, with the same random numbers. Nothing is changed.
+) -> tuple[str | None, list[Kept]]:
+    """Compare the network with its graph on the same inputs, with the same random numbers.
 
     Args:
         module: The network, in the state in which it was traced.
@@ -70,7 +74,7 @@ def check_faithful(
 
     Returns:
         The path of the first module that ran again in the network's backward, because of gradient checkpointing, or
-        ``None``.
+        ``None``; and what the network keeps besides its result.
 
     Raises:
         TraceError: They differ. A graph holds ATen ops only, so it misses a custom ``autograd.Function``, for example.
@@ -80,7 +84,9 @@ def check_faithful(
     with _state_restored(module):
         tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         tensors |= {name: buffer.detach().clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
+        before = Before(holders_of_network(module))
         (results, gradients), recomputed = _run_network(module, args, kwargs, leaves)
+        kept = before.kept()
         with _compared(leaves, gradients) as differs:
             traced, _ = _run(
                 lambda: program.run([tensors[name] for name in program.names], sizes, args, kwargs), leaves
@@ -100,7 +106,7 @@ def check_faithful(
             "misses something that is not part of the forward, such as a custom autograd.Function or a hook on "
             f"gradients. {_ADVICE}"
         )
-    return recomputed
+    return recomputed, kept
 
 
 def is_faithful_at(

@@ -36,6 +36,7 @@ def to_data(state: SubspaceState) -> dict[str, Any]:
         "ranges": _levels_to_data(state.ranges),
         "inputs": [example_inputs.to_data(arguments) for arguments in state.inputs],
         "rows": state.rows,
+        "frozen": state.frozen,
     }
 
 
@@ -67,6 +68,7 @@ def from_data(data: Mapping[str, Any]) -> SubspaceState:
         inputs=[example_inputs.from_data(arguments) for arguments in data.get("inputs", ())],
         statistics_weights=str(data.get("statistics_weights", "")),
         rows=[float(rows) for rows in data.get("rows", ())],
+        frozen=list(data.get("frozen", ())),
     )
 
 

@@ -93,7 +93,7 @@ def _network_tensors(state: SubspaceState, part: Part) -> tuple[dict[str, Tensor
     own |= {f"constant.{k}": value for k, value in enumerate(program.trace.constants.values())}
     for number, level in enumerate(state.statistics.values()):
         own |= {f"statistics.{number}.{n}": value for n, value in level.items() if n in program.names}
-    data = network_to_data(program, network.plan)
+    data = network_to_data(program, part.plan)
     # A network that can't be loaded again is refused here, before the old file is replaced.
     made, plan = network_from_data(data, list(program.trace.constants.values()))
     check_network(made, plan, state.mode, {n: network.tensor(n).dtype for n in program.names})
@@ -108,7 +108,8 @@ def _module_tensors(state: SubspaceState, part: Part) -> tuple[dict[str, Tensor]
     for kind, levels in (("statistics", state.statistics), ("ranges", state.ranges)):
         for number, level in enumerate(levels.values()):
             own |= {f"{kind}.{number}.{name}": value for name, value in level.items()}
-    return own, {"shapes": state.shapes, "ranges": list(state.ranges)}
+    frozen = {"frozen": state.frozen} if state.frozen else {}
+    return own, {"shapes": state.shapes, "ranges": list(state.ranges), **frozen}
 
 
 def _put(tensors: dict[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, str]:
@@ -190,6 +191,7 @@ def read(path: str | os.PathLike[str]) -> SavedSubspace:
             statistics=content.levels("statistics"),
             ranges={} if content.mode.runs_as_graph else content.levels("ranges"),
             inputs=[],
+            frozen=list(map(checked_name, header.get("frozen", []))),
         )
         part = _stored_part(content, state) if content.mode.runs_as_graph else None
         return SavedSubspace(state, content.table, content.classes, part, content.of("state"))
@@ -221,7 +223,7 @@ class Content:
         self.header = header
         self.mode: Mode = parse_mode(header["mode"])
         expected = _OF_NETWORK if self.mode.runs_as_graph else _OF_TENSORS
-        if header.keys() != set(expected):
+        if header.keys() - {"frozen"} != set(expected):
             raise ValueError(f"its header has the keys {sorted(header)} instead of {sorted(expected)}")
         self.subspace = check_subspace(header["subspace"])
         self.table = table_from_data(header["level_table"])

@@ -99,7 +99,7 @@ class StoredNetwork(TracedNetwork):
         """
         if training:
             raise RuntimeError("a file holds the network for evaluation only: train the model that wrote the file")
-        return super().in_mode(False)
+        return self.program(*self.example_inputs())
 
     def forget(self) -> None:
         """Do nothing, because the network can't be traced again."""

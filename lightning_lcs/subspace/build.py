@@ -26,9 +26,11 @@ def build_parts(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
         selected = mode.select_weights(module)
         network = TracedNetwork(module, mode.plan(module))
         prefix = f"{name}." if len(modules) > 1 else ""
-        parts.append(Part(name, prefix, network, compressed=selected.weights, pinned=selected.pinned))
-        mode.warn_of_whole(parts[-1])
-    unchanged = all(set(part.compressed) <= set(part.pinned) for part in parts)
+        parts.append(Part(name, prefix, network, selected=selected.weights, pinned=selected.pinned))
+    for part in parts:
+        part.siblings = parts
+        mode.warn_of_whole(part)
+    unchanged = all(set(part.selected) <= set(part.pinned) for part in parts)
     if not mode.runs_as_graph and unchanged and not mode.pins_layers:
         networks = ", ".join(type(module).__name__ for module in modules.values())
         raise ValueError(f"{networks} has no layer to compress, besides those that the options of {mode} keep")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lcs.graph.channels.plan import select
 from lightning_lcs.graph.traced_network import training_flags
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.level_weights import LevelWeights, level_tensors
@@ -130,20 +131,26 @@ class Collector:
         self._counts: dict[float, dict[str, int]] = {}
         # The weights don't change meanwhile, so that a threshold is searched for once per level, not once per batch.
         self._known: dict[tuple[str, float], dict[str, Any]] = {}
+        # The statistics of norms in parts that nothing trains, which are the same at every level.
+        self._kept: dict[str, set[str]] = {}
         self._ran = False
 
     @contextlib.contextmanager
     def flags(self) -> Iterator[None]:
         """Inside the block all layers but batch norms are in evaluation mode, and modules with layers in training mode.
 
-        The training step expects what these modules return in training mode, such as losses or the outputs of auxiliary
-        heads.
+        Batch norms in parts that nothing trains, such as a teacher, are in evaluation mode, too. The training step
+        expects what modules with layers return in training mode, such as losses or the outputs of auxiliary heads.
         """
         with contextlib.ExitStack() as stack:
             for part in self._parts:
                 stack.enter_context(training_flags(part.network.module, False))
-                for child in part.network.module.modules():
-                    child.training = isinstance(child, nn.modules.batchnorm._BatchNorm) or _is_made_of_layers(child)
+                frozen = part.frozen_modules()
+                buffers = [name for name, _ in part.network.module.named_buffers()] if frozen else []
+                self._kept[part.prefix] = {name for name in buffers if name.rpartition(".")[0] in frozen}
+                for path, child in part.network.module.named_modules():
+                    is_norm = isinstance(child, nn.modules.batchnorm._BatchNorm) and path not in frozen
+                    child.training = is_norm or _is_made_of_layers(child)
             yield
 
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -153,7 +160,7 @@ class Collector:
         variances = (variance for variance, _ in execution.statistics.values())
         scratch = {
             name: part.network.tensor(name).new_zeros(tuple(execution.shape(name)))
-            for name in {*execution.statistics, *variances, *execution.batch_statistics}
+            for name in {*execution.statistics, *variances, *execution.batch_statistics} - self._kept[part.prefix]
         }
         known = self._known.setdefault((part.prefix, self.alpha), {})
         tensors = level_tensors(LevelWeights(part, level, known), execution, {})
@@ -162,7 +169,10 @@ class Collector:
         result = execution.run(tensors, full, args, kwargs, inputs)
         for mean, (variance, momentum) in execution.statistics.items():
             for name in (mean, variance):
-                self._add(part.prefix + name, scratch[name].float() / momentum)
+                if name in scratch:
+                    self._add(part.prefix + name, scratch[name].float() / momentum)
+                else:
+                    self._add(part.prefix + name, select(part.network.tensor(name), execution.cut(name)).float())
         self._ran = True
         return result
 

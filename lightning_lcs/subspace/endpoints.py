@@ -201,7 +201,9 @@ def restart(module: nn.Module, endpoints: dict[str, nn.Parameter], start: str, s
         if id(endpoint) not in done:
             done.add(id(endpoint))
             parameter = module.get_parameter(name)
-            endpoint.copy_(redraw(parameter, generator) if start == "independent" else parameter)
+            # A frozen parameter, such as that of a teacher, would keep what is drawn for it.
+            drawn = start == "independent" and parameter.requires_grad
+            endpoint.copy_(redraw(parameter, generator) if drawn else parameter)
 
 
 def detach(module: nn.Module) -> None:

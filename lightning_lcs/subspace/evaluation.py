@@ -124,7 +124,8 @@ class Evaluation:
         gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched)
         state = _state(watched)
         stored = id(level.statistics)
-        key = (level.alpha, stored, torch.is_inference_mode_enabled(), execution.batch_statistics, state)
+        whole = part.frozen(part.network.plan.multiplied)
+        key = (level.alpha, stored, torch.is_inference_mode_enabled(), execution.batch_statistics, whole, state)
         held = self._ready.get((id(part), execution.names))
         if held is not None and held[0] == key:
             return held[1]

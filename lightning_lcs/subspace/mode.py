@@ -19,7 +19,7 @@ from lightning_lcs.subspace.cost import Cost, macs_of
 from lightning_lcs.subspace.coverage import kept_whole, warn_of_whole
 from lightning_lcs.subspace.forward import Execution, Inputs
 from lightning_lcs.subspace.layers import all_weights
-from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.part import FROZEN, Part
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -213,7 +213,7 @@ class Mode:
         Args:
             part: The network.
         """
-        return kept_whole(part.network.module, part.compressed)
+        return kept_whole(part.network.module, part.compressed, dict.fromkeys(part.frozen(part.selected), FROZEN))
 
     def execution(self, part: Part, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
         """How the network runs at a level, for this call and the current training flags.

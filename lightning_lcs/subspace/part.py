@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from lightning_lcs.functional.subspace import endpoint_cosine, interpolate
-from lightning_lcs.graph.channels.plan import Selection, select
-from lightning_lcs.graph.traced_network import TracedNetwork
+from lightning_lcs.graph.channels.plan import ChannelPlan, Selection, select
+from lightning_lcs.graph.traced_network import ENDPOINT_NAME, TracedNetwork
 from lightning_lcs.subspace.computed import ComputedWeight, computed_weights, source_names, without_effects
 from lightning_lcs.subspace.endpoints import is_norm, user_parameters
 from lightning_lcs.subspace.forward import Replaced, placed
 from lightning_lcs.subspace.layers import single_input_layers, transposed_groups
 
+Value = TypeVar("Value")
+# The reason for which a weight is whole at every level.
+FROZEN = "it requires no gradients, and no training step has trained it"
 # Advice for errors of functions that take one network, when a subspace model has several.
 TOGETHER = "where the module's own forward calls them all, target='self' makes them one"
 
@@ -31,7 +33,7 @@ class Part:
         prefix: The prefix of its qualified tensor names; empty for the only part.
         network: The network and its traces.
         endpoints: Endpoint 0, by the network's own parameter names.
-        compressed: The names of the weights that the mode compresses.
+        selected: The names of the weights that the mode compresses once something trains them.
         pinned: The values of the mode's axis that some of these weights have at every level, by name.
         calls: How often the network has run, for the check that a training step calls it.
         running: How many of these calls have not returned yet.
@@ -40,13 +42,15 @@ class Part:
         scales: The names of the scales of its norms, for a network from a file, which has no norm layers.
         warned: Whether the warning about tensors that stay whole was issued.
         cache: Results that a mode keeps from one call to the next.
+        siblings: All networks of the subspace model; empty if there is only this one.
+        untrained: The names of the parameters that no training step has trained so far; ``None`` before the first one.
     """
 
     name: str
     prefix: str
     network: TracedNetwork
     endpoints: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
-    compressed: tuple[str, ...] = ()
+    selected: tuple[str, ...] = ()
     pinned: Mapping[str, float] = dataclasses.field(default_factory=dict)
     calls: int = 0
     running: int = 0
@@ -54,35 +58,129 @@ class Part:
     scales: tuple[str, ...] | None = None
     warned: bool = False
     cache: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    _replaced: Replaced | None = None
+    siblings: list[Part] = dataclasses.field(default_factory=list, repr=False, compare=False)
+    untrained: frozenset[str] | None = None
+    _replaced: tuple[tuple[str, ...], Replaced] | None = None
+    _found: dict[str, tuple[tuple[str, ...], Any]] = dataclasses.field(default_factory=dict, repr=False)
+    _sources: dict[str, tuple[str, ...]] | None = None
+    _plan: tuple[ChannelPlan, frozenset[str], ChannelPlan] | None = None
 
-    @functools.cached_property
+    # -- what nothing trains ----------------------------------------------------------------------------------------
+
+    def frozen(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of some parameters that nothing trains, such as the weights of a teacher: levels leave them whole.
+
+        These are the parameters that require no gradients, unless a training step has trained them before. Where no
+        parameter of any network requires gradients, the networks are not being trained, and this says nothing.
+        """
+        if self.untrained is not None:
+            untrained = self.untrained
+            return (
+                frozenset(name for name in names if untrained.issuperset(self._stored(name)))
+                if untrained
+                else untrained
+            )
+        found = frozenset(name for name in names if self._is_frozen(name))
+        return found if found and any(map(Part._is_trainable, self.siblings or [self])) else frozenset()
+
+    def all_frozen(self) -> list[str]:
+        """The names of all parameters that nothing trains, in order."""
+        every = self.network.module.named_parameters(remove_duplicate=False)  # a trace may know another of two names
+        names = [name for name, _ in every if ENDPOINT_NAME not in name.split(".")]
+        frozen = self.frozen(names)
+        return [name for name in names if name in frozen]
+
+    def frozen_modules(self) -> set[str]:
+        """The paths of modules that lie inside of a module of which nothing trains any parameter."""
+        frozen = set(self.all_frozen())
+        names = [name for name, _ in self.user_parameters()] if frozen else []
+        holding = {path for name in names for path in _paths_around(name)}
+        trained = {path for name in names if name not in frozen for path in _paths_around(name)}
+        paths = [path for path, _ in self.network.module.named_modules()]
+        return {path for path in paths if path.rpartition(".")[0] in holding - trained}
+
+    def see_training(self) -> None:
+        """A training step runs: what requires gradients now is trained from here on, whatever happens to it later."""
+        if self.untrained is None:
+            self.untrained = frozenset(self.all_frozen())
+        elif self.untrained:
+            self.untrained = frozenset(filter(self._is_frozen, self.untrained))
+
+    def _is_frozen(self, name: str) -> bool:
+        values = [self.network.tensor(stored) for stored in self._stored(name)]
+        parameters = [value for value in values if isinstance(value, nn.Parameter)]
+        return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+    def _stored(self, name: str) -> tuple[str, ...]:
+        """The parameters and buffers that hold a weight: itself, or what its layer computes it from."""
+        if self._sources is None:
+            self._sources = {}
+            for source, weight in source_names(computed_weights(self.network.module)).items():
+                self._sources[weight] = (*self._sources.get(weight, ()), source)
+        return self._sources.get(name, (name,))
+
+    def _is_trainable(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.network.module.parameters())
+
+    @property
+    def compressed(self) -> tuple[str, ...]:
+        """The names of the weights that the mode compresses."""
+        frozen = self.frozen(self.selected)
+        return tuple(name for name in self.selected if name not in frozen) if frozen else self.selected
+
+    @property
+    def plan(self) -> ChannelPlan:
+        """The channel plan of the network, in which the weights that nothing trains are whole."""
+        plan = self.network.plan
+        frozen = self.frozen(plan.multiplied)
+        if not frozen:
+            return plan
+        if self._plan is None or self._plan[0] is not plan or self._plan[1] != frozen:
+            self._plan = (plan, frozen, plan.with_whole(frozen, FROZEN))
+        return self._plan[2]
+
+    def _of_compressed(self, name: str, find: Callable[[], Value]) -> Value:
+        """What was found out of the compressed weights, as long as these are the same."""
+        known = self._found.get(name)
+        if known is None or known[0] != self.compressed:
+            known = self._found[name] = (self.compressed, find())
+        found: Value = known[1]
+        return found
+
+    @property
     def transposed(self) -> Mapping[str, int]:
         """The number of groups of each compressed transposed convolution, by the name of its weight."""
-        return transposed_groups(self.network.module, self.compressed)
+        return self._of_compressed("transposed", lambda: transposed_groups(self.network.module, self.compressed))
 
-    @functools.cached_property
+    @property
     def computed(self) -> Mapping[str, ComputedWeight]:
         """The compressed weights that their layers compute from other tensors, by name."""
-        found = computed_weights(self.network.module)
-        return {name: found[name] for name in self.compressed if name in found}
 
-    @functools.cached_property
+        def find() -> dict[str, ComputedWeight]:
+            found = computed_weights(self.network.module)
+            return {name: found[name] for name in self.compressed if name in found}
+
+        return self._of_compressed("computed", find)
+
+    @property
     def sources(self) -> Mapping[str, str]:
         """The tensors that compressed weights are computed from, each with the weight, by name."""
-        return source_names(self.computed)
+        return self._of_compressed("sources", lambda: source_names(self.computed))
 
-    @functools.cached_property
+    @property
     def layers(self) -> tuple[str, ...]:
         """The paths of the layers with compressed weights whose inputs a mode may change."""
-        return single_input_layers(self.network.module, self.compressed)
+        return self._of_compressed("layers", lambda: single_input_layers(self.network.module, self.compressed))
 
     def replaced(self) -> Replaced:
         """The network's own forward, which takes the tensors on the line and the compressed tensors as arguments."""
-        if self._replaced is None:
-            names = tuple(dict.fromkeys((*self.endpoints, *self.compressed)))
-            self._replaced = Replaced(self.network, names, self.layers, self.computed)
-        return self._replaced
+        compressed = self.compressed
+        if self._replaced is None or self._replaced[0] != compressed:
+            names = tuple(dict.fromkeys((*self.endpoints, *compressed)))
+            self._replaced = (compressed, Replaced(self.network, names, self.layers, self.computed))
+        return self._replaced[1]
+
+    # -- tensors ----------------------------------------------------------------------------------------------------
 
     def stored(self, names: Sequence[str]) -> Sequence[str]:
         """The names of parameters and buffers, with the sources of weights that layers compute in their place."""
@@ -147,8 +245,8 @@ class Part:
         buffers = [value for name, value in self.network.module.named_buffers() if name not in sources]
         return sum(value.numel() * value.element_size() for value in buffers if value.is_floating_point())
 
-    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Select the tensors that belong to this network, and name them without its prefix."""
+    def own(self, tensors: Mapping[str, Value]) -> dict[str, Value]:
+        """Select the entries that belong to this network, and name them without its prefix."""
         return {name[len(self.prefix) :]: value for name, value in tensors.items() if name.startswith(self.prefix)}
 
     @contextlib.contextmanager
@@ -165,6 +263,13 @@ class Part:
     def __getstate__(self) -> dict[str, Any]:
         # The cache may hold tensors on a device that does not exist where the copy is opened.
         return {**self.__dict__, "cache": {}}
+
+
+def _paths_around(name: str) -> Iterator[str]:
+    """The paths of all modules around a parameter, up to the network itself."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def endpoint_pairs(parts: Sequence[Part]) -> list[tuple[nn.Parameter, nn.Parameter]]:

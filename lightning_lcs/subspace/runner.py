@@ -189,6 +189,8 @@ class LevelRunner:
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one network at the level; at the full level, call ``full``, its own forward."""
         executor: Executor = self._executor or self.server or self.evaluation
+        if torch.is_grad_enabled() and (self._executor is not None or part.network.module.training):
+            part.see_training()
         part.calls += 1
         part.running += 1
         if self._rows is not None and self._executor is None:  # and not while statistics are collected

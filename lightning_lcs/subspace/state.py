@@ -38,6 +38,8 @@ class SubspaceState:
         statistics_weights: The fingerprint of the weights that the statistics were collected at. The default is empty:
             it is not known.
         rows: The samples that each network gets for one sample of the module. The default, empty, is one for each.
+        frozen: The parameters that nothing has trained, which levels leave whole, by qualified name. The default is
+            none.
     """
 
     mode: Mode
@@ -52,6 +54,7 @@ class SubspaceState:
     inputs: list[Arguments | None]
     statistics_weights: str = ""
     rows: list[float] = dataclasses.field(default_factory=list)
+    frozen: list[str] = dataclasses.field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:
         """The mode, the subspace, its line and the norms as plain data, for checkpoints and files."""
@@ -102,6 +105,10 @@ class SubspaceState:
                 part.network.remember(*arguments)
         for part, rows in zip(parts, self.rows, strict=False):
             part.rows = rows
+        frozen = dict.fromkeys(self.frozen)
+        for part in parts:
+            # As it was trained, whatever the parameters of these networks require.
+            part.untrained = frozenset(part.own(frozen))
 
     def state_names(self, module: nn.Module) -> set[str]:
         """The names in the ``state_dict`` of a module once its norms are replaced as in this state."""

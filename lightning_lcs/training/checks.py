@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,11 @@ def check_setup(trainer: Trainer, module: LightningModule) -> None:
         raise ValueError(
             f"{type(module).__name__} uses manual optimization, and LCSCallback sums the gradients of several "
             "levels inside Lightning's own step: use automatic optimization"
+        )
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise ValueError(
+            f"{type(module).__name__}.training_step takes dataloader_iter, and each level would take other batches "
+            "from it: take (batch, batch_idx) with LCSCallback"
         )
     for strategy in _names(trainer.strategy) & set(_STRATEGIES):
         raise ValueError(f"{strategy} {_STRATEGIES[strategy]}: use strategy='ddp' or a single device with LCSCallback")

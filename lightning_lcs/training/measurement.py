@@ -96,7 +96,7 @@ class Measurement:
                 measured[alpha] = passes.run(alpha, partial(advance, 1, doing))
         if 1.0 in levels and full_metrics is not None:
             names = {name for metrics in measured.values() for name in metrics}
-            measured[1.0] = {k: float(v) for k, v in full_metrics.items() if k in names or not names}
+            measured[1.0] = {k: float(v) for k, v in full_metrics.items() if k in names or not measured}
         with isolate_rng():
             # One rank measures: several on one machine would slow each other and get different figures.
             latencies = self._latencies(model, levels) if trainer.is_global_zero else {}

@@ -16,10 +16,9 @@ from lightning_lcs.subspace.gradients import gradients_apart
 from lightning_lcs.subspace.state import LevelTensors
 from lightning_lcs.training.bare_step import TrainingFlags, bare_training_step
 from lightning_lcs.training.isolation import apart
-from lightning_lcs.training.loaders import batch_size, taken_from_training, training_batches
+from lightning_lcs.training.loaders import batch_size, check_loaders, training_batches
 from lightning_lcs.training.progress import counted, progress
 from lightning_lcs.training.user_state import Snapshot
-from lightning_lcs.utils.warning import warn
 
 RECALIBRATION = "Recalibration of batch norm, images"
 
@@ -44,6 +43,19 @@ class Recalibrator:
         self.seed = seed
         self.flags = TrainingFlags()
         self._with_gradients = False
+
+    def check(self, trainer: Trainer, model: SubspaceModel) -> None:
+        """Refuse, before training, loaders that can't be read without moving the position of training.
+
+        Args:
+            trainer: Its training loaders are set up.
+            model: The subspace model; without batch norm nothing is read.
+
+        Raises:
+            RuntimeError: With what can't be copied, and what to do.
+        """
+        if self.images > 0 and model.runner.needs_data([*self.alphas, 1.0]):
+            check_loaders(trainer)
 
     def run(self, trainer: Trainer, module: LightningModule, model: SubspaceModel, also: Sequence[float] = ()) -> None:
         """Collect the statistics of all levels now.
@@ -74,18 +86,11 @@ class Recalibrator:
     def _collected(
         self, trainer: Trainer, module: LightningModule, model: SubspaceModel, levels: Sequence[float]
     ) -> LevelTensors | None:
-        """The statistics of levels; ``None`` if they are not needed, not wanted, or can't be collected now."""
+        """The statistics of levels; ``None`` if they are not needed or not wanted."""
         if not model.runner.needs_data(levels):
             return None
         if self.images == 0:
             model.runner.evaluation.warns = False  # all levels run on the statistics of alpha = 1, as the user asked
-            return None
-        if taken_from_training(trainer):
-            warn(
-                "the statistics of the levels are not collected within an epoch, because the training loader is its "
-                "own iterator and training would lose the images read; a checkpoint saved at the end of an epoch holds "
-                "them"
-            )
             return None
         try:
             return self._collect(trainer, module, model, levels)

@@ -130,6 +130,10 @@ class Redirect:
         return self.model.runner.run(self.part, self.original, args, kwargs)
 
 
+class NeverRanError(RuntimeError):
+    """A step never called the network."""
+
+
 @dataclasses.dataclass
 class Guard:
     """Whether a guarded step skipped its batch."""
@@ -142,8 +146,8 @@ def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
     """Check that the network runs inside the block (unless the step skips its batch), and only through its forward.
 
     Raises:
-        RuntimeError: The network did not run, or one of its submodules was called without its forward, which would have
-            run uncompressed.
+        RuntimeError: The network did not run, one of its submodules was called without its forward, which would have
+            run uncompressed, or the step used something that the network's own code would have kept.
     """
     guard = Guard()
     if model.mode.is_full(level):
@@ -172,7 +176,10 @@ def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
 
     handle = nn.modules.module.register_module_forward_pre_hook(refuse)
     try:
-        yield guard
+        with contextlib.ExitStack() as stack:
+            for part in model.parts:
+                stack.enter_context(part.network.withholding())
+            yield guard
     finally:
         handle.remove()
     if guard.skipped:
@@ -180,7 +187,7 @@ def guarded(model: SubspaceModel, level: float, step: str) -> Iterator[Guard]:
     for part, before in zip(model.parts, calls, strict=True):
         if part.calls == before:
             name = part.name or type(part.network.module).__name__
-            raise RuntimeError(
+            raise NeverRanError(
                 f"{step} never called {name}, so that nothing ran at alpha={level:g}; name the network that it calls "
                 "with target="
             )

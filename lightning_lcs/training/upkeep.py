@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning_lcs.training.evaluation import evaluate_level
 from lightning_lcs.training.measurement import Measurement
 from lightning_lcs.training.patches import Patches, StandIn
 from lightning_lcs.training.recalibration import Recalibrator
+from lightning_lcs.training.target import NeverRanError
 from lightning_lcs.utils.warning import warn
 
 
@@ -34,6 +36,8 @@ class Upkeep:
         self._resumed = False
         self._validated_weights = ""
         self._is_first_step = False
+        self._calls = 0
+        self._runs_network = False
         self._patches = Patches()
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
@@ -56,7 +60,12 @@ class Upkeep:
         """A validation or a test begins."""
         self._is_first_step = True
         self._validated_weights = ""
+        self._calls = self._network_calls()
         self._resumed = trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
+
+    def _network_calls(self) -> int:
+        model = self.adoption.model
+        return 0 if model is None else sum(part.calls for part in model.parts)
 
     def _step(
         self, trainer: Trainer, module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
@@ -81,6 +90,7 @@ class Upkeep:
     def after_validation(self, trainer: Trainer, module: LightningModule) -> None:
         """Measure the curve where it is due."""
         model = self.adoption.adopted(module)
+        self._runs_network = self._network_calls() > self._calls
         if trainer.sanity_checking:
             self._rehearse(trainer, module)
         elif trainer.state.fn != "fit" and trainer.ckpt_path is not None and not model.trained:
@@ -114,14 +124,15 @@ class Upkeep:
             full_metrics = None
         if not model.mode.is_full(1.0) and trainer.state.fn == "fit":
             model.statistics = {}  # those of the validation, of one level
-        self.measurement.run(
-            trainer,
-            module,
-            model,
-            full_metrics,
-            weights=self._validated_weights,
-            recalibrate=lambda levels: self.recalibrator.run(trainer, module, model, also=levels),
-        )
+        with self._tolerant():
+            self.measurement.run(
+                trainer,
+                module,
+                model,
+                full_metrics,
+                weights=self._validated_weights,
+                recalibrate=lambda levels: self.recalibrator.run(trainer, module, model, also=levels),
+            )
         self._measured_at = trainer.global_step
 
     def add_subspace(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -136,8 +147,18 @@ class Upkeep:
             self.recalibrator.run(trainer, module, model, also=self.measurement.alphas)
         checkpoint[CHECKPOINT_KEY] = {**model.subspace_state(), "targets": list(self.adoption.targets)}
 
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Inside the block, a validation may leave the network out if that at alpha = 1 does as well."""
+        try:
+            yield
+        except NeverRanError:
+            if self._runs_network:
+                raise
+            warn("no curve is measured: the validation never calls the network")
+
     def _rehearse(self, trainer: Trainer, module: LightningModule) -> None:
         """One batch of a curve: a step that can't run compressed fails now instead of after the training."""
         model = self.adoption.adopted(module)
-        with model.runner.evaluation.silent():  # the level has no batch-norm statistics yet
+        with self._tolerant(), model.runner.evaluation.silent():  # the level has no batch-norm statistics yet
             evaluate_level(trainer, module, model, 0.0, max_batches=1)

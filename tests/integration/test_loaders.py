@@ -133,10 +133,7 @@ class OneAtATime:
         return self.batches[self.position - 1]
 
 
-@pytest.mark.parametrize(
-    "every_n_train_steps",
-    [3, pytest.param(1, marks=pytest.mark.filterwarnings("ignore:the statistics of the levels are not collected"))],
-)
+@pytest.mark.parametrize("every_n_train_steps", [3, 1])
 def test_a_loader_that_is_its_own_iterator(tmp_path, every_n_train_steps):
     """Checkpoints within an epoch, whose statistics need images, take none from the training."""
     saving = ModelCheckpoint(tmp_path, every_n_train_steps=every_n_train_steps)

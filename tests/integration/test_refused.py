@@ -53,9 +53,21 @@ def test_callbacks_in_either_order(tmp_path, train, val, make):
     check_refused(tmp_path, Module(), train, val, "take it out of the trainer", before=[first])
 
 
+class Draws(Module):
+    """Draws its batches itself."""
+
+    def training_step(self, dataloader_iter):
+        return super().training_step(next(dataloader_iter)[0], 0)
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
 @pytest.mark.parametrize(
     ("kind", "match"),
-    [(Manual, "manual optimization"), (SecondOrder, "LBFGS runs the training step several")],
+    [
+        (Draws, "takes dataloader_iter, and each level would take other batches"),
+        (Manual, "manual optimization"),
+        (SecondOrder, "LBFGS runs the training step several"),
+    ],
 )
 def test_optimizers(tmp_path, train, val, kind, match):
     check_refused(tmp_path, kind(), train, val, match)

@@ -45,6 +45,8 @@ class ChannelPlan:
         tensors: The dimensions of parameters and buffers, by qualified name.
         keep: Paths or patterns of modules that are kept whole with all their submodules. The default is none.
         round_to: Sizes that shrink are multiples of this number. The default is 1.
+        multiplied: Names of the parameters by which an op multiplies its input over several channels, such as the
+            weights of convolutions and linear layers. The default is none.
 
     Example:
         >>> import torch
@@ -63,6 +65,20 @@ class ChannelPlan:
     tensors: dict[str, Dims] = dataclasses.field(default_factory=dict)
     keep: tuple[str, ...] = ()
     round_to: int = 1
+    multiplied: set[str] = dataclasses.field(default_factory=set)
+
+    def with_whole(self, names: Iterable[str], why: str) -> ChannelPlan:
+        """The plan in which further tensors are kept whole.
+
+        Args:
+            names: Qualified names of the tensors.
+            why: The reason.
+        """
+        structure = dataclasses.replace(self.structure, kept_whole=dict(self.structure.kept_whole))
+        for name in names:
+            for dim in self.tensors[name]:
+                structure.keep_whole(dim, why)
+        return dataclasses.replace(self, structure=structure)
 
     def selection(self, width: float, chosen: ChosenChannels = NO_CHOSEN_CHANNELS) -> PlanAtWidth:
         """The plan at a width.

@@ -32,13 +32,21 @@ def propagate(trace: Trace, plan: ChannelPlan) -> list[SizeArgument]:
     """
     structure, tensors = plan.structure, plan.tensors
     known: dict[fx.Node, Any] = {}
+    made_of: dict[fx.Node, frozenset[str]] = {}
     size_arguments: list[SizeArgument] = []
     for node in trace.graph.nodes:
         if node.op == "placeholder":
             known[node] = _placeholder(trace, node, plan)
+            if node.name in trace.state:
+                made_of[node] = frozenset({trace.state[node.name]})
         elif node.op == "call_function":
             call = Call(node, structure, known)
             known[node] = _apply(call)
+            weights = [made_of[tensor] for tensor in node.all_input_nodes if tensor in made_of]
+            if weights and len(weights) == len(node.all_input_nodes):
+                made_of[node] = frozenset[str]().union(*weights)
+            elif call.name in _PRODUCTS and not _is_depthwise(call):
+                plan.multiplied.update(name for names in weights for name in names if len(tensors[name]) > 1)
             size_arguments.extend((node, path, dim) for path, dim in call.resized.items())
         elif node.op == "output":
             for result in node.all_input_nodes:
@@ -50,6 +58,19 @@ def propagate(trace: Trace, plan: ChannelPlan) -> list[SizeArgument]:
         tensors[name] = [structure.resolve(dim) for dim in dims]
     structure.round_to(plan.round_to, (dim for dims in tensors.values() for dim in dims))
     return [(node, path, structure.resolve(dim)) for node, path, dim in size_arguments]
+
+
+# Ops of which each result is a sum over the channels of the input, so that all of their weights belong together.
+_PRODUCTS = {
+    *("linear", "bilinear", "matmul", "bmm", "mm", "mv", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
+    *(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)),
+    *(f"{kind}{part}" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu") for part in ("", "_cell")),
+}
+
+
+def _is_depthwise(call: Call) -> bool:
+    """Whether each channel of the result comes from one channel of the input, as with a blur or an edge filter."""
+    return call.name.startswith("conv") and call.arg(6, "groups", 1) > 1 and call.shape(call.arg(1, "weight"))[1] == 1
 
 
 def _keep_unshared_whole(structure: Structure, tensors: dict[str, Dims]) -> None:

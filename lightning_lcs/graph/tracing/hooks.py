@@ -11,6 +11,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from lightning_lcs.graph.tracing.kept import Before, Kept, holders_of_hook
+
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
@@ -62,15 +64,15 @@ def hooks_disabled(hooks: Sequence[Hook]) -> Iterator[None]:
         yield
 
 
-def observing_hooks(hooks: Sequence[Hook], run: Callable[[bool], list[Tensor]]) -> list[Hook]:
-    """The hooks without which the network computes the same.
+def observing_hooks(hooks: Sequence[Hook], run: Callable[[bool], list[Tensor]]) -> tuple[list[Hook], list[Kept]]:
+    """The hooks without which the network computes the same, and where they keep tensors.
 
     Args:
         hooks: The candidates; each runs twice.
         run: A function that runs the network, with the same random numbers each time, on its inputs (``False``) or on
             other inputs (``True``).
     """
-    recorders = [_Recorder(hook.holder[hook.key], hook.before) for hook in hooks]
+    recorders = [_Recorder(hook) for hook in hooks]
     with _replaced(hooks, recorders):
         expected = run(False)
     candidates = [hook for hook, recorder in zip(hooks, recorders, strict=True) if not recorder.changes]
@@ -86,9 +88,10 @@ def observing_hooks(hooks: Sequence[Hook], run: Callable[[bool], list[Tensor]]) 
                 return True
         return len(found) != len(expected) or not all(map(_same, found, expected))
 
-    if not candidates or not needed(candidates):
-        return candidates
-    return [hook for hook in candidates if not needed([hook])]
+    if candidates and needed(candidates):
+        candidates = [hook for hook in candidates if not needed([hook])]
+    watching = [recorder for hook, recorder in zip(hooks, recorders, strict=True) if hook in candidates]
+    return candidates, [kept for recorder in watching for kept in recorder.kept]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -112,20 +115,24 @@ def _replaced(hooks: Sequence[Hook], functions: Sequence[Callable[..., Any]]) ->
 
 
 class _Recorder:
-    """Calls a hook and notes whether it returns something, or writes into a tensor that it gets.
+    """Calls a hook and notes whether it returns something, or writes into a tensor that it gets, and what it keeps.
 
     A hook that runs before its module may also store tensors in the module, such as weights computed from others.
     """
 
-    def __init__(self, hook: Callable[..., Any], before: bool) -> None:
-        self.hook = hook
+    def __init__(self, hook: Hook) -> None:
+        self.hook = hook.holder[hook.key]
         self.changes = False
-        self._before = before
+        self.kept: list[Kept] = []
+        self._before = hook.before
+        self._what = f"what the forward hook of {hook.path or 'the network itself'} stores"
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         versions = self._versions(module, args, kwargs)
+        before = Before(holders_of_hook(self.hook, module, self._what))
         result = self.hook(module, *args, **kwargs)
         self.changes |= result is not None or self._versions(module, args, kwargs) != versions
+        self.kept += before.kept()
         return result
 
     def _versions(self, module: nn.Module, args: Any, kwargs: Any) -> list[tuple[int, int]]:

@@ -202,7 +202,7 @@ class Quantized(Mode):
 
 def layer_bits(part: Part, level: Level) -> LayerBits:
     """The bits of each layer of a network at a level of quantized mode."""
-    drawn = {path: int(bits) for path, bits in part.own(level.drawn).items()}  # type: ignore[arg-type]
+    drawn = {path: int(bits) for path, bits in part.own(level.drawn).items()}
     return LayerBits(int(level.value), drawn, {layer_of(name): int(bits) for name, bits in part.pinned.items()})
 
 

@@ -136,7 +136,7 @@ class Structured(Mode):
 
     def kept_whole(self, part: Part) -> dict[str, str]:
         """The tensors of which nothing shrinks because of an op, each with the op."""
-        return part.network.plan.tensors_kept_whole()
+        return part.plan.tensors_kept_whole()
 
     def execution(self, part: Part, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         """The traced graph with sliced tensors."""
@@ -159,7 +159,7 @@ class Structured(Mode):
 
     def selection(self, part: Part, alpha: float) -> PlanAtWidth:
         """What a level keeps of the network as it is now."""
-        width, plan = self.width(alpha), part.network.plan
+        width, plan = self.width(alpha), part.plan
         if self.select == "first" or width == 1.0:
             return _first_channels(part, width)
         known = {name: part.network.tensor(name) for name in part.scale_names()}
@@ -178,7 +178,7 @@ class Structured(Mode):
     def describe(self, part: Part) -> Description:
         """The shapes of the sliced tensors, in full and at alpha = 0."""
         part.network.in_mode(False)
-        plan, at = part.network.plan, self.selection(part, 0.0)
+        plan, at = part.plan, self.selection(part, 0.0)
         shapes = {name: [plan.structure.size(dim) for dim in dims] for name, dims in plan.tensors.items()}
         rows = [
             (part.prefix + name, shape_text(shapes[name]), shape_text(at.shape(name)))
@@ -195,10 +195,10 @@ class Structured(Mode):
     def report(self, part: Part, alpha: float) -> list[str]:
         """The report of the channel plan."""
         part.network.in_mode(False)
-        return part.network.plan.report(self.width(alpha)).splitlines()
+        return part.plan.report(self.width(alpha)).splitlines()
 
     def sort_channels(self, part: Part) -> None:
-        """Put the channels of every group in the order of their importance."""
+        """Put the channels of every group in the order of their importance, also of those that nothing trains yet."""
         part.network.in_mode(False)
         plan, names = part.network.plan, part.network.plan.tensors
         tensors = {name: [part.network.tensor(name)] for name in names}
@@ -212,8 +212,9 @@ class Structured(Mode):
 def _first_channels(part: Part, width: float) -> PlanAtWidth:
     """The selection of the first channels, cached for the widths that were used last."""
     held: PlanAtWidth | None = part.cache.get(width)
-    if held is None or held.plan is not part.network.plan:
+    plan = part.plan
+    if held is None or held.plan is not plan:
         if len(part.cache) >= MOST_WIDTHS:
             del part.cache[next(iter(part.cache))]
-        held = part.cache[width] = part.network.plan.selection(width)
+        held = part.cache[width] = plan.selection(width)
     return held

@@ -21,7 +21,6 @@ from lightning_lcs.functional.sparsity import (
 )
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
-from lightning_lcs.subspace.coverage import kept_whole
 from lightning_lcs.subspace.layers import all_weights, layer_inputs
 from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.registry import register_mode
@@ -145,14 +144,13 @@ class Unstructured(Mode):
 
     def kept_whole(self, part: Part) -> dict[str, str]:
         """What could be compressed and stays whole, each with the reason."""
-        module = part.network.module
-        names = all_weights(module, self.dense) if self.scope == "block" else ()
+        names = all_weights(part.network.module, self.dense) if self.scope == "block" else ()
         reasons = {
             name: f"its {inputs} inputs are not a multiple of {BLOCK}"
-            for name, inputs in layer_inputs(module, names).items()
+            for name, inputs in layer_inputs(part.network.module, names).items()
             if inputs % BLOCK
         }
-        return kept_whole(module, part.compressed, reasons)
+        return {**super().kept_whole(part), **reasons}
 
     def transform(
         self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None

@@ -1,0 +1,470 @@
+"""Loaders, samplers and data sets with a state: training reads what it reads without the callback, in the same order.
+
+Each kind of loader is trained on twice, in plain Lightning and with checkpoints within the epochs, before each of which
+statistics are collected. What training is given has to be equal, and so has what the random generators hold meanwhile.
+"""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from lightning_lcs.training import loaders as loaders_of_training
+from lightning_lcs.training.copies import copied
+from tests.integration.support import Module, digits, lcs, trainer
+from tests.integration.support import loader as plain_loader
+
+pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+
+COUNT = 60
+IMAGES, LABELS = digits(0, COUNT).tensors
+VALIDATION = digits(COUNT, 16)
+
+
+def sample(index, extra=0):
+    return IMAGES[index], LABELS[index], torch.as_tensor(index), extra
+
+
+class Plain(Dataset):
+    """Images with their labels and their numbers."""
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, index):
+        return sample(index)
+
+
+class Remembering(Plain):
+    """Counts what is read, and draws from a generator of its own."""
+
+    def __init__(self):
+        self.counts = {"read": 0}
+        self.generator = np.random.default_rng(0)
+        self.noise = self.generator.integers  # a bound method
+
+    def __getitem__(self, index):
+        self.counts["read"] += 1
+        return sample(index, (self.counts["read"], int(self.noise(1000))))
+
+
+class Closing(Remembering):
+    """Holds what can't be copied, and closes it when it ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = {"open": True}
+        self.handle = memoryview(b"no copies")
+
+    def __getitem__(self, index):
+        assert self.handle[0] == ord("n")
+        return super().__getitem__(index)
+
+    def __del__(self):
+        self.handle.release()
+
+
+class Wrapper(Dataset):
+    """Looks for all that it lacks in what it wraps."""
+
+    def __init__(self):
+        self.inner = Remembering()
+
+    def __len__(self):
+        return COUNT
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __getitem__(self, index):
+        return self.inner[index]
+
+
+class Queried(Plain):
+    """By dictionaries, as geographic data are."""
+
+    def __getitem__(self, query):
+        return sample(query["tile"])
+
+
+class Queries(Sampler):
+    """Keys that are no integers, from Python's own generator."""
+
+    def __init__(self):
+        pass
+
+    def __len__(self):
+        return 40
+
+    def __iter__(self):
+        for _ in range(40):
+            yield {"tile": random.randrange(COUNT)}
+
+
+class Going(Sampler):
+    """Its own iterator: an epoch begins where the last one ended."""
+
+    def __init__(self, length):
+        self.length, self.position = length, 0
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.position += 7
+        return self.position % COUNT
+
+
+class Varying(Sampler):
+    """Batches of several sizes, with an epoch of their own."""
+
+    def __init__(self):
+        self.epoch = 0
+
+    def __len__(self):
+        return 6
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        order = np.random.permutation(COUNT) + 0 * self.epoch
+        order = np.roll(order, self.epoch)
+        yield from (part.tolist() for part in np.split(order, [4, 14, 20, 40, 50]))
+
+
+class Rows(Plain):
+    def __getitem__(self, rows):
+        assert isinstance(rows, list)
+        return sample(torch.tensor(rows), torch.zeros(len(rows)))
+
+
+class Itself(IterableDataset):
+    """Is its own iterator, with a buffer."""
+
+    def __init__(self):
+        self.position, self.passes = 0, 0
+        self.buffer = []
+
+    def __iter__(self):
+        self.passes += 1
+        self.position = 0
+        self.buffer = []
+        return self
+
+    def __next__(self):
+        if not self.buffer:
+            if self.position >= COUNT:
+                raise StopIteration
+            self.buffer = list(range(self.position, self.position + 6))[:: (-1) ** self.passes]
+            self.position += 6
+        return sample(self.buffer.pop(), self.passes)
+
+
+class Reading(IterableDataset):
+    """Reads on from a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __iter__(self):
+        for _ in range(40):
+            byte = self.file.read(1)
+            if not byte:
+                self.file.seek(0)
+                byte = self.file.read(1)
+            yield sample(byte[0])
+
+
+class OneIterator(DataLoader):
+    """Keeps one iterator, and its workers, for all epochs."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        object.__setattr__(self, "batch_sampler", Endless(self.batch_sampler))
+        self.iterator = super().__iter__()
+
+    def __len__(self):
+        return len(self.batch_sampler.sampler)
+
+    def __iter__(self):
+        for _ in range(len(self)):
+            yield next(self.iterator)
+
+
+class Endless:
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        while True:
+            yield from self.sampler
+
+
+class Counting(DataLoader):
+    """Has an iteration of its own, which tells the data set of its epochs and may be resumed."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.epoch, self.given = 0, 0
+        self.begin = 0
+
+    def __iter__(self):
+        self.epoch += 1
+        self.dataset.passes = self.epoch
+        self.given, self.begin = self.begin, 0
+        for batch in itertools.islice(super().__iter__(), self.given, None):
+            self.given += 1
+            yield batch
+
+    def state_dict(self):
+        return {"epoch": self.epoch - 1, "given": self.given}
+
+    def load_state_dict(self, state):
+        self.epoch, self.begin = state["epoch"], state["given"]
+
+
+class Around:
+    """No DataLoader, around one."""
+
+    def __init__(self, loader):
+        self.loader, self.passes = loader, 0
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        self.passes += 1
+        for images, labels, ids, _ in self.loader:
+            yield images, labels, ids, torch.full_like(ids, self.passes)
+
+
+class OwnIterator:
+    """No DataLoader, and its own iterator."""
+
+    def __init__(self):
+        self.batches = iter(())
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        self.batches = iter(loader())
+        return self
+
+    def __next__(self):
+        return next(self.batches)
+
+
+def loader(dataset=None, batch_size=10, **options):
+    return DataLoader(Plain() if dataset is None else dataset, batch_size=batch_size, **options)
+
+
+def shared_generator(**options):
+    generator = torch.Generator().manual_seed(0)
+    return loader(sampler=RandomSampler(Plain(), generator=generator), generator=generator, **options)
+
+
+LOADERS = {
+    "shuffled": lambda: loader(shuffle=True),
+    "workers": lambda: loader(shuffle=True, num_workers=1, multiprocessing_context="fork"),
+    "subset": lambda: loader(sampler=SubsetRandomSampler(range(5, 45))),
+    "weighted": lambda: loader(sampler=WeightedRandomSampler((LABELS < 3).double(), 50)),
+    "shared generator": shared_generator,
+    "shared generator, workers": lambda: shared_generator(num_workers=1, multiprocessing_context="fork"),
+    "queries": lambda: loader(Queried(), sampler=Queries()),
+    "own position": lambda: loader(sampler=Going(50)),
+    "endless": lambda: loader(sampler=Going(2**40)),
+    "batch sampler": lambda: DataLoader(Plain(), batch_sampler=Varying()),
+    "no batch size": lambda: DataLoader(
+        Rows(), batch_size=None, sampler=BatchSampler(RandomSampler(Plain()), 9, False)
+    ),
+    "counters": lambda: loader(Remembering(), shuffle=True),
+    "closing": lambda: loader(Closing(), shuffle=True),
+    "wrapped": lambda: loader(Wrapper(), shuffle=True),
+    "itself": lambda: loader(Itself()),
+    "one iterator": lambda: OneIterator(Remembering(), batch_size=10, shuffle=True),
+    "own iteration": lambda: Counting(Remembering(), batch_size=10),
+    "own iteration of itself": lambda: Counting(Itself(), batch_size=10),
+    "around": lambda: Around(loader(Remembering(), shuffle=True)),
+    "own iterator": OwnIterator,
+    "several": lambda: {"a": loader(Remembering(), shuffle=True), "b": loader(Itself())},
+}
+
+
+class Given(Module):
+    """Remembers what training is given, and what the random generators hold then."""
+
+    def __init__(self):
+        super().__init__()
+        self.given, self.read = [], []
+
+    def training_step(self, batch, batch_idx):
+        images, labels, ids, _ = batch["a"] if isinstance(batch, dict) else batch
+        self.read.extend(ids.tolist())
+        return super().training_step((images, labels), batch_idx)
+
+    def on_train_batch_start(self, batch, batch_idx):
+        drawn = torch.get_rng_state().sum().item(), np.random.get_state()[1].sum(), hash(random.getstate())
+        batches = list(batch.values()) if isinstance(batch, dict) else [batch]
+        self.given.append((str([(ids, extra) for _, _, ids, extra in batches]), drawn))
+
+
+def fit(folder, loaders, callbacks=(), **options):
+    """Two epochs with a checkpoint within each."""
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    module = Given()
+    saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1)
+    settings = {"max_epochs": 2, "limit_train_batches": 6, "enable_checkpointing": True}
+    trainer(folder, *callbacks, saving, **settings).fit(module, loaders, plain_loader(VALIDATION), **options)
+    return module
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_training_reads_what_it_reads_without_the_callback(tmp_path, kind):
+    plain = fit(tmp_path / "plain", LOADERS[kind]())
+    callback = lcs(recalibration={"images": 20, "levels": [0.0]})
+    ours = fit(tmp_path / "ours", LOADERS[kind](), [callback])
+    assert ours.given == plain.given
+    assert len(ours.given) > 6
+    statistics = torch.load(tmp_path / "ours/step=4.ckpt", weights_only=True)["lightning_lcs"]["statistics"]
+    assert statistics, "of images within the epoch"
+    resumed = fit(tmp_path / "plain", LOADERS[kind](), ckpt_path=tmp_path / "plain/step=4.ckpt")
+    ours = fit(tmp_path / "ours", LOADERS[kind](), [callback], ckpt_path=tmp_path / "ours/step=4.ckpt")
+    assert ours.given == resumed.given
+
+
+def test_without_copies_training_reads_something_else(tmp_path, monkeypatch):
+    plain = fit(tmp_path / "plain", LOADERS["itself"]())
+    monkeypatch.setattr(loaders_of_training, "copied", lambda loader, strict=True: (loader, []))
+    ours = fit(tmp_path / "ours", LOADERS["itself"](), [lcs()])
+    assert ours.given != plain.given
+
+
+def test_an_open_file_goes_on(tmp_path):
+    given = []
+    (tmp_path / "bytes").write_bytes(bytes(range(COUNT)))
+    for callbacks in ([], [lcs()]):
+        with (tmp_path / "bytes").open("rb") as file:
+            given.append(fit(tmp_path / str(len(callbacks)), loader(Reading(file)), callbacks).given)
+    assert given[0] == given[1]
+
+
+@pytest.mark.parametrize(
+    ("loaders", "allowed"),
+    [
+        (lambda: loader(sampler=SubsetRandomSampler(range(5, 45))), range(5, 45)),
+        (lambda: loader(sampler=WeightedRandomSampler((LABELS < 3).double(), 50)), (LABELS < 3).nonzero().flatten()),
+        (lambda: DataLoader(Plain(), batch_sampler=BatchSampler(range(20), 10, False)), range(20)),
+        (lambda: loader(shuffle=False), range(60)),
+    ],
+    ids=["subset", "weighted", "batch sampler", "all"],
+)
+def test_no_image_is_read_that_training_does_not_draw(tmp_path, loaders, allowed):
+    read = set()
+
+    class Tells(Plain):
+        def __getitem__(self, index):
+            read.add(index)
+            return super().__getitem__(index)
+
+    made = loaders()
+    object.__setattr__(made, "dataset", Tells())
+    module = fit(tmp_path, made, [lcs()])
+    assert read <= {int(index) for index in allowed}
+    assert set(module.read) == read
+
+
+def test_the_images_are_those_of_whole_batches_of_an_epoch(tmp_path):
+    """Sorted data, in batches of one kind each: so are the batches of recalibration, and they are spread out."""
+    batches = []
+
+    class Sorted(Given):
+        def training_step(self, batch, batch_idx):
+            if not torch.is_grad_enabled():
+                batches.append(batch[2].tolist())
+            return super().training_step(batch, batch_idx)
+
+    callback = lcs(recalibration={"images": 30, "levels": [0.0]}, alphas=[0.0, 1.0])
+    trainer(tmp_path, callback).fit(Sorted(), loader(), plain_loader(VALIDATION))
+    assert len(batches) == 3
+    assert all(batch == list(range(batch[0], batch[0] + 10)) for batch in batches)
+    assert sorted(batch[0] for batch in batches) != [0, 10, 20], "the first ones"
+
+
+class FromOutside(IterableDataset):
+    """Goes on with an iterator that it was given."""
+
+    def __init__(self, iterator):
+        self.iterator = iterator
+
+    def __iter__(self):
+        return self.iterator
+
+
+def endlessly():
+    while True:
+        yield from map(sample, range(COUNT))
+
+
+@pytest.mark.parametrize(
+    "loaders",
+    [
+        lambda: loader(FromOutside(endlessly())),
+        lambda: (batch for batch in loader()),
+        lambda: loader(sampler=FromOutside(index for index in range(COUNT))),
+    ],
+    ids=["data set", "loader", "sampler"],
+)
+def test_what_cannot_go_on_is_refused_before_training(tmp_path, loaders):
+    module = Given()
+    match = "the loader has a generator, which can't be copied: make it in the __iter__"
+    with pytest.raises(RuntimeError, match=match):
+        trainer(tmp_path, lcs(), limit_train_batches=2).fit(module, loaders(), plain_loader(VALIDATION))
+    assert module.given == []
+    # Without statistics nothing is read beside training.
+    trainer(tmp_path, lcs(recalibration={"images": 0}), limit_train_batches=2).fit(
+        module, loaders(), plain_loader(VALIDATION)
+    )
+    assert len(module.given) == 2
+
+
+def test_copies_share_what_is_large_and_what_cannot_be_copied():
+    large, small = torch.zeros(2**20), torch.zeros(3)
+
+    class Holds(Plain):
+        def __init__(self):
+            self.large, self.small, self.network, self.handle = large, small, torch.nn.Linear(2, 2), memoryview(b"x")
+            self.transform = lambda image: image
+
+    original = Holds()
+    sampler = RandomSampler(original, generator=torch.Generator().manual_seed(0))
+    copy, replaced = copied(loader(original, sampler=sampler))
+    assert replaced == []
+    assert copy.dataset is not original
+    assert copy.sampler.data_source is copy.dataset
+    assert copy.sampler.generator is not sampler.generator
+    for name in ("large", "network", "handle", "transform"):
+        assert getattr(copy.dataset, name) is getattr(original, name), name
+    copy.dataset.small += 1
+    assert small.sum() == 0
+    with_workers, _ = copied(loader(original, num_workers=1, shuffle=True))
+    assert with_workers.dataset is original, "each worker copies it"
