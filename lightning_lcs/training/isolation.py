@@ -29,7 +29,8 @@ def apart(
     """Run the user's code inside the block as if it had not run: afterwards everything is as before.
 
     Set back are the module, the callbacks that are not Lightning's own, the data module (see :class:`Snapshot` for what
-    that covers), the arguments of the step, the random state, and what a step may change of the trainer. Loggers and
+    that covers), the arguments of the step, the random state, the settings of optimizers and schedulers, and what a
+    step may change of the trainer. Loggers and
     progress bars are silent. What can't be set back are files, queues, iterators and what is printed.
 
     Args:
@@ -47,6 +48,9 @@ def apart(
     """
     before = {name: getattr(trainer, name) for name in ("should_stop", "_last_val_time") if hasattr(trainer, name)}
     present = trainer.state.stage
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    schedulers = [vars(config.scheduler) for config in trainer.lr_scheduler_configs]
+    settings = [(held, dict(held)) for held in (*groups, *schedulers)]
     trained = [p for part in model.parts for p in part.network.module.parameters() if p.requires_grad]
     roots = [module, users_callbacks(trainer), getattr(trainer, "datamodule", None), arguments]
     with isolate_rng(), muted(trainer), logs_to(log, module):
@@ -58,6 +62,8 @@ def apart(
             trainer.state.stage = present
             for name, value in before.items():
                 setattr(trainer, name, value)
+            for held, values in settings:
+                held.update(values)
             snapshot.restore()
 
 

@@ -7,6 +7,7 @@ import copy
 import itertools
 import operator
 import random
+import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,13 +22,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 # The entries of longer collections are not looked into: a step must not get slower with every entry.
 MOST_ENTRIES = 10_000
 _ATOMS = frozenset(
-    (bool, int, float, complex, str, bytes, type, type(None), range, slice, torch.dtype, torch.device, torch.Size)
+    (
+        *(bool, int, float, complex, str, bytes, type, type(None), range, slice, torch.dtype, torch.device, torch.Size),
+        *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, types.MappingProxyType),
+    )
 )
 _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 _NOT_STATE = (DataLoader, Dataset, Sampler, Optimizer)
 _NOT_STATE_IN = frozenset(
     "builtins concurrent functools io lightning lightning_fabric lightning_lcs logging multiprocessing pathlib "
-    "pytorch_lightning queue rich threading torch tqdm types weakref".split()
+    "pytorch_lightning queue rich threading torch tqdm weakref".split()
 )
 _MODULE_OWN = frozenset(nn.Module().__dict__)
 _LIGHTNING_OWN = frozenset(LightningModule().__dict__)
@@ -87,11 +91,13 @@ class Snapshot:
         self._seen.add(id(value))
         if isinstance(value, Tensor):
             self._plain[id(value)] = value
+            if value.is_leaf and value.grad is not None:
+                self._keep_gradient(value)
         elif isinstance(value, nn.Module):
             self._visit_module(value)
         elif isinstance(value, dict):
             self._keep_dictionary(value)
-            self._follow(value.values())
+            self._follow(dict.values(value))
         elif isinstance(value, (list, collections.deque, set, bytearray)):
             self._keep_collection(value)
             self._follow(value)
@@ -99,8 +105,8 @@ class Snapshot:
             self._follow(value)
         elif isinstance(value, np.ndarray) and value.flags.writeable:
             before = value.copy()
-            self._undo.append(lambda: np.copyto(value, before))
-        elif isinstance(value, _GENERATORS):
+            self._undo.append(lambda: _write_array(value, before))
+        elif isinstance(value, _GENERATORS) and not isinstance(value, random.SystemRandom):
             self._undo.append(_reset_of(value))
         known = (
             isinstance(value, (Tensor, nn.Module, *_NOT_STATE)) or kind.__module__.partition(".")[0] in _NOT_STATE_IN
@@ -138,14 +144,20 @@ class Snapshot:
             self._undo.append(undo)
             self._follow(before.values())
 
+    def _keep_gradient(self, tensor: Tensor) -> None:
+        """The gradient of a tensor that is no parameter; those of parameters are apart already."""
+        gradient = tensor.grad
+        self._undo.append(lambda: setattr(tensor, "grad", gradient))
+        self._open.append(gradient)
+
     def _keep_dictionary(self, values: dict[Any, Any]) -> None:
-        before = {name: _own_count(value) for name, value in values.items()}
-        # The methods of the class itself: subclasses may refuse some of theirs.
+        # The methods of the class itself: subclasses may refuse some of theirs, or show something else.
         kind = collections.OrderedDict if isinstance(values, collections.OrderedDict) else dict
+        before = {name: _own_count(value) for name, value in kind.items(values)}
 
         def undo() -> None:
-            same = len(values) == len(before) and all(map(operator.is_, values, before))
-            if not same or not all(map(operator.is_, values.values(), before.values())):
+            same = len(values) == len(before) and all(map(operator.is_, kind.__iter__(values), before))
+            if not same or not all(map(operator.is_, kind.values(values), before.values())):
                 kind.clear(values)
                 for name, value in before.items():
                     kind.__setitem__(values, name, _own_count(value))
@@ -153,12 +165,14 @@ class Snapshot:
         self._undo.append(undo)
 
     def _keep_collection(self, values: Any) -> None:
-        before = values.copy()
+        # The methods of the class itself: subclasses may copy and fill themselves in another way.
+        kind: Any = next(kind for kind in (list, collections.deque, set, bytearray) if isinstance(values, kind))
+        before = list(values)
 
         def undo() -> None:
             if len(values) != len(before) or not all(map(operator.is_, values, before)):
-                values.clear()
-                values.update(before) if isinstance(values, set) else values.extend(before)
+                kind.clear(values)
+                (kind.update if kind is set else kind.extend)(values, before)
 
         self._undo.append(undo)
 
@@ -199,6 +213,9 @@ def _state(tensor: Tensor) -> tuple[Any, ...]:
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
     groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):
+        if 0 in target.stride() and target.numel() > 1:  # expanded: several entries lie at one address
+            once = tuple(slice(0, 1) if step == 0 else slice(None) for step in target.stride())
+            target, source = target.detach()[once], source[once]
         group = groups.setdefault((target.dtype, target.device, target.is_inference()), ([], []))
         group[0].append(target)
         group[1].append(source)
@@ -207,14 +224,26 @@ def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
             torch._foreach_copy_(into, out_of)
 
 
+def _write_array(array: np.ndarray, before: np.ndarray) -> None:
+    if array.shape != before.shape:
+        array.resize(before.shape, refcheck=False)
+    np.copyto(array, before)
+
+
 def _own_count(value: Any) -> Any:
     """A copy of an ``itertools.count``, which goes on from the same number and can't be set back; others as is."""
     return copy.copy(value) if type(value) is itertools.count else value
 
 
 def _slots(kind: type[Any]) -> list[str]:
-    given = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
-    return [name for slots in given for name in ((slots,) if isinstance(slots, str) else slots) if name[:2] != "__"]
+    found = []
+    for base in kind.__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if not name.endswith("__"):
+                private = name.startswith("__")
+                found.append(f"_{base.__name__.lstrip('_')}{name}" if private else name)
+    return found
 
 
 def _reset_of(generator: Any) -> Callable[[], Any]:

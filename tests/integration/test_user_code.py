@@ -192,6 +192,29 @@ def test_each_level_gets_the_batch_as_it_came(tmp_path):
     assert lcs.curve[-1].metrics["val_sum"] == pytest.approx(total, abs=TOLERANCE * abs(total) + TOLERANCE)
 
 
+class Schedules(Module):
+    """Changes the settings of its optimizer in its steps."""
+
+    def training_step(self, batch, batch_idx):
+        self.trainer.optimizers[0].param_groups[0]["lr"] *= 2.0
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.trainer.optimizers[0].param_groups[0]["momentum"] *= 0.5
+        super().validation_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 1e-6, momentum=0.9)
+
+
+def test_settings_of_an_optimizer_that_a_step_changes(tmp_path):
+    found = []
+    for callbacks in ([], [callback()]):
+        module = fitted(Schedules, tmp_path, *callbacks)
+        found.append({k: v for k, v in module.trainer.optimizers[0].param_groups[0].items() if k != "params"})
+    assert found[0] == found[1]
+
+
 class Adversarial(Module):
     """A step with gradients of its own, by one of three ways."""
 

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import itertools
 import random
+import types
 
 import numpy as np
 import pytest
@@ -239,6 +240,52 @@ def test_entries_of_long_collections_are_kept_and_not_looked_into():
     snapshot.restore()
     assert len(many) == MOST_ENTRIES + 1
     assert many[0] == [1]
+
+
+class Short(collections.deque):
+    """A deque that makes itself."""
+
+    def __init__(self):
+        super().__init__(maxlen=2)
+
+
+class Odd(dict):
+    """A dictionary that shows something else than it holds."""
+
+    def items(self):
+        return [(key, 10 * value) for key, value in super().items()]
+
+
+class Private:
+    """An object with a slot of its own name only."""
+
+    __slots__ = ("__count",)
+
+    def __init__(self):
+        self.__count = 0
+
+    def step(self):
+        self.__count += 1
+        return self.__count
+
+
+def test_unusual_objects_are_set_back():
+    short, odd, private, space = Short(), Odd(a=1), Private(), types.SimpleNamespace(count=0)
+    array, expanded, own = np.zeros(2), torch.arange(4).expand(3, 4), torch.ones(2, requires_grad=True)
+    own.sum().backward()
+    owner = nn.Module()
+    owner.register_buffer("positions", expanded)
+    snapshot = Snapshot([owner, short, odd, private, space, array, own, random.SystemRandom()])
+    short.append(1)
+    odd["a"] = 5
+    private.step()
+    space.count += 1
+    array.resize(4, refcheck=False)
+    expanded[0].add_(1)
+    own.sum().backward()
+    snapshot.restore()
+    assert (list(short), dict.items(odd), private.step(), space.count) == ([], {"a": 1}.items(), 1, 0)
+    assert (array.tolist(), expanded[0].tolist(), own.grad.tolist()) == ([0.0, 0.0], [0, 1, 2, 3], [1.0, 1.0])
 
 
 def test_inference_tensors_are_set_back():
