@@ -10,7 +10,7 @@ import pickle
 import threading
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,15 +42,16 @@ def copied(loader: Any, strict: bool = True) -> tuple[Any, list[str]]:
     is no position, or belongs to something that must not exist twice: tensors and arrays above 1 MiB, functions,
     classes, networks, the trainer, threads, and whatever can't be copied (locks, handles of databases) or closes
     something when it ends. A file that is open for reading is opened again, at the same place. Iterators over batches
-    that a loader holds are left out.
+    that a ``DataLoader`` holds are left out.
 
     Args:
         loader: A ``DataLoader``, or any iterable.
-        strict: Whether an iterator that can't be copied, such as a generator, is replaced by an object that raises
-            ``RuntimeError`` when it is used. Otherwise the copy shares it. The default is to replace it.
+        strict: Whether an iterator that can't be copied, such as a generator, is left out: the copy has ``None`` in its
+            place, as most code has before its first iteration. Otherwise the copy shares it. The default is to leave it
+            out.
 
     Returns:
-        The copy, and the kinds of the iterators that were replaced.
+        The copy, and the kinds of the iterators that were left out.
 
     Raises:
         RuntimeError: The loader can't be copied.
@@ -60,17 +61,22 @@ def copied(loader: Any, strict: bool = True) -> tuple[Any, list[str]]:
     try:
         copier.dump(loader)
         file.seek(0)
-        return _Maker(file, copier.kept).load(), copier.replaced
+        return _Maker(file, copier.kept).load(), copier.left_out
     except Exception as error:
-        raise RuntimeError(refusal(f"a {type(loader).__qualname__} that can't be copied ({error})")) from error
+        raise RuntimeError(refusal([f"{type(loader).__qualname__}: {error}"])) from error
 
 
-def refusal(reason: str) -> str:
-    """The message for a training loader that can't be copied."""
+def refusal(kinds: Iterable[str]) -> str:
+    """The message for a training loader that holds what can't be copied.
+
+    Args:
+        kinds: The classes of what it holds.
+    """
     return (
-        f"recalibration of batch norm reads from a copy of the training loader, so that training goes on where it is, "
-        f"and the loader has {reason}: make it in the __iter__ of the loader, sampler or data set, so that each "
-        "iteration has its own, or do without statistics for each level (Recalibration(images=0), or norm='group')"
+        "recalibration of batch norm reads from a copy of the training loader, so that training goes on where it is, "
+        f"and what the loader reads from can't be copied ({', '.join(sorted(set(kinds)))}): make it in the __iter__ of "
+        "the loader, sampler or data set, so that each iteration has its own, or do without statistics for each level "
+        "(Recalibration(images=0), or norm='group')"
     )
 
 
@@ -86,24 +92,6 @@ class _Same:
         self.value = value
 
 
-class _Replaced:
-    """Stands for an iterator that can't be copied."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self.__next__()
-
-    def __iter__(self) -> Any:
-        return self.__next__()
-
-    def __next__(self) -> Any:
-        raise RuntimeError(refusal(f"a {vars(self).get('kind')}, which can't be copied"))
-
-
 class _Copier(pickle.Pickler):
     """Pickles what is copied; what is shared goes into ``kept``."""
 
@@ -111,7 +99,7 @@ class _Copier(pickle.Pickler):
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self.strict = strict
         self.kept: list[Any] = []
-        self.replaced: list[str] = []
+        self.left_out: list[str] = []
         self._given: set[int] = set()
 
     def persistent_id(self, value: Any) -> int | None:
@@ -142,7 +130,7 @@ class _Copier(pickle.Pickler):
             # What its end closes is the original's; and what it says of pickling is for other processes.
             return _made, (_without_end(kind) if ends else kind,), value.__dict__, None, None, _set_state
         if reduced is None:
-            return _unchanged, (_Same(self._left(value, kind)),)
+            return _unchanged, (_Same(self._uncopied(value, kind)),)
         if len(reduced) > 2 and reduced[2] is not None and not hasattr(kind, "__setstate__"):
             # An object without attributes is asked for none: its class may look for all of them in another object.
             return (*(*reduced, None, None)[:5], _set_state)
@@ -154,11 +142,11 @@ class _Copier(pickle.Pickler):
         own = {name: None if isinstance(v, _BaseDataLoaderIter) else v for name, v in vars(loader).items()}
         return own | {"persistent_workers": False}
 
-    def _left(self, value: Any, kind: type[Any]) -> Any:
+    def _uncopied(self, value: Any, kind: type[Any]) -> Any:
         again = _opened_again(value) if issubclass(kind, io.IOBase) else None
         if again is None and self.strict and hasattr(kind, "__next__"):
-            self.replaced.append(kind.__qualname__)
-            return _Replaced(kind.__qualname__)
+            self.left_out.append(kind.__qualname__)
+            return None
         return value if again is None else again
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_lcs.graph.tracing.example_inputs import are_images
-from lightning_lcs.training.copies import copied, iterates_itself
+from lightning_lcs.training.copies import copied, iterates_itself, refusal
 
 # Samplers without an end may have a length that nobody draws.
 LONGEST_EPOCH = 100_000
@@ -111,7 +111,7 @@ def _draw(trainer: Trainer, images: int, seed: int, split: bool) -> _Draw:
 def check_loaders(trainer: Trainer) -> None:
     """Refuse, before training, loaders that can't be read without moving the position of training.
 
-    A loader is read from once if it holds an iterator that can't be copied: most make a new one for each iteration.
+    A loader that holds an iterator which can't be copied is read from once: most make a new one for each iteration.
 
     Args:
         trainer: Its training loaders are set up.
@@ -121,9 +121,18 @@ def check_loaders(trainer: Trainer) -> None:
     """
     draw = _draw(trainer, images=1, seed=0, split=False)
     for loader in tree_leaves(trainer.train_dataloader):
-        if copied(loader)[1]:
-            with isolate_rng():
-                next(iter(_own_loader(loader, draw)), None)
+        _, left_out = copied(loader)
+        if left_out and not _gives_batches(loader, draw):
+            raise RuntimeError(refusal(left_out))
+
+
+def _gives_batches(loader: Any, draw: _Draw) -> bool:
+    try:
+        with isolate_rng():
+            next(iter(_own_loader(loader, draw)))
+    except Exception:  # whatever code raises whose iterator is missing; StopIteration without a batch
+        return False
+    return True
 
 
 def is_combined(loaders: Any) -> bool:
@@ -174,7 +183,7 @@ def _made_anew(loader: DataLoader[Any]) -> DataLoader[Any]:
 
 def _repeated(values: Iterable[Any], passes: int) -> Iterator[Any]:
     for _ in range(passes):
-        yield from iter(values)
+        yield from values
 
 
 def _drawn_keys(sampler: Iterable[Any], size: int | None, draw: _Draw) -> list[Any]:

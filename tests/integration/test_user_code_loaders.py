@@ -321,7 +321,7 @@ class Given(Module):
         return super().training_step((images, labels), batch_idx)
 
     def on_train_batch_start(self, batch, batch_idx):
-        drawn = torch.get_rng_state().sum().item(), np.random.get_state()[1].sum(), hash(random.getstate())
+        drawn = torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
         batches = list(batch.values()) if isinstance(batch, dict) else [batch]
         self.given.append((str([(ids, extra) for _, _, ids, extra in batches]), drawn))
 
@@ -436,7 +436,7 @@ def endlessly():
 )
 def test_what_cannot_go_on_is_refused_before_training(tmp_path, loaders):
     module = Given()
-    match = "the loader has a generator, which can't be copied: make it in the __iter__"
+    match = r"what the loader reads from can't be copied \(generator\): make it in the __iter__"
     with pytest.raises(RuntimeError, match=match):
         trainer(tmp_path, lcs(), limit_train_batches=2).fit(module, loaders(), plain_loader(VALIDATION))
     assert module.given == []
@@ -457,8 +457,8 @@ def test_copies_share_what_is_large_and_what_cannot_be_copied():
 
     original = Holds()
     sampler = RandomSampler(original, generator=torch.Generator().manual_seed(0))
-    copy, replaced = copied(loader(original, sampler=sampler))
-    assert replaced == []
+    copy, left_out = copied(loader(original, sampler=sampler))
+    assert left_out == []
     assert copy.dataset is not original
     assert copy.sampler.data_source is copy.dataset
     assert copy.sampler.generator is not sampler.generator
