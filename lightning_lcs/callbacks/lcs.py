@@ -245,8 +245,7 @@ class LCSCallback(pl.Callback):
         model.start_endpoints()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse loaders that can't be read beside training, and monitors that would look for the curve too early."""
-        self._upkeep.recalibrator.check(trainer, self.adopted(pl_module))
+        """Refuse monitors of the curve that would look for it before it is measured."""
         check_monitors(trainer, self._upkeep.measurement.every_n_epochs)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -254,6 +253,8 @@ class LCSCallback(pl.Callback):
         model = self.adopted(pl_module)
         model.statistics = {}
         if batch_idx == 0:
+            # By now, threads of the loader that read ahead have begun.
+            self._upkeep.recalibrator.check(trainer, model)
             self._upkeep.recalibrator.flags.see(pl_module)
 
     def on_train_batch_end(

@@ -109,12 +109,12 @@ def _draw(trainer: Trainer, images: int, seed: int, split: bool) -> _Draw:
 
 
 def check_loaders(trainer: Trainer) -> None:
-    """Refuse, before training, loaders that can't be read without moving the position of training.
+    """Refuse, before the first step, loaders that can't be read without moving the position of training.
 
     A loader that holds an iterator which can't be copied is read from once: most make a new one for each iteration.
 
     Args:
-        trainer: Its training loaders are set up.
+        trainer: Its training loaders have given the first batch.
 
     Raises:
         RuntimeError: With what can't be copied, and what to do.

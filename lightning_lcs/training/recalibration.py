@@ -45,10 +45,10 @@ class Recalibrator:
         self._with_gradients = False
 
     def check(self, trainer: Trainer, model: SubspaceModel) -> None:
-        """Refuse, before training, loaders that can't be read without moving the position of training.
+        """Refuse, before the first step, loaders that can't be read without moving the position of training.
 
         Args:
-            trainer: Its training loaders are set up.
+            trainer: Its training loaders have given the first batch.
             model: The subspace model; without batch norm nothing is read.
 
         Raises:
