@@ -314,30 +314,16 @@ class LevelRunner:
         full = self.mode.is_full
         return sorted({self.mode.snap(alpha) for alpha in calibration.level_grid(alphas) if not full(alpha)})
 
-    def recalibrate_full(self, batches: Iterable[Any], forward: Callable[[Any], Any]) -> None:
-        """Collect statistics for alpha = 1, and store them as the network's own running statistics.
-
-        If the mode compresses at alpha = 1, too, they become a stored level instead.
-
-        Args:
-            batches: Batches of training data.
-            forward: What to do with a batch, such that the networks run.
-
-        Raises:
-            ValueError: No batch was given.
-        """
-        if self.needs_data([1.0]):
-            self.store_full(self.collect(batches, [1.0], forward))
-
     def store_full(self, collected: LevelTensors) -> None:
-        """Store statistics of alpha = 1 as the running statistics, or as a level if the mode compresses it, too."""
+        """Store statistics of alpha = 1 as the running statistics, and as a level if the mode compresses it, too."""
         if not self.mode.is_full(1.0):
             self.statistics = collected
-            return
         with torch.no_grad():
             for part in self.parts:
+                running = dict(part.network.module.named_buffers())  # the others are ranges of quantized inputs
                 for name, value in part.own(collected[1.0]).items():
-                    part.network.tensor(name).copy_(value)
+                    if name in running:
+                        running[name].copy_(value)
 
     def collect(self, batches: Iterable[Any], levels: Sequence[float], forward: Callable[[Any], Any]) -> LevelTensors:
         """Collect statistics for levels, without storing them; the arguments are those of :meth:`recalibrate`."""

@@ -30,8 +30,8 @@ def apart(
 
     Set back are the module, the callbacks that are not Lightning's own, the data module (see :class:`Snapshot` for what
     that covers), the arguments of the step, the random state, the settings of optimizers and schedulers, and what a
-    step may change of the trainer. Loggers and
-    progress bars are silent. What can't be set back are files, queues, iterators and what is printed.
+    step may change of the trainer. Loggers and progress bars are silent. What can't be set back are files, queues,
+    iterators and what is printed.
 
     Args:
         trainer: The trainer.

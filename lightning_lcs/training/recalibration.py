@@ -80,7 +80,11 @@ class Recalibrator:
         The arguments and errors are those of :meth:`run`.
         """
         collected = self._collected(trainer, module, model, [1.0])
-        if collected is not None:
+        if collected is None:
+            return
+        if trainer.sanity_checking:
+            model.statistics = collected  # before training, the network's own statistics stay as they came
+        else:
             model.runner.store_full(collected)
 
     def _collected(
@@ -94,9 +98,9 @@ class Recalibrator:
             return None
         try:
             return self._collect(trainer, module, model, levels, self._with_gradients)
-        except RuntimeError:
+        except RuntimeError as error:
             # A step that needs gradients of its own (an adversarial one) fails without, and for others they are a cost.
-            if self._with_gradients:
+            if self._with_gradients or " grad" not in str(error):
                 raise
             collected = self._collect(trainer, module, model, levels, with_gradients=True)
             self._with_gradients = True

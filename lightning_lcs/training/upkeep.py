@@ -108,6 +108,8 @@ class Upkeep:
         """Measure the curve of the final weights, unless a validation did."""
         if self._measured_at != trainer.global_step:
             self._validated_weights = ""
+            if not self.adoption.options.visits_full:  # which a validation would have collected
+                self.recalibrator.run_running(trainer, module, self.adoption.adopted(module))
             self.measure(trainer, module, None)
 
     def measure(self, trainer: Trainer, module: LightningModule, full_metrics: Mapping[str, Any] | None) -> None:

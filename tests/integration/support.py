@@ -149,3 +149,40 @@ def plain_copy(module: nn.Module, kind: Callable[[], nn.Module] = Net) -> nn.Mod
     copy = kind()
     copy.load_state_dict(module.state_dict())
     return copy
+
+
+class Counter(L.Callback):
+    """A user's callback, which counts."""
+
+    def __init__(self) -> None:
+        self.batches = {"train": 0, "val": 0}
+        self.seen: list[list[str]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batches["train"] += 1
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.batches["val"] += 1
+        pl_module.log("by_callback", float(batch_idx), batch_size=1)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seen.append(sorted(k for k in trainer.callback_metrics if not k.startswith("lcs/")))
+
+
+def small_callback(**options: Any) -> LCSCallback:
+    """A callback with a point, a curve of three levels, and statistics of two."""
+    grid = {"images": 32, "levels": [0.0, 0.5]}
+    return LCSCallback(**({"target": "net", "subspace": "point", "alphas": 3, "recalibration": grid} | options))
+
+
+def fitted(make: Callable[[], Any], path: Path, *callbacks: Any, epochs: int = 2, **options: Any) -> Any:
+    """A new module after two epochs on 64 images; the seed is the same for all."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options = {**quiet, "enable_model_summary": False, "default_root_dir": path, "max_epochs": epochs, **options}
+    L.seed_everything(3, verbose=False)
+    module = make()
+    train, val = loader(digits(0, 64), shuffle=True), loader(digits(64, 32))
+    L.Trainer(accelerator="cpu", callbacks=list(callbacks), **options).fit(module, train, val)
+    return module

@@ -115,7 +115,7 @@ def test_statistics_bring_the_weights_that_they_were_collected_at():
     assert model.runner.statistics_weights == model.runner.fingerprint()
     change(model)
     assert not model.runner.statistics_fit()
-    model.runner.recalibrate_full([IMAGES], model)  # running statistics only
+    model.runner.store_full(model.runner.collect([IMAGES], [1.0], model))  # running statistics only
     assert not model.runner.statistics_fit()
     model.statistics = model.statistics  # the user says that they are right
     assert model.runner.statistics_fit()
