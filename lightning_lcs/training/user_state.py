@@ -80,7 +80,8 @@ class Snapshot:
         for kept in written:
             if _state(kept.tensor)[1:] != kept.state[1:]:
                 kept.tensor.data = kept.storage  # the present storage may be another tensor's as well
-        _copy([kept.tensor for kept in written], [kept.values for kept in written])
+        # Through .data no version changes: what was prepared from the tensors stays valid.
+        _copy([kept.tensor.data for kept in written], [kept.values for kept in written])
         for kept in written:
             kept.state = _state(kept.tensor)
 
