@@ -38,6 +38,11 @@ CHECKPOINTING_NOT_USED = (
     "which keeps all that its backward needs"
 )
 
+OTHER_TENSORS = (
+    "{} can't be traced while other tensors stand in the place of its parameters (torch.func.functional_call): run it "
+    "once with its own parameters before, or use unstructured or quantized mode, which need no trace"
+)
+
 
 @contextlib.contextmanager
 def training_flags(module: nn.Module, mode: bool) -> Iterator[None]:
@@ -223,6 +228,11 @@ class TracedNetwork:
         owner, leaf = self._owners[name]
         return (owner._parameters if leaf in owner._parameters else owner._buffers), leaf
 
+    def is_parameter(self, name: str) -> bool:
+        """Whether a qualified name is that of a parameter, whatever tensor stands in its place now."""
+        holder, _ = self.holder(name)
+        return holder is self._owners[name][0]._parameters
+
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer that a qualified name has now; ``.to()`` may have replaced it since the trace."""
         holder, leaf = self.holder(name)
@@ -300,6 +310,8 @@ class TracedNetwork:
 
     def _new_program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         """Trace the network, add the trace to the plan, and check the program against the network."""
+        if not all(isinstance(value, nn.Parameter) for value in self.module.parameters()):
+            raise TraceError(OTHER_TENSORS.format(type(self.module).__name__))
         with restored(holders_of_network(self.module)):
             traced = trace(self.module, args, kwargs)
         plan = dataclasses.replace(

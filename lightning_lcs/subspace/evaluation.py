@@ -13,6 +13,7 @@ from lightning_lcs.subspace.forward import Execution, Inputs
 from lightning_lcs.subspace.level_weights import LevelWeights, level_tensors
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.weight_state import WeightState
 from lightning_lcs.utils.warning import warn
 
 NO_STATISTICS = (
@@ -87,7 +88,7 @@ class Evaluation:
     def statistics_of(self, part: Part, execution: Execution, level: Level) -> Mapping[str, Tensor]:
         """The stored statistics of a level by the network's own names; warns if there are none, or those of others."""
         if level.statistics is not None:
-            self.check(part, level, _state(_watched(part, execution)))
+            self.check(part, level, WeightState(part, execution))
         return self._statistics_of(part, execution, level)
 
     def check(self, part: Part, level: Level, state: Any) -> None:
@@ -120,9 +121,8 @@ class Evaluation:
             warn(NO_STATISTICS.format(alpha=level.alpha))
 
     def _tensors(self, part: Part, execution: Execution, level: Level) -> Ready:
-        watched = _watched(part, execution)
-        gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched)
-        state = _state(watched)
+        state = WeightState(part, execution)
+        gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in state.tensors)
         stored = id(level.statistics)
         whole = part.frozen(part.network.plan.multiplied)
         key = (level.alpha, stored, torch.is_inference_mode_enabled(), execution.batch_statistics, whole, state)
@@ -148,12 +148,3 @@ class Evaluation:
     def __getstate__(self) -> dict[str, Any]:
         # The tensors are views of the weights of this object, and the keys hold their addresses: a copy starts empty.
         return {**self.__dict__, "_ready": {}, "_known": {}, "_checked": {}}
-
-
-def _watched(part: Part, execution: Execution) -> list[Tensor]:
-    return [part.network.tensor(name) for name in part.stored(execution.names)] + list(part.endpoints.values())
-
-
-def _state(watched: list[Tensor]) -> tuple[tuple[int, int], ...]:
-    # data_ptr() sees .to() and .data = ...; _version sees in-place changes.
-    return tuple([(tensor._version, tensor.data_ptr()) for tensor in watched])

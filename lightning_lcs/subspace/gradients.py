@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -80,12 +80,19 @@ class GradientSum:
 
 
 @contextlib.contextmanager
-def gradients_apart(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Inside the block, parameters have no gradients of before; afterwards they have those again, and no others."""
+def gradients_set_back(
+    parameters: Iterable[nn.Parameter], inside: Callable[[Tensor], Tensor | None] | None = None
+) -> Iterator[None]:
+    """After the block, parameters have the gradients of before, and no others.
+
+    Args:
+        parameters: The parameters.
+        inside: What a parameter has inside the block, from its gradient of before. The default is that gradient itself.
+    """
     before = [(parameter, parameter.grad) for parameter in parameters]
     try:
-        for parameter, _ in before:
-            parameter.grad = None
+        for parameter, gradient in before:
+            parameter.grad = gradient if inside is None or gradient is None else inside(gradient)
         yield
     finally:
         for parameter, gradient in before:

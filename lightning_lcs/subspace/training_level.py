@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from lightning_lcs.subspace.gradients import GradientSum
 from lightning_lcs.subspace.level_weights import LevelWeights
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.weight_state import WeightState
 
 
 class TrainingLevel:
@@ -45,38 +44,42 @@ class TrainingLevel:
         self._gradients = gradients
         self._ranges = ranges
         self._warn = warn
-        self._drops = _Switch()
-        self._weights: dict[int, LevelWeights] = {}
+        self._weights: dict[int, tuple[tuple[WeightState, bool], LevelWeights]] = {}
         self._tensors: dict[tuple[int, str], Tensor] = {}
 
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a network at the level; calls within one step share their tensors."""
+        """Run a network at the level; calls within one step share their tensors while the weights stay the same."""
         level = self._level
         if level.is_full:
             return full(*args, **kwargs)
         execution = level.mode.execution(part, level, args, kwargs)
-        if id(part) not in self._weights or part.computed:  # weights that layers compute may change in each forward
-            self._weights[id(part)] = LevelWeights(part, level, as_in_forward=True)
-        weights = self._weights[id(part)]
+        weights = self._level_weights(part, execution)
         untouched = execution.batch_statistics
         if any(name not in untouched for name in execution.statistics):
             self._warn(level)
         tensors = [None if name in untouched else self._tensor(weights, execution, name) for name in execution.names]
         return execution.run(tensors, full, args, kwargs, level.mode.training_inputs(part, level, self._ranges))
 
-    @contextlib.contextmanager
-    def gradients_dropped(self) -> Iterator[None]:
-        """Inside the block, gradients are not handed on: a backward of the user's own is not that of the loss."""
-        self._drops.on = True
-        try:
-            yield
-        finally:
-            self._drops.on = False
+    def _level_weights(self, part: Part, execution: Execution) -> LevelWeights:
+        """The tensors of the level, made anew where the step has changed or exchanged weights since the last call."""
+        # A tensor that was cut without gradients is of no use with them.
+        state = (WeightState(part, execution), torch.is_grad_enabled())
+        before, weights = self._weights.get(id(part), (None, None))
+        if before != state:
+            self._tensors = {key: value for key, value in self._tensors.items() if key[0] != id(part)}
+        if weights is None or before != state or part.computed:  # layers may compute other weights in each forward
+            weights = LevelWeights(part, self._level, as_in_forward=True)
+        self._weights[id(part)] = (state, weights)
+        return weights
 
     def _tensor(self, weights: LevelWeights, execution: Execution, name: str) -> Tensor:
-        if name in weights.part.computed:
+        part = weights.part
+        if name in part.computed:
             return self._computed(weights, name)
-        key = (id(weights.part), name)
+        if part.network.is_parameter(name) and not isinstance(part.network.tensor(name), nn.Parameter):
+            # torch.func.functional_call has put in a tensor of the user's, whose gradients are of interest.
+            return weights.tensor(name, execution.cut(name)).contiguous()
+        key = (id(part), name)
         if key not in self._tensors:
             selection = execution.cut(name)
             if self._gradients is None:
@@ -100,7 +103,7 @@ class TrainingLevel:
         value = value.clone() if copied else value.contiguous()
         sources = self._sources(weights.part, name)
         if sources:
-            hook = _GradientHandover(gradients, sources, selection, weights, name, self._drops)
+            hook = _GradientHandover(gradients, sources, selection, weights, name)
             value.requires_grad_().register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         return value
 
@@ -110,7 +113,7 @@ class TrainingLevel:
         if self._gradients is None or not value.requires_grad:
             return value
         leaf = value.detach().requires_grad_()
-        hook = _ComputedHandover(self._gradients, value, weights.part.trained_sources(name), self._drops)
+        hook = _ComputedHandover(self._gradients, value, weights.part.trained_sources(name))
         leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         return leaf
 
@@ -132,13 +135,6 @@ def _forget(level: weakref.ref[TrainingLevel], key: tuple[int, str], gradient: T
         held._tensors.pop(key, None)
 
 
-@dataclasses.dataclass
-class _Switch:
-    """Hooks of tensors read it: a reference to the level, which holds the tensors, would keep all of them alive."""
-
-    on: bool = False
-
-
 class _GradientHandover:
     """A hook of a leaf that passes its gradient on to the parameters from which the leaf was computed."""
 
@@ -149,10 +145,8 @@ class _GradientHandover:
         selection: Selection,
         weights: LevelWeights,
         name: str,
-        drops: _Switch,
     ) -> None:
         self._gradients = gradients
-        self._drops = drops
         self._sources = sources
         self._selection = selection
         self._weights = weights
@@ -160,7 +154,7 @@ class _GradientHandover:
 
     def __call__(self, leaf: Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
-        if gradient is not None and not self._drops.on:
+        if gradient is not None:
             gradient = self._weights.gradient(self._name, leaf.detach(), gradient)
             for parameter, share in self._sources:
                 self._gradients.add(parameter, self._selection, gradient, share)
@@ -169,17 +163,14 @@ class _GradientHandover:
 class _ComputedHandover:
     """A hook of a leaf that passes its gradient on through the computation of its value."""
 
-    def __init__(
-        self, gradients: GradientSum, value: Tensor, parameters: Sequence[nn.Parameter], drops: _Switch
-    ) -> None:
+    def __init__(self, gradients: GradientSum, value: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         self._gradients = gradients
         self._value = value
         self._parameters = parameters
-        self._drops = drops
 
     def __call__(self, leaf: Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
-        if gradient is not None and not self._drops.on:
+        if gradient is not None:
             # A leaf may get gradients several times.
             found = torch.autograd.grad(self._value, self._parameters, gradient, retain_graph=True, allow_unused=True)
             for parameter, one in zip(self._parameters, found, strict=True):

@@ -98,6 +98,11 @@ class HiddenEndpoints:
             self._holders = endpoints.hide(holders)
 
 
+def all_parameters(module: nn.Module, pairs: Pairs) -> list[nn.Parameter]:
+    """The parameters of a module and the second endpoints, which may be hidden."""
+    return [*module.parameters(), *(w0 for w0, _ in pairs)]
+
+
 def check_groups(pairs: Pairs, optimizers: Sequence[Optimizer]) -> None:
     """Check that each endpoint 0 is in the parameter group of its partner.
 

@@ -12,9 +12,10 @@ from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid
-from lightning_lcs.subspace.gradients import gradients_apart
+from lightning_lcs.subspace.gradients import gradients_set_back
 from lightning_lcs.subspace.state import LevelTensors
 from lightning_lcs.training.bare_step import TrainingFlags, bare_training_step
+from lightning_lcs.training.endpoint_groups import all_parameters
 from lightning_lcs.training.isolation import apart
 from lightning_lcs.training.loaders import batch_size, check_loaders, training_batches
 from lightning_lcs.training.progress import counted, progress
@@ -117,7 +118,7 @@ class Recalibrator:
         with (
             apart(trainer, module, model, stage=RunningStage.TRAINING),
             self.flags.around(module, model),
-            gradients_apart(module.parameters()),
+            gradients_set_back(all_parameters(module, model.endpoint_pairs()), lambda _: None),
             trainer.precision_plugin.forward_context(),
             progress(trainer, RECALIBRATION, self.images) as advance,
         ):

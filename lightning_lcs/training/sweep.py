@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,19 @@ from torch import Tensor
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.endpoints import is_norm
-from lightning_lcs.subspace.gradients import GradientSum, gradients_apart
+from lightning_lcs.subspace.gradients import GradientSum, gradients_set_back
 from lightning_lcs.subspace.layers import layer_of
+from lightning_lcs.subspace.own_backward import OwnBackwardError, own_backward_refused
+from lightning_lcs.training.endpoint_groups import all_parameters
 from lightning_lcs.training.isolation import apart
 from lightning_lcs.training.sweep_options import SweepOptions
 from lightning_lcs.training.target import guarded
 from lightning_lcs.training.user_state import Snapshot
+
+OWN_ON_A_LINE = (
+    "training_step asks torch.autograd.grad for gradients of the network's parameters, and on a line each level is "
+    "computed from two sets of parameters, of which parameters() gives one; use subspace='point'"
+)
 
 
 class Sweep:
@@ -29,6 +37,9 @@ class Sweep:
     The backward pass of every level but the last runs here, so that the activations of only one level are alive at a
     time. Lightning clears gradients between the step and its own backward pass, so that the gradients of the other
     levels are kept apart until then. All levels but the last run as if they had not: see :func:`apart`.
+
+    A level runs on tensors of its own, whose gradients are collected at the size of the level. Once a step has asked
+    for gradients of parameters itself, all levels back-propagate into the parameters, which costs more.
     """
 
     def __init__(
@@ -48,6 +59,7 @@ class Sweep:
         self._original_backward: Callable[..., None] = module.backward
         self._gradients = GradientSum()
         self._snapshot: Snapshot | None = None
+        self._direct = False
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one micro-batch at every level that was drawn for it."""
@@ -66,10 +78,16 @@ class Sweep:
             with apart(
                 self.trainer, self.module, self.model, arguments=(args, kwargs), earlier=self._snapshot
             ) as self._snapshot:
+                step = functools.partial(original, *args, **kwargs)
                 for alpha in alphas:
-                    loss = self._extra(
-                        alpha, strength, drawn(alpha), weight, functools.partial(original, *args, **kwargs)
-                    )
+                    extra = functools.partial(self._extra, alpha, strength, drawn(alpha), weight, step)
+                    try:
+                        loss = extra()
+                    except OwnBackwardError as error:
+                        self._check_own(error)
+                        self._snapshot.restore()
+                        self._direct = True
+                        loss = extra()
                     if loss is not None:
                         losses[alpha] = loss
                     self._snapshot.restore()
@@ -77,7 +95,7 @@ class Sweep:
             guarded(self.model, last, "training_step") as guard,
             self.model.runner.training_level(last, strength=strength, direct=True, drawn=drawn(last)),
         ):
-            output = original(*args, **kwargs)
+            output = self._last(last, original, *args, **kwargs)
             guard.skipped = loss_of(output) is None
         self._log(losses, self.options.drawn(visited))
         return self._with_terms(output, weight)
@@ -90,23 +108,45 @@ class Sweep:
     def _extra(
         self, alpha: float, strength: float, drawn: Mapping[str, float], weight: float, step: Callable[[], Any]
     ) -> Tensor | None:
-        """Run the step and its backward pass at a level that Lightning does not see; the loss, or ``None``."""
-        parameters = list(self.module.parameters())
+        """Run the step and its backward pass at a level that Lightning does not see; the loss, or ``None``.
+
+        Raises:
+            OwnBackwardError: The step asks for gradients of parameters, and the level runs on tensors of its own.
+        """
+        parameters = all_parameters(self.module, self.model.endpoint_pairs())
+        gradients = None if self._direct else self._gradients
+        own = contextlib.nullcontext() if self._direct else own_backward_refused(self.model.parts)
         with (
-            gradients_apart(parameters),
+            # The step may look at the gradients of the step before, and a backward of its own adds to them.
+            gradients_set_back(parameters, Tensor.clone if self._direct else None),
             guarded(self.model, alpha, "training_step") as guard,
-            self.model.runner.training_level(alpha, self._gradients, strength=strength, drawn=drawn) as level,
+            self.model.runner.training_level(alpha, gradients, strength=strength, direct=self._direct, drawn=drawn),
         ):
-            with level.gradients_dropped():
+            with own:
                 loss = loss_of(step())
             guard.skipped = loss is None
             if loss is None:
                 return None
             # What the step left is of a backward of its own, which Lightning clears before that of the loss.
-            with gradients_apart(parameters):
+            with gradients_set_back(parameters, lambda _: None):
                 self._backward(weight * loss)
                 self._gradients.take(parameters)
             return loss.detach()
+
+    def _last(self, alpha: float, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the step at the level that Lightning sees, which back-propagates into the parameters themselves."""
+        if self.model.mode.is_full(alpha) or not self.model.endpoint_pairs():
+            return original(*args, **kwargs)
+        try:
+            with own_backward_refused(self.model.parts, unnamed=False):
+                return original(*args, **kwargs)
+        except OwnBackwardError as error:
+            self._check_own(error)
+
+    def _check_own(self, error: OwnBackwardError) -> None:
+        """Refuse gradients of named parameters on a line, where a level is computed from two of each."""
+        if error.named and self.model.endpoint_pairs():
+            raise RuntimeError(OWN_ON_A_LINE) from error
 
     def _strength(self) -> float:
         """The share of a level's sparsity that applies at this step."""

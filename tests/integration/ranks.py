@@ -31,15 +31,22 @@ BATCHES = 4
 
 
 class Headed(Module):
-    """A head outside the target: its gradients come from autograd at every level."""
+    """A head outside the target: its gradients come from autograd at every level.
 
-    def __init__(self, norm: Any) -> None:
+    With a backward of the step's own, those of the network do, too.
+    """
+
+    def __init__(self, norm: Any, own_backward: bool = False) -> None:
         super().__init__(Net(norm))
         self.head = nn.Linear(10, 10)
+        self.own_backward = own_backward
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch
-        return self.loss(self.head(self.net(images)), labels)
+        loss = self.loss(self.head(self.net(images)), labels)
+        if self.own_backward:
+            loss.backward(retain_graph=True)
+        return loss
 
 
 class Counter(Callback):
@@ -66,7 +73,8 @@ def _shard(dataset: Any, rank: int, ranks: int) -> Any:
 def main(folder: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     folder.mkdir(exist_ok=True)
-    module = Headed(nn.BatchNorm2d if options.pop("batch_norm", False) else group_norm)
+    norm = nn.BatchNorm2d if options.pop("batch_norm", False) else group_norm
+    module = Headed(norm, options.pop("own_backward", False))
     counter = Counter()
     ranks, rank = options.pop("ranks"), int(os.environ.get("RANK", 0))
     strategy = DDPStrategy(process_group_backend="gloo", **options.pop("ddp", {})) if ranks > 1 else "auto"

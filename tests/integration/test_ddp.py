@@ -57,6 +57,7 @@ def check_ranks_agree(a: dict[str, Any], b: dict[str, Any]) -> None:
 # What one process and two run alike: for two, options of DDPStrategy.
 ALIKE = [
     ({"subspace": "point"}, {}),
+    ({"subspace": "point", "own_backward": True}, {}),
     ({"subspace": "line", "trainer": {"accumulate_grad_batches": 2}}, {"gradient_as_bucket_view": True}),
     (
         {"subspace": "line", "line": {"parameters": "all", "diversity_weight": 0.0}},

@@ -1,0 +1,49 @@
+"""Whether the weights of a network are those of an earlier moment."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import Tensor
+
+from lightning_lcs.subspace.forward import Execution
+from lightning_lcs.subspace.part import Part
+
+
+class WeightState:
+    """What a forward reads from a network at one moment: equal to a later state if nothing was written or exchanged.
+
+    Changes in place are seen, and so are ``.to()``, assignments to ``.data`` and other tensors in the place of
+    parameters (``torch.func.functional_call``). Writes through ``.data`` are not.
+
+    Args:
+        part: The network.
+        execution: The forward.
+
+    Attributes:
+        tensors: The parameters and buffers.
+    """
+
+    def __init__(self, part: Part, execution: Execution) -> None:
+        self.tensors = [part.network.tensor(name) for name in part.stored(execution.names)]
+        self.tensors += part.endpoints.values()
+        # Kept tensors can't share their address with later ones, as tensors could that were freed meanwhile.
+        self._marks = [(_version(tensor), _address(tensor)) for tensor in self.tensors]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, WeightState) or self._marks != other._marks:
+            return False
+        return all(map(operator.is_, self.tensors, other.tensors))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # inside of a transform of torch.func
+        return 0
