@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lcs.graph.traced_network import ENDPOINT_NAME
-from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.part import Part, endpoint_pairs
 
 _TYPES = 2  # The digits that stand for the types of the weights; the others stand for their bytes.
 
@@ -40,12 +40,29 @@ def fingerprint(parts: Sequence[Part]) -> str:
         (16, False)
     """
     tensors = {id(value): value for _, value in sorted(_named(parts), key=lambda named: named[0])}
-    if any(value.is_meta for value in tensors.values()):
+    return _of(list(tensors.values()))
+
+
+def of_endpoints(parts: Sequence[Part]) -> tuple[str, str]:
+    """The fingerprints of the two ends of a line, each of all parameters on the line.
+
+    Args:
+        parts: The networks.
+
+    Returns:
+        That of endpoint 0, and that of endpoint 1, the network's own parameters.
+    """
+    pairs = endpoint_pairs(parts)
+    return _of([w0 for w0, _ in pairs]), _of([w1 for _, w1 in pairs])
+
+
+def _of(tensors: Sequence[Tensor]) -> str:
+    if any(value.is_meta for value in tensors):
         return ""
     digest = hashlib.blake2b(digest_size=7)
-    for value in tensors.values():
+    for value in tensors:
         digest.update(_bytes_of(value))
-    types = ",".join(sorted({str(value.dtype) for value in tensors.values()}))
+    types = ",".join(sorted({str(value.dtype) for value in tensors}))
     return hashlib.blake2b(types.encode(), digest_size=_TYPES // 2).hexdigest() + digest.hexdigest()
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.fingerprint import differ, of_endpoints
 from lightning_lcs.training.adoption import Adoption
 from lightning_lcs.training.evaluation import evaluate_level
 from lightning_lcs.training.measurement import Measurement
@@ -17,6 +19,12 @@ from lightning_lcs.training.patches import Patches, StandIn
 from lightning_lcs.training.recalibration import Recalibrator
 from lightning_lcs.training.target import NeverRanError
 from lightning_lcs.utils.warning import warn
+
+ONE_END = (
+    "the weights were exchanged for this validation, such as by averages, and only at one end of the line: the second "
+    "endpoints are not in parameters(), so that the levels below alpha = 1 are measured between the exchanged weights "
+    "and those of training; use subspace='point'"
+)
 
 
 class Upkeep:
@@ -35,6 +43,7 @@ class Upkeep:
         self._failed = False
         self._resumed = False
         self._validated_weights = ""
+        self._ends: tuple[str, str] | None = None  # of a line, before a validation in fit
         self._is_first_step = False
         self._calls = 0
         self._runs_network = False
@@ -47,6 +56,9 @@ class Upkeep:
         self._failed = False
         for name in ("validation_step", "test_step"):
             self._patches.set(module, name, StandIn(getattr(module, name), partial(self._step, trainer, module)))
+        # Of all hooks of a validation in fit, this is the first.
+        name = "on_validation_model_zero_grad"
+        self._patches.set(module, name, StandIn(getattr(module, name), self._note_ends))
 
     def end(self) -> None:
         """The call of the trainer ends."""
@@ -67,6 +79,19 @@ class Upkeep:
         model = self.adoption.model
         return 0 if model is None else sum(part.calls for part in model.parts)
 
+    def _note_ends(self, original: Callable[..., Any]) -> Any:
+        model = self.adoption.model
+        self._ends = of_endpoints(model.parts) if model is not None and model.endpoint_pairs() else None
+        return original()
+
+    def _check_ends(self, model: SubspaceModel) -> None:
+        """Warn where hooks have exchanged the weights at one end of a line since the validation began."""
+        if self._ends is not None:
+            second, own = of_endpoints(model.parts)
+            if differ(own, self._ends[1]) and not differ(second, self._ends[0]):
+                warn(ONE_END)
+            self._ends = None
+
     def _step(
         self, trainer: Trainer, module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
@@ -81,6 +106,7 @@ class Upkeep:
         model = self.adoption.adopted(module)
         if not trainer.sanity_checking:
             self._validated_weights = model.runner.fingerprint()
+            self._check_ends(model)
         if trainer.state.fn != "fit" or self.adoption.options.visits_full:
             return
         # Before training, the network's own statistics stay as they came, unless alpha = 1 can't run without new ones.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_lcs import SubspaceModel
+from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from tests.integration.support import Data, Module, Net, lcs, trainer
 
@@ -112,3 +112,45 @@ def test_the_curve_of_the_last_weights_is_not_saved_with_the_best(tmp_path):
         model.save(tmp_path / "best.lcs", levels=curve)
     best = SubspaceModel.load(tmp_path / "best.lcs")
     assert [level.metrics for level in best.levels] == [point.metrics for point in callback.curve]
+
+
+class ShowsAverages(L.Callback):
+    """Averages that stand in the place of the weights during a validation."""
+
+    def __init__(self, both_ends: bool = False) -> None:
+        self.both_ends = both_ends
+        self.averages: dict[str, torch.Tensor] = {}
+        self.callback: LCSCallback
+
+    def _weights(self, module):
+        second = [w0 for w0, _ in self.callback.subspace_model.endpoint_pairs()] if self.both_ends else []
+        return [*module.parameters(), *second]
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        for place, value in enumerate(self._weights(pl_module)):
+            self.averages.setdefault(place, value.detach().clone()).lerp_(value.detach(), 0.1)
+
+    def _exchange(self, module):
+        for place, value in enumerate(self._weights(module)):
+            if place in self.averages:
+                held = value.detach().clone()
+                value.data.copy_(self.averages[place])
+                self.averages[place] = held
+
+    def on_validation_start(self, trainer, pl_module):
+        self._exchange(pl_module)
+
+    def on_validation_end(self, trainer, pl_module):
+        self._exchange(pl_module)
+
+
+@pytest.mark.parametrize(
+    ("subspace", "both_ends", "warned"), [("line", False, 1), ("line", True, 0), ("point", False, 0)]
+)
+def test_averages_at_one_end_of_a_line_are_a_warning(tmp_path, subspace, both_ends, warned):
+    shows = ShowsAverages(both_ends)
+    shows.callback = callback = lcs(subspace=subspace)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        trainer(tmp_path, callback, shows, max_epochs=1).fit(Module(lr=0.2), datamodule=Data())
+    assert sum("only at one end of the line" in str(each.message) for each in found) == warned
