@@ -26,4 +26,6 @@ def materialize(
     elif alpha is None or level is not None:
         raise ValueError("give either --alpha or --level")
     made = save_level(model, alpha, output)
-    print(f"{output}: level {made.name!r}, {made.params:,} parameters, {output.stat().st_size / 1e6:.2f} MB")
+    present = model.nearest_level(alpha)
+    names = [f"level {known.name!r}, " for known in model.levels if known.alpha == present]
+    print(f"{output}: {''.join(names)}alpha={present:g}, {made.params:,} parameters, {output.stat().st_size / 1e6:.2f} MB")

@@ -33,5 +33,7 @@ def build_parts(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:
     unchanged = all(set(part.selected) <= set(part.pinned) for part in parts)
     if not mode.runs_as_graph and unchanged and not mode.pins_layers:
         networks = ", ".join(type(module).__name__ for module in modules.values())
-        raise ValueError(f"{networks} has no layer to compress, besides those that the options of {mode} keep")
+        options = " and ".join(f"{name}={getattr(mode, name)!r}" for name in mode.keeping_options)
+        kept = f", besides those that {options} keeps as they are" if options else ""
+        raise ValueError(f"{networks} has no layer that {type(mode).__name__} compresses{kept}")
     return parts

@@ -37,7 +37,7 @@ def test_levels_prints_a_row_for_each(file, capsys):
 @pytest.mark.parametrize("which", [["--alpha", "0.1"], ["--level", "little"]])
 def test_materialize_writes_a_file_of_one_level(file, tmp_path, capsys, which):
     main(["materialize", str(file), *which, "--output", str(tmp_path / "one.lcs")])
-    assert "level 'little'" in capsys.readouterr().out
+    assert "level 'little', alpha=0.1," in capsys.readouterr().out
     net, one, x = SubspaceModel.load(file), SubspaceModel.load(tmp_path / "one.lcs"), torch.randn(3, 6)
     net.set_level("little")
     assert torch.allclose(net(x), one(x), rtol=1e-5, atol=1e-6)

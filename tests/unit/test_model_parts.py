@@ -248,7 +248,7 @@ def test_a_part_without_norms_is_the_same_at_both_ends_of_a_line() -> None:
 def test_a_part_without_layers_to_compress_stays_whole(mode) -> None:
     model = SubspaceModel({"backbone": Mlp(), "act": nn.BatchNorm1d(4)}, mode=mode, subspace="point")
     assert [bool(part.compressed) for part in model.parts] == [True, False]
-    with pytest.raises(ValueError, match="no layer to compress"):
+    with pytest.raises(ValueError, match=f"no layer that {mode.capitalize()} compresses"):
         SubspaceModel({"a": nn.BatchNorm1d(4), "b": nn.LayerNorm(4)}, mode=mode, subspace="point")
 
 

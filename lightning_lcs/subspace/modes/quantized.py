@@ -58,6 +58,7 @@ class Quantized(Mode):
     observes_inputs: ClassVar[bool] = True
     has_discrete_levels: ClassVar[bool] = True
     draws_per_layer: ClassVar[bool] = True
+    keeping_options: ClassVar[tuple[str, ...]] = ("edge_bits", "layer_bits")
 
     min_bits: int = 3
     max_bits: int = 8

@@ -63,6 +63,7 @@ class Unstructured(Mode):
 
     axis: ClassVar[Axis] = Axis("sparsity", "Share of zeros", full=0.0)
     default_subspace: ClassVar[str] = "line"
+    keeping_options: ClassVar[tuple[str, ...]] = ("dense",)
 
     max_sparsity: float = 0.975
     min_sparsity: float = 0.0
