@@ -22,6 +22,7 @@ from lightning_lcs.subspace.build import build_parts
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
 from lightning_lcs.subspace.curve import Efficiency
 from lightning_lcs.subspace.describe import describe
+from lightning_lcs.subspace.level_runner import LevelRunner
 from lightning_lcs.subspace.level_table import (
     GivenLevels,
     NamedLevel,
@@ -37,7 +38,6 @@ from lightning_lcs.subspace.modes.registry import check_subspace, name_of, parse
 from lightning_lcs.subspace.norms import convert_norms
 from lightning_lcs.subspace.option_places import model_places
 from lightning_lcs.subspace.part import TOGETHER, Part, cosine_between, endpoint_pairs
-from lightning_lcs.subspace.runner import LevelRunner
 from lightning_lcs.subspace.state import SubspaceState, parameter_shapes
 from lightning_lcs.utils.options import checked_keywords, parse_options
 

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_lcs.callbacks.recalibration import BatchNormRecalibration
 from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.reporting.curve import CurvePoint
+from lightning_lcs.subspace.curve import CurvePoint
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode

@@ -15,9 +15,9 @@ from lightning_lcs.callbacks.lcs import LCSCallback
 from lightning_lcs.cli.parsing import call, split
 from lightning_lcs.cli.recipe import read_recipe
 from lightning_lcs.reporting.comparison import Runs, plot_comparisons, print_comparisons
-from lightning_lcs.reporting.curve import read_csv, write_csv
 from lightning_lcs.reporting.plots import require_matplotlib
 from lightning_lcs.reporting.run_summary import name_method
+from lightning_lcs.subspace.curve_file import read_csv, write_csv
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.training.methods import METHODS, method_settings

@@ -28,4 +28,5 @@ def materialize(
     made = save_level(model, alpha, output)
     present = model.nearest_level(alpha)
     names = [f"level {known.name!r}, " for known in model.levels if known.alpha == present]
-    print(f"{output}: {''.join(names)}alpha={present:g}, {made.params:,} parameters, {output.stat().st_size / 1e6:.2f} MB")
+    size = f"{made.params:,} parameters, {output.stat().st_size / 1e6:.2f} MB"
+    print(f"{output}: {''.join(names)}alpha={present:g}, {size}")

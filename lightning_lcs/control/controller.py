@@ -238,7 +238,7 @@ class RuntimeController:
 
     def _read(self) -> dict[str, Any]:
         try:
-            readings = {name: _finite_or_none(value) for name, value in self.read().items()}
+            readings = {name: recordings.recorded(value) for name, value in self.read().items()}
             Readings(time_s=0.0, **readings)  # refuses names that are not readings
         except Exception as error:  # inference goes on, and all readings are unknown
             self._warn_once("read", f"the readings could not be taken: {type(error).__name__}: {error}")
@@ -326,10 +326,3 @@ def measure_profile(
 
 def _needs(policies: Sequence[Policy]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for policy in policies for name in getattr(policy, "needs", SYSTEM_READINGS)))
-
-
-def _finite_or_none(value: Any) -> Any:
-    """A reading as a recording holds it: a number that is not finite becomes None, which means unknown."""
-    if value is None or isinstance(value, bool):
-        return value
-    return float(value) if math.isfinite(value) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -71,6 +72,13 @@ class Recording(NamedTuple):
     alpha: float
     policies: tuple[dict[str, Any], ...]
     decisions: tuple[Decision, ...]
+
+
+def recorded(value: Any) -> Any:
+    """A reading as a recording holds it: a number that is not finite becomes None, which means unknown."""
+    if value is None or isinstance(value, bool):
+        return value
+    return float(value) if math.isfinite(value) else None
 
 
 def header_line(policies: Sequence[Policy], rules: Rules, alpha: float) -> str:

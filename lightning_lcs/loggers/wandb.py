@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_lcs.loggers.registry import Measurement
-from lightning_lcs.reporting.curve import alpha_key, level_axis, log_key
+from lightning_lcs.reporting.level_axis import level_axis
+from lightning_lcs.reporting.log_keys import alpha_key, log_key
 from lightning_lcs.subspace.curve import Curve, metric_names
 from lightning_lcs.subspace.curve_file import rows
 from lightning_lcs.subspace.level_table import default_names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_lcs.reporting.curve import alpha_key, log_key
+from lightning_lcs.reporting.log_keys import alpha_key, log_key
 from lightning_lcs.reporting.pareto import lower_is_better
 from lightning_lcs.utils.extras import needed_for
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis
+from lightning_lcs.reporting.level_axis import level_axis
 from lightning_lcs.reporting.plots import plot_curves
+from lightning_lcs.subspace.curve import Curve, CurvePoint
 
 Runs = Mapping[str, list[list[CurvePoint]]]
 """By method, the curve of each seed."""

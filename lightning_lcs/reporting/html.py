@@ -12,8 +12,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from lightning_lcs.reporting.curve import level_axis
 from lightning_lcs.reporting.html_tables import Quantity, compressed, facts, level_table, overview, settings
+from lightning_lcs.reporting.level_axis import level_axis
 from lightning_lcs.reporting.pareto import lower_is_better, pareto_front
 from lightning_lcs.reporting.runs import Run
 from lightning_lcs.subspace.curve import Curve, CurvePoint, metric_names

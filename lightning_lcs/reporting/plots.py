@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_lcs.reporting.curve import Curve, level_axis
+from lightning_lcs.reporting.level_axis import level_axis
+from lightning_lcs.subspace.curve import Curve
 from lightning_lcs.utils.extras import needed_for
 
 

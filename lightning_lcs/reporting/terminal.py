@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_lcs.reporting.curve import Curve, CurvePoint, level_axis, metric_names
+from lightning_lcs.reporting.level_axis import level_axis
 from lightning_lcs.subspace.axis import Axis
+from lightning_lcs.subspace.curve import Curve, CurvePoint, metric_names
 from lightning_lcs.subspace.level_table import NamedLevel
 
 _Column: TypeAlias = tuple[str, list[str]]  # a heading, and a cell for each level

@@ -13,9 +13,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.reporting.curve import CurvePoint, read_csv
 from lightning_lcs.reporting.history import Evaluation
 from lightning_lcs.subspace.calibration import level_grid
+from lightning_lcs.subspace.curve import CurvePoint
+from lightning_lcs.subspace.curve_file import read_csv
 from lightning_lcs.subspace.fingerprint import differ
 from lightning_lcs.training.evaluation import OtherWeightsError, evaluate_level, evaluation_batches
 from lightning_lcs.training.progress import progress

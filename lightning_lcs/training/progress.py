@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from lightning.pytorch import Trainer
 from rich.console import Console
 
-from lightning_lcs.reporting.curve import Curve
 from lightning_lcs.reporting.terminal import print_curves
+from lightning_lcs.subspace.curve import Curve
 
 Item = TypeVar("Item")
 Advance = Callable[[int, str], None]

@@ -13,8 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.loggers.registry import Measurement, draw_curves
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.reporting.curve import alpha_key, log_values
 from lightning_lcs.reporting.history import Evaluation, followed, read_history, write_history
+from lightning_lcs.reporting.log_keys import alpha_key, log_values
 from lightning_lcs.reporting.run_summary import SUMMARY, write_summary
 from lightning_lcs.subspace.curve import Curve
 from lightning_lcs.subspace.curve_file import CURVE, TEST_CURVE, write_csv

@@ -9,12 +9,12 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_lcs.cli.main import main
-from lightning_lcs.reporting.curve import write_csv
 from lightning_lcs.reporting.history import read_history
 from lightning_lcs.reporting.html import page
 from lightning_lcs.reporting.pareto import pareto_front
 from lightning_lcs.reporting.run_summary import name_method
 from lightning_lcs.reporting.runs import read_runs
+from lightning_lcs.subspace.curve_file import write_csv
 from tests.integration.support import Data, Module, lcs, trainer
 
 # In the place of plotly's five megabytes.

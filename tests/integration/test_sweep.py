@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.functional.sampling import SAMPLERS, step_generator
-from lightning_lcs.subspace.runner import LevelRunner
+from lightning_lcs.subspace.level_runner import LevelRunner
 from tests.integration.support import Module, Net, group_norm, lcs, trainer
 
 # Three steps in float32 against the same sums in another order, relative to the largest entry of each tensor.

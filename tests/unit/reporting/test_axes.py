@@ -9,16 +9,17 @@ import pytest
 from rich.console import Console
 
 from lightning_lcs.loggers.wandb import series_of
-from lightning_lcs.reporting import curve as curves
+from lightning_lcs.reporting import level_axis as axes_of_curves
 from lightning_lcs.reporting.comparison import by_axis
-from lightning_lcs.reporting.curve import level_axis, read_csv, write_csv
 from lightning_lcs.reporting.history import Evaluation, read_history, write_history
 from lightning_lcs.reporting.html import page
+from lightning_lcs.reporting.level_axis import level_axis
 from lightning_lcs.reporting.plots import curve_figure
 from lightning_lcs.reporting.runs import Run
 from lightning_lcs.reporting.terminal import print_curves, print_levels
 from lightning_lcs.subspace.axis import Axis
 from lightning_lcs.subspace.curve import CurvePoint, Efficiency
+from lightning_lcs.subspace.curve_file import read_csv, read_curves, write_csv
 from lightning_lcs.subspace.level_table import make_table, table_from_data, table_to_data
 from lightning_lcs.subspace.modes import Structured
 
@@ -39,8 +40,8 @@ CURVE = [point(alpha, macs=int(20 + 80 * alpha)) for alpha in (0.0, 0.5, 1.0)]
 
 @pytest.fixture
 def registered(monkeypatch):
-    known = curves.axes()
-    monkeypatch.setattr(curves, "axes", lambda: {**known, "rank_share": RANK})
+    known = axes_of_curves.axes()
+    monkeypatch.setattr(axes_of_curves, "axes", lambda: {**known, "rank_share": RANK})
 
 
 def plain(alpha: float, **changed: float) -> CurvePoint:
@@ -76,7 +77,7 @@ def test_files_hold_the_axis_between_the_other_axes_and_the_counts(tmp_path):
     assert [p.settings for p in found] == [{"rank_share": 25.0}, {"rank_share": 62.5}, {"rank_share": 100.0}]
     assert found[0].metrics == {"val_acc": 0.5}
     both = write_csv({"ours": CURVE, "plain": [plain(1.0)]}, tmp_path / "both.csv")
-    assert curves.read_curves(both)["plain"][0].settings == {}
+    assert read_curves(both)["plain"][0].settings == {}
     evaluations = [Evaluation(curve=CURVE, stage="fit", epoch=0, step=4)]
     again = read_history(write_history(evaluations, tmp_path / "curves.csv"))
     assert again[0].curve[1].settings == {"rank_share": 62.5}

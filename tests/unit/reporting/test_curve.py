@@ -7,9 +7,11 @@ import math
 import pytest
 from rich.console import Console
 
-from lightning_lcs.reporting.curve import CurvePoint, alpha_key, log_key, log_values, metric_names, write_csv
+from lightning_lcs.reporting.log_keys import alpha_key, log_key, log_values
 from lightning_lcs.reporting.plots import curve_figure, plot_curves
 from lightning_lcs.reporting.terminal import print_curves, scaled
+from lightning_lcs.subspace.curve import CurvePoint, metric_names
+from lightning_lcs.subspace.curve_file import write_csv
 
 
 def point(alpha: float, latency: float = 1.5, **metrics: float) -> CurvePoint:
