@@ -64,6 +64,9 @@ class Part:
     _replaced: tuple[tuple[str, ...], Replaced] | None = None
     _found: dict[str, tuple[tuple[str, ...], Any]] = dataclasses.field(default_factory=dict, repr=False)
     _sources: dict[str, tuple[str, ...]] | None = None
+    _weights: list[str] | None = None
+    _places: list[tuple[dict[str, Any], str]] = dataclasses.field(default_factory=list, repr=False)
+    _frozen: tuple[Any, frozenset[str]] | None = None
     _plan: tuple[ChannelPlan, frozenset[str], ChannelPlan] | None = None
 
     # -- what nothing trains ----------------------------------------------------------------------------------------
@@ -74,22 +77,38 @@ class Part:
         These are the parameters that require no gradients, unless a training step has trained them before. Where no
         parameter of any network requires gradients, the networks are not being trained, and this says nothing.
         """
-        if self.untrained is not None:
-            untrained = self.untrained
-            return (
-                frozenset(name for name in names if untrained.issuperset(self._stored(name)))
-                if untrained
-                else untrained
-            )
-        found = frozenset(name for name in names if self._is_frozen(name))
-        return found if found and any(map(Part._is_trainable, self.siblings or [self])) else frozenset()
+        every = self._frozen_weights()
+        return every.intersection(names) if every else every
+
+    def _frozen_weights(self) -> frozenset[str]:
+        """All weights that nothing trains, also those that their layers compute; it is asked for in every forward."""
+        if self._weights is None:
+            self._weights = self._weight_names()
+            stored = dict.fromkeys(source for name in self._weights for source in self._stored(name))
+            self._places = [self.network.holder(name) for name in stored if self.network.is_parameter(name)]
+        key: Any = self.untrained
+        if key is None:
+            key = [held[name].requires_grad for held, name in self._places if held.get(name) is not None]
+        if self._frozen is None or self._frozen[0] != key:
+            self._frozen = (key, frozenset(filter(self._is_untrained, self._weights)))
+        found = self._frozen[1]
+        if found and self.untrained is None and not any(map(Part._is_trainable, self.siblings or [self])):
+            return frozenset()
+        return found
+
+    def _is_untrained(self, name: str) -> bool:
+        return self._is_frozen(name) if self.untrained is None else self.untrained.issuperset(self._stored(name))
+
+    def _weight_names(self) -> list[str]:
+        """The names of all parameters, and of all weights that layers compute from parameters."""
+        every = self.network.module.named_parameters(remove_duplicate=False)  # a trace may know another of two names
+        names = [name for name, _ in every if ENDPOINT_NAME not in name.split(".")]
+        return [*names, *self._weight_sources()]
 
     def all_frozen(self) -> list[str]:
         """The names of all parameters that nothing trains, in order."""
-        every = self.network.module.named_parameters(remove_duplicate=False)  # a trace may know another of two names
-        names = [name for name, _ in every if ENDPOINT_NAME not in name.split(".")]
-        frozen = self.frozen(names)
-        return [name for name in names if name in frozen]
+        frozen = self._frozen_weights()
+        return [name for name in self._weight_names() if name in frozen and name not in self._weight_sources()]
 
     def frozen_modules(self) -> set[str]:
         """The paths of modules that lie inside of a module of which nothing trains any parameter."""
@@ -114,11 +133,14 @@ class Part:
 
     def _stored(self, name: str) -> tuple[str, ...]:
         """The parameters and buffers that hold a weight: itself, or what its layer computes it from."""
+        return self._weight_sources().get(name, (name,))
+
+    def _weight_sources(self) -> dict[str, tuple[str, ...]]:
         if self._sources is None:
             self._sources = {}
             for source, weight in source_names(computed_weights(self.network.module)).items():
                 self._sources[weight] = (*self._sources.get(weight, ()), source)
-        return self._sources.get(name, (name,))
+        return self._sources
 
     def _is_trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.network.module.parameters())

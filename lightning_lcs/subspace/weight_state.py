@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import operator
 
-from torch import Tensor
-
 from lightning_lcs.subspace.forward import Execution
 from lightning_lcs.subspace.part import Part
 
@@ -28,7 +26,10 @@ class WeightState:
         self.tensors = [part.network.tensor(name) for name in part.stored(execution.names)]
         self.tensors += part.endpoints.values()
         # Kept tensors can't share their address with later ones, as tensors could that were freed meanwhile.
-        self._marks = [(_version(tensor), _address(tensor)) for tensor in self.tensors]
+        try:
+            self._marks = [(tensor._version, tensor.data_ptr()) for tensor in self.tensors]
+        except RuntimeError:  # tensors of inference mode have no version, and those inside of torch.func no address
+            self._marks = []
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, WeightState) or self._marks != other._marks:
@@ -36,14 +37,3 @@ class WeightState:
         return all(map(operator.is_, self.tensors, other.tensors))
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _address(tensor: Tensor) -> int:
-    try:
-        return tensor.data_ptr()
-    except RuntimeError:  # inside of a transform of torch.func
-        return 0

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_lcs.export.level_file import save_level
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace import runner
+from lightning_lcs.subspace import level_runner
 from lightning_lcs.subspace.curve import CurvePoint
 from lightning_lcs.subspace.fingerprint import differ, fingerprint
 from tests.helpers import Chain, scramble
@@ -155,7 +155,7 @@ def test_moving_training_and_the_full_level_do_not_warn():
 
 def test_weights_are_hashed_once_and_not_per_forward(monkeypatch):
     model, calls = chain(), []
-    monkeypatch.setattr(runner, "fingerprint", lambda parts: calls.append(0) or fingerprint(parts))
+    monkeypatch.setattr(level_runner, "fingerprint", lambda parts: calls.append(0) or fingerprint(parts))
     for _ in range(3):
         for alpha in (0.0, 0.5):
             run(model, alpha)
