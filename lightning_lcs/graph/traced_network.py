@@ -222,21 +222,26 @@ class TracedNetwork:
 
     def holder(self, name: str) -> tuple[dict[str, Any], str]:
         """The dictionary that holds the parameter or buffer of a qualified name, and its key there."""
-        if name not in self._owners:
-            path, _, leaf = name.rpartition(".")
-            self._owners[name] = (self.module.get_submodule(path), leaf)
-        owner, leaf = self._owners[name]
+        owner, leaf = self._owners.get(name) or self._owner(name)
         return (owner._parameters if leaf in owner._parameters else owner._buffers), leaf
+
+    def _owner(self, name: str) -> tuple[nn.Module, str]:
+        path, _, leaf = name.rpartition(".")
+        self._owners[name] = (self.module.get_submodule(path), leaf)
+        return self._owners[name]
 
     def is_parameter(self, name: str) -> bool:
         """Whether a qualified name is that of a parameter, whatever tensor stands in its place now."""
-        holder, _ = self.holder(name)
-        return holder is self._owners[name][0]._parameters
+        owner, leaf = self._owners.get(name) or self._owner(name)
+        return leaf in owner._parameters
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer that a qualified name has now; ``.to()`` may have replaced it since the trace."""
-        holder, leaf = self.holder(name)
-        value: Tensor | None = holder.get(leaf)
+        # Each forward asks for all of them.
+        owner, leaf = self._owners.get(name) or self._owner(name)
+        value: Tensor | None = owner._parameters.get(leaf)
+        if value is None:
+            value = owner._buffers.get(leaf)
         if value is None:
             raise RuntimeError(
                 f"{name} was removed from the network after it was traced: make a SubspaceModel of the changed network"

@@ -148,7 +148,7 @@ class Part:
     @property
     def compressed(self) -> tuple[str, ...]:
         """The names of the weights that the mode compresses."""
-        frozen = self.frozen(self.selected)
+        frozen = self.frozen(self.selected) if self.selected else ()
         return tuple(name for name in self.selected if name not in frozen) if frozen else self.selected
 
     @property
