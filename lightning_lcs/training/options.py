@@ -11,8 +11,25 @@ from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid
 from lightning_lcs.subspace.option_places import model_places
 
-# Name -> weight of the loss of each level, as a function of the number of levels that a step visits.
-LOSS_REDUCTIONS: Mapping[str, Callable[[int], float]] = {"mean": lambda count: 1.0 / count, "sum": lambda count: 1.0}
+
+def _last_apart(last: float, others: float) -> Callable[[Sequence[float]], list[float]]:
+    def weights(shares: Sequence[float]) -> list[float]:
+        few = len(shares) - 1
+        return [*([others / few] * few), last] if few else [1.0]
+
+    return weights
+
+
+# What a step on a split batch visits by default.
+SPLIT_SAMPLER = "sandwich"
+# Name -> weights of the losses of the levels that a step visits, in ascending order, as a function of the shares of the
+# samples on which they run.
+LOSS_REDUCTIONS: Mapping[str, Callable[[Sequence[float]], list[float]]] = {
+    "mean": list,
+    "sum": lambda shares: [1.0] * len(shares),
+    "full_half": _last_apart(0.5, 0.5),
+    "full_plus_mean": _last_apart(1.0, 1.0),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +48,11 @@ class Sampling:
         levels: The number of evenly spaced levels to which drawn widths and sparsities are rounded, at least 3; 0
             leaves the draws as they are, as in the paper, which costs time on a GPU because it searches for new kernels
             in almost every structured step. The default is 25.
+        split: Whether the batch of a step is divided over its levels, instead of running whole at each of them: a step
+            then costs about as much as a plain step. ``True`` gives half of the samples to the largest level and the
+            rest to the others in equal parts; a list gives the share of each level, in ascending order of the levels.
+            The default sampler is then "sandwich" with 3 levels per step, in every mode. A batch that gives a level
+            fewer than two samples runs whole at each level, with a warning. The default is ``False``.
         warmup: The share of all training steps, in [0, 1], over which sparsity grows to its level, or in which the
             inputs of layers are not quantized yet. The default is 0.8 in unstructured and quantized mode. Structured
             mode has no warm-up.
@@ -49,6 +71,7 @@ class Sampling:
     sampler: str | Sequence[float] | None = None
     alphas_per_step: int | None = None
     levels: int = DEFAULT_LEVELS
+    split: bool | Sequence[float] = False
     warmup: float | None = None
     warmup_schedule: str | None = None
 
@@ -74,9 +97,11 @@ class Sampling:
                     f"Sampling(sampler={self.sampler!r}) is not known; choose one of {', '.join(map(repr, SAMPLERS))}, "
                     "or give the levels that every step visits"
                 )
-            SAMPLERS[self.sampler](step_generator(0, 0), levels_per_step(self.sampler, self.alphas_per_step))
+            SAMPLERS[self.sampler](step_generator(0, 0), self.levels_per_step(self.sampler))
         elif self.sampler is not None:
             self._take_levels(self.sampler)
+        if self.split is not False:
+            self._check_split()
 
     def _take_levels(self, given: Sequence[float]) -> None:
         levels = tuple(sorted({check_alpha(alpha) for alpha in given}))
@@ -91,10 +116,44 @@ class Sampling:
             )
         object.__setattr__(self, "sampler", levels)
 
+    def levels_per_step(self, sampler: str | Sequence[float]) -> int:
+        """The number of levels that a step visits with a sampler: what was given, or the sampler's default."""
+        if not isinstance(sampler, str):
+            return len(sampler)
+        default = (3 if self.split else 4) if sampler in VISIT_FULL else 1
+        return default if self.alphas_per_step is None else self.alphas_per_step
 
-def levels_per_step(sampler: str, given: int | None) -> int:
-    """The number of levels that a step visits: what was given, or the sampler's default."""
-    return (4 if sampler in VISIT_FULL else 1) if given is None else given
+    def shares(self, count: int) -> tuple[float, ...] | None:
+        """The share of the samples of each level of a step, ascending; ``None`` where each runs on all of them.
+
+        Args:
+            count: The number of levels that the step visits.
+        """
+        if self.split is False:
+            return None
+        return even_but_last(count) if self.split is True else tuple(self.split)
+
+    def _check_split(self) -> None:
+        count = self.levels_per_step(SPLIT_SAMPLER if self.sampler is None else self.sampler)
+        if count < 2:
+            raise ValueError(
+                f"Sampling(split={self.split!r}) divides a batch over the levels of a step, and the sampler visits "
+                "one; use sampler='sandwich', or leave split out"
+            )
+        if isinstance(self.split, bool):
+            return
+        shares = tuple(float(share) for share in self.split)
+        if len(shares) != count or not all(share > 0.0 for share in shares) or abs(sum(shares) - 1.0) > 1e-6:
+            raise ValueError(
+                f"Sampling(split={self.split!r}) is not a share above 0 for each of the {count} levels of a step, with "
+                f"a sum of 1; use, for example, {even_but_last(count)}"
+            )
+        object.__setattr__(self, "split", shares)
+
+
+def even_but_last(count: int) -> tuple[float, ...]:
+    """Shares of ``count`` levels: half for the last one, and the same for each of the others."""
+    return (*[0.5 / (count - 1)] * (count - 1), 0.5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,8 +162,10 @@ class Loss:
 
     Args:
         reduction: "mean" (the mean of the losses of the levels that the step visits, so that a project keeps its
-            learning rate) or "sum" (their sum, as in the paper; gradients are then as many times larger as a step
-            visits levels). The default is "mean".
+            learning rate; on a split batch each sample has the same weight), "sum" (their sum, as in the paper;
+            gradients are then as many times larger as a step visits levels), "full_half" (the largest level has half of
+            the weight, and the others share the other half) or "full_plus_mean" (the loss of the largest level plus the
+            mean of the others). The default is "mean".
         scale_penalty: The weight of the L1 norm of the scales of the normalization layers, at least 0. It is 1e-5 in
             network slimming. The default is 0.
 

@@ -19,13 +19,21 @@ from lightning_lcs.subspace.layers import layer_of
 from lightning_lcs.subspace.own_backward import OwnBackwardError, own_backward_refused
 from lightning_lcs.training.endpoint_groups import all_parameters
 from lightning_lcs.training.isolation import apart
+from lightning_lcs.training.loaders import batch_size
+from lightning_lcs.training.split_batch import divide
 from lightning_lcs.training.sweep_options import SweepOptions
 from lightning_lcs.training.target import guarded
 from lightning_lcs.training.user_state import Snapshot
+from lightning_lcs.utils.warning import warn
 
 OWN_ON_A_LINE = (
     "training_step asks torch.autograd.grad for gradients of the network's parameters, and on a line each level is "
     "computed from two sets of parameters, of which parameters() gives one; use subspace='point'"
+)
+
+UNDIVIDED = (
+    "a batch of {samples} samples is not divided over {levels} levels, which would leave a level fewer than two: each "
+    "level ran on all of it, which takes as long as {levels} steps"
 )
 
 
@@ -60,6 +68,7 @@ class Sweep:
         self._gradients = GradientSum()
         self._snapshot: Snapshot | None = None
         self._direct = False
+        self._told = False
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one micro-batch at every level that was drawn for it."""
@@ -68,18 +77,19 @@ class Sweep:
         done = loop.epoch_loop.batch_progress.total.completed
         visited = self.options.alphas(self.seed, done)
         *alphas, last = visited
-        weight = self.options.weight(visited)
+        runs = self._runs(visited, args)
         strength = self._strength()
         self._gradients = GradientSum()
         layers = [part.prefix + layer_of(name) for part in self.model.parts for name in part.compressed]
         drawn = functools.partial(self.options.layer_values, self.seed, done, layers=layers)
         losses: dict[float, Tensor] = {}
         if alphas:
+            arguments = ([given for given, _ in runs[:-1]], kwargs)
             with apart(
-                self.trainer, self.module, self.model, arguments=(args, kwargs), earlier=self._snapshot
+                self.trainer, self.module, self.model, arguments=arguments, earlier=self._snapshot
             ) as self._snapshot:
-                step = functools.partial(original, *args, **kwargs)
-                for alpha in alphas:
+                for alpha, (given, weight) in zip(alphas, runs, strict=False):
+                    step = functools.partial(original, *given, **kwargs)
                     extra = functools.partial(self._extra, alpha, strength, drawn(alpha), weight, step)
                     try:
                         loss = extra()
@@ -95,10 +105,24 @@ class Sweep:
             guarded(self.model, last, "training_step") as guard,
             self.model.runner.training_level(last, strength=strength, direct=True, drawn=drawn(last)),
         ):
-            output = self._last(last, original, *args, **kwargs)
+            output = self._last(last, original, *runs[-1][0], **kwargs)
             guard.skipped = loss_of(output) is None
         self._log(losses, self.options.drawn(visited))
-        return self._with_terms(output, weight)
+        return self._with_terms(output, runs[-1][1])
+
+    def _runs(self, visited: Sequence[float], args: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], float]]:
+        """The arguments and the weight of the loss of each level of a step, in the same order."""
+        shares = self.options.shares
+        if shares is not None:
+            parts = divide(args[0], shares)
+            if parts is not None:
+                sizes = [batch_size(part) for part in parts]
+                weights = self.options.weights([size / sum(sizes) for size in sizes])
+                return [((part, *args[1:]), weight) for part, weight in zip(parts, weights, strict=True)]
+            if not self._told:
+                self._told = True
+                warn(UNDIVIDED.format(samples=batch_size(args[0]), levels=len(visited)))
+        return [(args, weight) for weight in self.options.weights([1.0 / len(visited)] * len(visited))]
 
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the module's ``backward`` of the last level, and add the gradients of the others."""

@@ -12,7 +12,7 @@ from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
-from lightning_lcs.training.options import LOSS_REDUCTIONS, Loss, Sampling, levels_per_step
+from lightning_lcs.training.options import LOSS_REDUCTIONS, SPLIT_SAMPLER, Loss, Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class SweepOptions:
         levels: The number of evenly spaced levels to which draws are rounded; 0 leaves them as they are.
         warmup: The share of all steps during which the compression grows, in [0, 1].
         warmup_schedule: A key of :data:`SCHEDULES`.
+        shares: The share of the samples of each level, in ascending order; ``None`` where each runs on all of them.
         reduction: A key of :data:`LOSS_REDUCTIONS`.
         diversity_weight: The weight of the squared cosine between the endpoints.
         scale_penalty: The weight of the L1 norm of the scales of all norms.
@@ -37,6 +38,7 @@ class SweepOptions:
     warmup: float
     warmup_schedule: str
     levels: int = DEFAULT_LEVELS
+    shares: tuple[float, ...] | None = None
     reduction: str = "mean"
     diversity_weight: float = 0.0
     scale_penalty: float = 0.0
@@ -57,9 +59,13 @@ class SweepOptions:
                 drawn = [round_to_levels(alpha, self.levels, self.sampler) for alpha in drawn]
         return [self.mode.snap(alpha) for alpha in drawn]
 
-    def weight(self, visited: Sequence[float]) -> float:
-        """The weight of the loss of each level of a step in the loss that is minimized."""
-        return LOSS_REDUCTIONS[self.reduction](len(visited))
+    def weights(self, shares: Sequence[float]) -> list[float]:
+        """The weights of the losses of the levels of a step, ascending, in the loss that is minimized.
+
+        Args:
+            shares: The shares of the samples on which the levels run.
+        """
+        return LOSS_REDUCTIONS[self.reduction](shares)
 
     def drawn(self, visited: Sequence[float]) -> Sequence[float]:
         """The levels of a step that were drawn, without those that are the same at every step."""
@@ -86,18 +92,17 @@ def sweep_options(mode: Mode, subspace: str, sampling: Sampling, loss: Loss, lin
         ValueError: An option does not fit the mode or the subspace.
     """
     defaults = mode.sampling(subspace)
-    given = defaults.sampler if sampling.sampler is None else sampling.sampler
+    default = defaults.sampler if sampling.split is False else SPLIT_SAMPLER
+    given = default if sampling.sampler is None else sampling.sampler
     sampler = given if isinstance(given, str) else tuple(given)
     if sampler == PER_LAYER and not (mode.draws_per_layer and subspace == "point"):
         raise ValueError(
             f"Sampling(sampler={sampler!r}) draws the bits of each layer: it needs mode='quantized' and "
             "subspace='point', where a layer has the same weights at every level"
         )
+    count = sampling.levels_per_step(sampler)
     if isinstance(sampler, str):
-        count = levels_per_step(sampler, sampling.alphas_per_step)
         SAMPLERS[sampler](step_generator(0, 0), count)  # refuses a count that is too small for the default sampler
-    else:
-        count = len(sampler)
     if not mode.warms_up and sampling.warmup:
         raise ValueError(
             f"Sampling(warmup={sampling.warmup!r}): structured mode trains all widths from the first step; leave it out"
@@ -109,6 +114,7 @@ def sweep_options(mode: Mode, subspace: str, sampling: Sampling, loss: Loss, lin
         levels=sampling.levels,
         warmup=defaults.warmup if sampling.warmup is None else sampling.warmup,
         warmup_schedule=defaults.warmup_schedule if sampling.warmup_schedule is None else sampling.warmup_schedule,
+        shares=sampling.shares(count),
         reduction=loss.reduction,
         diversity_weight=line.diversity_weight,
         scale_penalty=loss.scale_penalty,

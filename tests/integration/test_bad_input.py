@@ -53,6 +53,16 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
             lambda: Sampling(sampler=[0.5], alphas_per_step=3),
             r"Sampling\(alphas_per_step=3\) does not fit its sampler, which gives 1 levels",
         ),
+        (
+            lambda: Sampling(split=True, alphas_per_step=1, sampler="uniform"),
+            r"Sampling\(split=True\) divides a batch over the levels of a step, and the sampler visits one",
+        ),
+        (
+            lambda: Sampling(split=[0.5, 0.5]),
+            r"Sampling\(split=\[0.5, 0.5\]\) is not a share above 0 for each of the 3 levels .* \(0.25, 0.25, 0.5\)",
+        ),
+        (lambda: Sampling(split=[0.5, 0.5, 0.5]), r"with a sum of 1"),
+        (lambda: Sampling(split=[0.5, 0.5, 0.0]), r"a share above 0"),
         (lambda: Sampling(warmup=1.5), r"Sampling\(warmup=1.5\) is not in \[0, 1\]"),
         (lambda: Loss(reduction="max"), r"Loss\(reduction='max'\) is not known; choose one of 'mean', 'sum'"),
         (lambda: LCSCallback(sampling={"warm": 1}), r"sampling has no option 'warm' \(did you mean 'warmup'\?\)"),

@@ -1,16 +1,19 @@
 """A training step at several levels: the update, and what the user sees of it."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.functional.sampling import SAMPLERS, step_generator
 from lightning_lcs.subspace.level_runner import LevelRunner
+from lightning_lcs.training.split_batch import spread
 from tests.integration.support import Module, Net, group_norm, lcs, trainer
 
 # Three steps in float32 against the same sums in another order, relative to the largest entry of each tensor.
@@ -85,6 +88,50 @@ def test_update_is_that_of_the_mean_or_the_sum_of_the_losses(
         scale = expected[name].abs().max()
         assert (value - expected[name]).abs().max() <= UPDATE_TOLERANCE * scale, name
     assert any(not torch.equal(after[name], value) for name, value in before.items())
+
+
+WEIGHTS = {"mean": (0.25, 0.25, 0.5), "sum": (1, 1, 1), "full_half": (0.25, 0.25, 0.5), "full_plus_mean": (0.5, 0.5, 1)}
+
+
+@no_curve
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("reduction", list(WEIGHTS))
+def test_update_on_a_split_batch(tmp_path, train, reduction, accumulate):
+    net, seed = Net(), 5
+    model = SubspaceModel(copy.deepcopy(net), subspace="point").train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for index, (images, labels) in enumerate(train):
+        alphas = SAMPLERS["sandwich"](step_generator(seed, index), 3)
+        rows = spread(len(labels), (0.25, 0.25, 0.5))
+        for alpha, weight, own in zip(alphas, WEIGHTS[reduction], rows, strict=True):
+            with model.at_alpha(alpha):
+                loss = nn.functional.cross_entropy(model(images[own]), labels[own])
+            (weight * loss / accumulate).backward()
+        if (index + 1) % accumulate == 0 or index + 1 == len(train):
+            optimizer.step()
+            optimizer.zero_grad()
+    callback = lcs(subspace="point", seed=seed, sampling={"split": True}, loss={"reduction": reduction})
+    module = Module(copy.deepcopy(net))
+    trainer(tmp_path, callback, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(module, train)
+    for (name, value), expected in zip(module.net.named_parameters(), model.module.parameters(), strict=True):
+        assert (value - expected).abs().max() <= UPDATE_TOLERANCE * expected.abs().max(), name
+
+
+@no_curve
+def test_a_batch_that_is_too_small_to_split_runs_whole_at_each_level(tmp_path, train):
+    few = [[images[:5], labels[:5]] for images, labels in train]
+    modules = []
+    for sampling in ({"split": True}, {"alphas_per_step": 3}):
+        torch.manual_seed(0)
+        modules.append(Module())
+        run = trainer(tmp_path, lcs(subspace="point", sampling=sampling), limit_val_batches=0, limit_train_batches=3)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            run.fit(modules[-1], DataLoader(few, batch_size=None))
+        told = [each for each in found if "a batch of 5 samples is not divided over 3 levels" in str(each.message)]
+        assert len(told) == bool(sampling.get("split"))
+    for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @no_curve

@@ -54,8 +54,13 @@ def are_images(value: Any) -> bool:
     return bool(images) and all(isinstance(i, Tensor) and i.ndim == 3 and i.shape[0] in (1, 3) for i in images)
 
 
-def _lists_samples(value: Any, batch: int | None) -> bool:
-    """Whether a value is a list with an entry for each sample, such as a detector's targets, a mapping per image."""
+def lists_samples(value: Any, batch: int | None) -> bool:
+    """Whether a value is a list with an entry for each sample, such as a detector's targets, a mapping per image.
+
+    Args:
+        value: A value.
+        batch: The number of samples; ``None`` if it is not known.
+    """
     if type(value) not in (list, tuple) or len(value) != batch:
         return False
     if all(isinstance(entry, Tensor) for entry in value):
@@ -85,7 +90,7 @@ def sample(args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = 2) -> A
     rows = [row % max(batch or 1, 1) for row in range(samples)]
 
     def listed(value: Any) -> bool:
-        return _lists_samples(value, batch)
+        return lists_samples(value, batch)
 
     def few(value: Any) -> Any:
         if listed(value):
