@@ -223,15 +223,15 @@ class LCSCallback(pl.Callback):
             self.on_save_checkpoint(trainer, module, checkpoint)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take every replacement away."""
-        self._upkeep.end()
+        """Take every replacement away, the last one first."""
         self._adoption.end()
+        self._upkeep.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take every replacement away; a checkpoint saved now gets no statistics from the step that failed."""
         self._upkeep.fail()
-        self._upkeep.end()
         self._adoption.end()
+        self._upkeep.end()
 
     # -- training -----------------------------------------------------------------------------------------------------
 
