@@ -54,6 +54,11 @@ class Execution(Protocol):
     ) -> Any:
         """Run with these tensors; ``full`` is the network's own forward, ``inputs`` changes the inputs of layers."""
 
+    def in_place(
+        self, tensors: Sequence[Tensor | None], inputs: Inputs | None = None
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Inside the block, what runs of the network's own code runs as in :meth:`run`."""
+
 
 class Traced:
     """The traced graph at one width, with cut tensors."""
@@ -78,6 +83,12 @@ class Traced:
     ) -> Any:
         """See :class:`Execution`."""
         return self.program.run(tensors, [self.at.size(dim) for dim in self.program.sizes], args, kwargs)
+
+    def in_place(
+        self, tensors: Sequence[Tensor | None], inputs: Inputs | None = None
+    ) -> contextlib.AbstractContextManager[Any]:
+        """See :class:`Execution`; a trace runs none of the network's own code."""
+        return contextlib.nullcontext()
 
 
 class Replaced:
@@ -137,10 +148,16 @@ class Replaced:
         inputs: Inputs | None = None,
     ) -> Any:
         """See :class:`Execution`."""
+        with self.in_place(tensors, inputs):
+            return full(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def in_place(self, tensors: Sequence[Tensor | None], inputs: Inputs | None = None) -> Iterator[None]:
+        """See :class:`Execution`."""
         handles = [] if inputs is None else hook_inputs(self._layers, inputs)
         try:
             with placed(self._places(tensors)):
-                return full(*args, **kwargs)
+                yield
         finally:
             for handle in handles:
                 handle.remove()

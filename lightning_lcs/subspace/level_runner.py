@@ -192,13 +192,10 @@ class LevelRunner:
         if torch.is_grad_enabled() and (self._executor is not None or part.network.module.training):
             part.see_training()
         part.calls += 1
-        part.running += 1
         if self._rows is not None and self._executor is None:  # and not while statistics are collected
             self._rows[part.prefix] = self._rows.get(part.prefix, 0) + (samples_in(args, kwargs) or 0)
-        try:
+        with part.runs():
             return executor.run(part, full, args, kwargs)
-        finally:
-            part.running -= 1
 
     @contextlib.contextmanager
     def _running(self, executor: Executor) -> Iterator[None]:
@@ -207,6 +204,16 @@ class LevelRunner:
             yield
         finally:
             self._executor = before
+
+    @contextlib.contextmanager
+    def in_backward(self, level: TrainingLevel) -> Iterator[None]:
+        """Inside the block, whatever of the networks runs again in a backward runs at the level of the forward."""
+        with self._running(level), level.in_backward():
+            yield
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy that is made inside of a block, such as a teacher in a step, is not at the level of the block.
+        return {**self.__dict__, "_executor": None, "_rows": None}
 
     @contextlib.contextmanager
     def counting_rows(self) -> Iterator[Callable[[int], None]]:

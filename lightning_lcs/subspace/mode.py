@@ -277,6 +277,14 @@ class Mode:
         """
         return None
 
+    def repeated_inputs(self, inputs: Inputs | None) -> Inputs | None:
+        """The same where a forward is repeated in its backward, as gradient checkpointing does; by default the same.
+
+        Args:
+            inputs: What :meth:`training_inputs` gave for the forward.
+        """
+        return inputs
+
     def calibration_inputs(self, part: Part, level: Level, add: Callable[[str, Tensor], None]) -> Inputs | None:
         """The same while statistics are collected.
 

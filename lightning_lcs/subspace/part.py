@@ -69,6 +69,15 @@ class Part:
     _frozen: tuple[Any, frozenset[str]] | None = None
     _plan: tuple[ChannelPlan, frozenset[str], ChannelPlan] | None = None
 
+    @contextlib.contextmanager
+    def runs(self) -> Iterator[None]:
+        """Inside the block, the network counts as running."""
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
     # -- what nothing trains ----------------------------------------------------------------------------------------
 
     def frozen(self, names: Iterable[str]) -> frozenset[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,19 +47,44 @@ class TrainingLevel:
         self._warn = warn
         self._weights: dict[int, tuple[tuple[WeightState, bool], LevelWeights]] = {}
         self._tensors: dict[tuple[int, str], Tensor] = {}
+        self._again: dict[int, tuple[Part, Callable[[], contextlib.AbstractContextManager[Any]]]] = {}
+        self._in_place: dict[int, contextlib.ExitStack] = {}  # while a backward runs
 
     def run(self, part: Part, full: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a network at the level; calls within one step share their tensors while the weights stay the same."""
         level = self._level
         if level.is_full:
             return full(*args, **kwargs)
+        held = self._in_place.get(id(part))
+        if held is not None:
+            held.close()  # The network as a whole runs again, and its own weights are needed in their places.
         execution = level.mode.execution(part, level, args, kwargs)
         weights = self._level_weights(part, execution)
         untouched = execution.batch_statistics
         if any(name not in untouched for name in execution.statistics):
             self._warn(level)
         tensors = [None if name in untouched else self._tensor(weights, execution, name) for name in execution.names]
-        return execution.run(tensors, full, args, kwargs, level.mode.training_inputs(part, level, self._ranges))
+        inputs = level.mode.training_inputs(part, level, self._ranges)
+        repeated = level.mode.repeated_inputs(inputs)
+        self._again[id(part)] = (part, functools.partial(execution.in_place, tensors, repeated))
+        if held is None:
+            return execution.run(tensors, full, args, kwargs, inputs)
+        result = execution.run(tensors, full, args, kwargs, repeated)
+        held.enter_context(execution.in_place(tensors, repeated))
+        return result
+
+    @contextlib.contextmanager
+    def in_backward(self) -> Iterator[None]:
+        """Inside the block, parts of the networks that run again, as with gradient checkpointing, run at the level."""
+        with contextlib.ExitStack() as stack:
+            for key, (part, in_place) in self._again.items():
+                stack.enter_context(part.runs())
+                self._in_place[key] = stack.enter_context(contextlib.ExitStack())
+                self._in_place[key].enter_context(in_place())
+            try:
+                yield
+            finally:
+                self._in_place.clear()
 
     def _level_weights(self, part: Part, execution: Execution) -> LevelWeights:
         """The tensors of the level, made anew where the step has changed or exchanged weights since the last call."""

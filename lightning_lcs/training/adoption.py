@@ -14,13 +14,14 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
+from lightning_lcs.subspace.part import Part
 from lightning_lcs.training.checks import check_model
 from lightning_lcs.training.endpoint_groups import HiddenEndpoints, Pairs, train_alike
 from lightning_lcs.training.options import Loss, Sampling
 from lightning_lcs.training.patches import Patches, StandIn
 from lightning_lcs.training.sweep import Sweep
 from lightning_lcs.training.sweep_options import SweepOptions, sweep_options
-from lightning_lcs.training.target import Redirect, Target, find_targets
+from lightning_lcs.training.target import Target, find_targets
 
 
 class Adoption:
@@ -140,7 +141,9 @@ class Adoption:
                 seed=self.seed,
             )
         for part in model.parts:
-            self._patches.set(part.network.module, "forward", Redirect(model, part).forward)
+            network = part.network.module
+            # A copy of the network, such as a teacher made while training, runs as the plain network.
+            self._patches.set(network, "forward", StandIn(network.forward, functools.partial(_at_level, model, part)))
         return model
 
     def _owned(self, model: SubspaceModel, module: LightningModule) -> SubspaceModel:
@@ -206,3 +209,8 @@ class Adoption:
         if self.model is not None and self._loaded is not None:
             self.model.load_subspace_state(self._loaded)
             self._loaded = None
+
+
+def _at_level(model: SubspaceModel, part: Part, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a network at the level of the subspace model, in place of its own forward."""
+    return model.runner.run(part, original, args, kwargs)

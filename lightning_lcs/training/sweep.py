@@ -17,6 +17,7 @@ from lightning_lcs.subspace.endpoints import is_norm
 from lightning_lcs.subspace.gradients import GradientSum, gradients_set_back
 from lightning_lcs.subspace.layers import layer_of
 from lightning_lcs.subspace.own_backward import OwnBackwardError, own_backward_refused
+from lightning_lcs.subspace.training_level import TrainingLevel
 from lightning_lcs.training.endpoint_groups import all_parameters
 from lightning_lcs.training.isolation import apart
 from lightning_lcs.training.loaders import batch_size
@@ -67,6 +68,7 @@ class Sweep:
         self._original_backward: Callable[..., None] = module.backward
         self._gradients = GradientSum()
         self._snapshot: Snapshot | None = None
+        self._level: TrainingLevel | None = None  # of the forward whose backward comes next
         self._direct = False
         self._told = False
 
@@ -103,7 +105,7 @@ class Sweep:
                     self._snapshot.restore()
         with (
             guarded(self.model, last, "training_step") as guard,
-            self.model.runner.training_level(last, strength=strength, direct=True, drawn=drawn(last)),
+            self.model.runner.training_level(last, strength=strength, direct=True, drawn=drawn(last)) as self._level,
         ):
             output = self._last(last, original, *runs[-1][0], **kwargs)
             guard.skipped = loss_of(output) is None
@@ -126,7 +128,9 @@ class Sweep:
 
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the module's ``backward`` of the last level, and add the gradients of the others."""
-        with self._gradients.added():
+        level, self._level = self._level, None
+        again = contextlib.nullcontext() if level is None else self.model.runner.in_backward(level)
+        with self._gradients.added(), again:
             original(loss, *args, **kwargs)
 
     def _extra(
@@ -144,7 +148,9 @@ class Sweep:
             # The step may look at the gradients of the step before, and a backward of its own adds to them.
             gradients_set_back(parameters, Tensor.clone if self._direct else None),
             guarded(self.model, alpha, "training_step") as guard,
-            self.model.runner.training_level(alpha, gradients, strength=strength, direct=self._direct, drawn=drawn),
+            self.model.runner.training_level(
+                alpha, gradients, strength=strength, direct=self._direct, drawn=drawn
+            ) as level,
         ):
             with own:
                 loss = loss_of(step())
@@ -152,7 +158,7 @@ class Sweep:
             if loss is None:
                 return None
             # What the step left is of a backward of its own, which Lightning clears before that of the loss.
-            with gradients_set_back(parameters, lambda _: None):
+            with gradients_set_back(parameters, lambda _: None), level.in_backward():
                 self._backward(weight * loss)
                 self._gradients.take(parameters)
             return loss.detach()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.part import Part
 
 Target = str | Sequence[str] | None
 
@@ -115,19 +114,6 @@ def find_subspace_model(trainer: Trainer, module: LightningModule) -> tuple[Subs
             "LCSCallback(), or wrap the network in one SubspaceModel"
         )
     return models[0], False
-
-
-class Redirect:
-    """Replaces a network's ``forward``; a plain object, so that it can be pickled and copied with the network."""
-
-    def __init__(self, model: SubspaceModel, part: Part) -> None:
-        self.model = model
-        self.part = part
-        self.original: Callable[..., Any] = part.network.module.forward
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network at the level of the subspace model."""
-        return self.model.runner.run(self.part, self.original, args, kwargs)
 
 
 class NeverRanError(RuntimeError):

@@ -45,19 +45,22 @@ class Observing:
         prefix: The prefix of the network in qualified names.
         bits: The bits of each layer by its path.
         quantize: Whether the inputs are already quantized.
+        moves: Whether the ranges are updated. The default is ``True``.
     """
 
     ranges: Mapping[int, dict[str, Tensor]]
     prefix: str
     bits: LayerBits
     quantize: bool
+    moves: bool = True
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
         key = range_key(self.prefix, path)
         ranges = self.ranges[self.bits.level(path)]
-        current, held = torch.stack(value_range(x)).float(), ranges.get(key)
-        ranges[key] = current if held is None else torch.lerp(held.to(current), current, MOMENTUM)
+        if self.moves:
+            current, held = torch.stack(value_range(x)).float(), ranges.get(key)
+            ranges[key] = current if held is None else torch.lerp(held.to(current), current, MOMENTUM)
         low, high = ranges[key].unbind()
         return fake_quantize(x, low, high, self.bits(path)) if self.quantize else x
 

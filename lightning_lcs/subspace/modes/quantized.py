@@ -14,6 +14,7 @@ from lightning_lcs.functional.channels import swap_channels
 from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, round_to_grid, value_range
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
+from lightning_lcs.subspace.forward import Inputs
 from lightning_lcs.subspace.layers import all_weights, layer_of
 from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
@@ -179,6 +180,10 @@ class Quantized(Mode):
         visited = {self.bit_width(level.alpha), *map(int, level.drawn.values())}
         moving = {bits: ranges.setdefault(self.alpha(bits), {}) for bits in visited}
         return Observing(moving, part.prefix, layer_bits(part, level), quantize=level.strength >= 1.0)
+
+    def repeated_inputs(self, inputs: Inputs | None) -> Inputs | None:
+        """The inputs quantized with the ranges of the forward, which stay as they are."""
+        return dataclasses.replace(inputs, moves=False) if isinstance(inputs, Observing) else inputs
 
     def calibration_inputs(self, part: Part, level: Level, add: Callable[[str, Tensor], None]) -> Collecting:
         """The inputs quantized with the range of each batch."""
