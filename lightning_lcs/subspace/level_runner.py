@@ -134,6 +134,11 @@ class LevelRunner:
         """The fingerprint of the weights that the stored statistics were collected at; empty if it is not known."""
         return self._statistics_weights
 
+    def weights(self) -> list[Tensor]:
+        """All parameters of the networks and all second endpoints, each once: those that the fingerprint is of."""
+        found = [w for part in self.parts for w in (*part.network.module.parameters(), *part.endpoints.values())]
+        return list({id(weight): weight for weight in found}.values())
+
     def fingerprint(self) -> str:
         """The fingerprint of the present weights, computed anew; see :func:`lightning_lcs.subspace.fingerprint`."""
         return fingerprint(self.parts)

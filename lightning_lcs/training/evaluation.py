@@ -13,6 +13,7 @@ from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -33,7 +34,6 @@ def evaluate_level(
     max_batches: int | None = None,
     before_first: Callable[[], object] = lambda: None,
     after_batch: Callable[[], object] = lambda: None,
-    hooks_around: bool = True,
 ) -> dict[str, float]:
     """The metrics that the module and the callbacks log in a validation (a test under ``trainer.test``) at one level.
 
@@ -49,13 +49,9 @@ def evaluate_level(
         max_batches: The most batches of each loader. The default is that of the trainer.
         before_first: It is called right before the first step, after all hooks that come before it.
         after_batch: It is called after each batch.
-        hooks_around: Whether ``on_validation_start`` and ``on_validation_end`` run. The default is true.
 
     Returns:
         The metrics by the names in ``trainer.callback_metrics``, reduced as Lightning does, over all ranks.
-
-    Raises:
-        OtherWeightsError: ``before_first`` raised it; the hooks at the end of the validation have run.
     """
     kind = "test" if trainer.testing else "validation"
     stage = RunningStage.TESTING if trainer.testing else RunningStage.VALIDATING
@@ -71,9 +67,7 @@ def evaluate_level(
         _silence(patches, others, kind, ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end"))
         log = _log_over_ranks if trainer.world_size > 1 else _log
         stage = RunningStage.SANITY_CHECKING if trainer.sanity_checking else stage
-        stack.enter_context(apart(trainer, module, model, stage=stage, log=log))
-        if not hooks_around:
-            _silence(patches, [module, *users], kind, ("start", "end"))
+        stack.enter_context(apart(trainer, module, model, stage=stage, weights=True, log=log))
         stack.enter_context(_installed(trainer, loop))
         stack.enter_context(_own_metrics(connector))
         for child in module.modules():
@@ -82,18 +76,32 @@ def evaluate_level(
         stack.enter_context(model.at_alpha(alpha))
         stack.enter_context(guarded(model, model.nearest_level(alpha), f"{kind}_step"))
         earlier = dict(connector._callback_metrics)
-        try:
-            loop.run()
-        except OtherWeightsError:
-            loop._on_evaluation_end()  # what the hooks at the start exchanged is exchanged back
-            raise
+        loop.run()
         steps.end()
         found = {k: v for k, v in connector._callback_metrics.items() if v is not earlier.get(k)}
         return {k: float(v) for k, v in found.items() if not _is_fork(k, found)}
 
 
-class OtherWeightsError(Exception):
-    """``before_first`` refused the weights that the hooks at the start of a validation gave."""
+@contextlib.contextmanager
+def ended(trainer: Trainer, module: LightningModule, model: SubspaceModel) -> Iterator[None]:
+    """Inside the block, the validation (or test) whose ``on_validation_end`` hooks are about to run is over.
+
+    What its hooks have exchanged for it, such as weights for their averages, is back in its place, so that further
+    validations may begin. After the block all is as before.
+
+    Args:
+        trainer: The trainer.
+        module: The user's LightningModule.
+        model: The subspace model of its network.
+    """
+    kind = "test" if trainer.testing else "validation"
+    with apart(trainer, module, model, weights=True, log=_log):
+        for callback in users_callbacks(trainer):
+            getattr(callback, f"on_{kind}_end")(trainer, module)
+        getattr(module, f"on_{kind}_end")()
+        if is_overridden(f"on_{kind}_model_train", module):
+            getattr(module, f"on_{kind}_model_train")()
+        yield
 
 
 class _Steps:

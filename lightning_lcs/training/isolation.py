@@ -23,6 +23,7 @@ def apart(
     *,
     stage: RunningStage | None = None,
     arguments: Any = (),
+    weights: bool = False,
     log: Callable[..., None] | None = None,
     earlier: Snapshot | None = None,
 ) -> Iterator[Snapshot]:
@@ -36,10 +37,11 @@ def apart(
     Args:
         trainer: The trainer.
         module: The user's LightningModule.
-        model: The subspace model of its network. The trained parameters of the network are not kept, because only the
-            optimizer changes them.
+        model: The subspace model of its network.
         stage: The stage that the user's code sees. The default is the present one.
         arguments: What the user's code gets, such as a batch.
+        weights: Whether the trained parameters of the network are set back as well. Hooks of a validation may exchange
+            them, and a training step leaves them to the optimizer. The default is ``False``.
         log: Takes the calls that reach Lightning's ``log``; see :func:`logs_to`. The default is to drop them.
         earlier: What an earlier block gave, which is used up; it saves copies.
 
@@ -49,12 +51,14 @@ def apart(
     before = {name: getattr(trainer, name) for name in ("should_stop", "_last_val_time") if hasattr(trainer, name)}
     present = trainer.state.stage
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    schedulers = [vars(config.scheduler) for config in trainer.lr_scheduler_configs]
-    settings = [(held, dict(held)) for held in (*groups, *schedulers)]
+    settings = [(held, dict(held)) for held in groups]
+    lists = [(optimizer.param_groups, list(optimizer.param_groups)) for optimizer in trainer.optimizers]
+    members = [(group["params"], list(group["params"])) for group in groups]
     trained = [p for part in model.parts for p in part.network.module.parameters() if p.requires_grad]
-    roots = [module, users_callbacks(trainer), getattr(trainer, "datamodule", None), arguments]
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    roots = [module, users_callbacks(trainer), getattr(trainer, "datamodule", None), schedulers, arguments]
     with isolate_rng(), muted(trainer), logs_to(log, module):
-        snapshot = Snapshot(roots, trained, earlier)
+        snapshot = Snapshot(roots, [] if weights else trained, earlier, others=trainer.optimizers)
         trainer.state.stage = present if stage is None else stage
         try:
             yield snapshot
@@ -64,7 +68,11 @@ def apart(
                 setattr(trainer, name, value)
             for held, values in settings:
                 held.update(values)
+            for entries, known in (*lists, *members):
+                entries[:] = known
             snapshot.restore()
+            if weights:
+                model.runner.forget()  # What was prepared may be of other weights.
 
 
 def users_callbacks(trainer: Trainer) -> list[Callback]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from lightning_lcs.subspace.calibration import level_grid
 from lightning_lcs.subspace.curve import CurvePoint
 from lightning_lcs.subspace.curve_file import read_csv
 from lightning_lcs.subspace.fingerprint import differ
-from lightning_lcs.training.evaluation import OtherWeightsError, evaluate_level, evaluation_batches
+from lightning_lcs.training.evaluation import ended, evaluate_level, evaluation_batches
 from lightning_lcs.training.progress import progress
 from lightning_lcs.training.publish import publish
 from lightning_lcs.utils.timing import median_latencies_ms
@@ -89,8 +90,11 @@ class Measurement:
         levels = sorted({model.mode.snap(a) if stale else model.nearest_level(a) for a in self.alphas})
         measuring = [alpha for alpha in levels if alpha < 1.0 or full_metrics is None]
         measured: dict[float, dict[str, float]] = {}
-        passes = _Passes(trainer, module, model, weights, recalibrate and partial(recalibrate, levels))
-        with progress(trainer, "Curve", len(measuring) * evaluation_batches(trainer)) as advance:
+        # Hooks at the end of its epoch may have exchanged them back already.
+        present = bool(weights) and weights == model.runner.fingerprint()
+        passes = _Passes(trainer, module, model, present, recalibrate and partial(recalibrate, levels))
+        validated = ended(trainer, module, model) if weights else contextlib.nullcontext()
+        with progress(trainer, "Curve", len(measuring) * evaluation_batches(trainer)) as advance, validated:
             for number, alpha in enumerate(measuring, 1):
                 doing = f"Curve, alpha {alpha:.2f} ({number} of {len(measuring)})"
                 advance(0, doing)
@@ -132,8 +136,15 @@ class Measurement:
 class _Passes:
     """The validations of one curve, all at the same weights.
 
-    A curve is measured at the end of a validation. Hooks that exchange weights at its start and its end (those of
-    averages) have exchanged them once by then, and would exchange them back: they are left out where they do.
+    Args:
+        trainer: The trainer.
+        module: The user's LightningModule.
+        model: The subspace model of its network.
+        present: Whether the present weights are those to measure.
+        recalibrate: Collects statistics; see :meth:`Measurement.run`.
+
+    Attributes:
+        weights: The fingerprint of the weights that were measured.
     """
 
     def __init__(
@@ -141,40 +152,34 @@ class _Passes:
         trainer: Trainer,
         module: LightningModule,
         model: SubspaceModel,
-        weights: str,
+        present: bool,
         recalibrate: Callable[[], None] | None,
     ) -> None:
-        self.weights = weights
+        self.weights = ""
         self._trainer = trainer
         self._module = module
         self._model = model
         self._recalibrate = recalibrate
-        self._hooks_around = True
         self._collected_at: str | None = None
+        self._validated = [(weight, weight.detach().clone()) for weight in model.runner.weights() if present]
 
     def run(self, alpha: float, after_batch: Callable[[], object]) -> dict[str, float]:
-        run = partial(
-            evaluate_level,
-            self._trainer,
-            self._module,
-            self._model,
-            alpha,
-            before_first=self._check,
-            after_batch=after_batch,
+        return evaluate_level(
+            self._trainer, self._module, self._model, alpha, before_first=self._check, after_batch=after_batch
         )
-        if self._hooks_around:
-            try:
-                return run()
-            except OtherWeightsError:
-                self._hooks_around = False
-        return run(hooks_around=False)
 
     def _check(self) -> None:
-        """Before the first step of a validation, when all hooks have run: the weights are those to measure."""
-        present = self._model.runner.fingerprint()
-        if differ(self.weights, present) and self._hooks_around:
-            raise OtherWeightsError
-        self.weights = present
+        """Before the first step of a validation, when all hooks have run: the weights are those to measure.
+
+        Hooks that exchange weights may do so in another way than for the validation that has just been run: averages
+        that change places with the weights differ from it by rounding.
+        """
+        if not all(torch.equal(weight, value) for weight, value in self._validated):
+            with torch.no_grad():
+                for weight, value in self._validated:
+                    weight.copy_(value)
+            self._model.runner.forget()
+        self.weights = present = self._model.runner.fingerprint()
         held = bool(self._model.statistics) and self._model.runner.statistics_fit()
         if self._recalibrate is not None and not held and self._collected_at != present:
             self._collected_at = present  # once: networks without batch norm have none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import copy
 import itertools
@@ -16,7 +17,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 # The entries of longer collections are not looked into: a step must not get slower with every entry.
@@ -27,12 +27,16 @@ _ATOMS = frozenset(
         *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, types.MappingProxyType),
     )
 )
-_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-_NOT_STATE = (DataLoader, Dataset, Sampler, Optimizer)
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState)
+_NOT_STATE = (DataLoader, Dataset, Sampler)
 _NOT_STATE_IN = frozenset(
     "builtins concurrent functools io lightning lightning_fabric lightning_lcs logging multiprocessing pathlib "
     "pytorch_lightning queue rich threading torch tqdm weakref".split()
 )
+# What has state of all that comes with torch: optimizers, schedulers and sequences that a step draws from.
+_STATE_IN_TORCH = ("torch.optim", "torch.quasirandom")
+# Tensors outside of modules that are larger are copied only if their version or their address has changed.
+MOST_COPIED = 4_000_000
 _MODULE_OWN = frozenset(nn.Module().__dict__)
 _LIGHTNING_OWN = frozenset(LightningModule().__dict__)
 
@@ -42,33 +46,42 @@ class Snapshot:
 
     Objects are kept as they are, and their contents are set back in place: attributes (of modules, metrics, callbacks
     and plain objects), dictionaries, lists, sets and deques, tensors, arrays and random generators, however deep they
-    lie. Loaders, data sets, samplers, optimizers, files, queues, threads and iterators are not state.
+    lie. Loaders, data sets, samplers, files, queues, threads and iterators are not state.
 
-    A tensor outside of modules is copied only if its version or its address has changed since the earlier snapshot.
-    Parameters and buffers are copied each time, because code writes to them through ``.data``, which no version shows.
+    Tensors are copied each time, because code writes to them through ``.data``, which no version shows. Outside of
+    modules, a tensor of more than four million entries is copied only if its version or its address has changed since
+    the earlier snapshot.
 
     Args:
         roots: The objects to start from.
         trained: The parameters that only the optimizer changes; they are left out.
         earlier: An earlier snapshot, whose copies are used again, and which is of no use afterwards. The default is
             none.
+        others: Objects that are not looked into, such as the trainer's optimizers. The default is none.
     """
 
-    def __init__(self, roots: Iterable[Any], trained: Iterable[Tensor] = (), earlier: Snapshot | None = None) -> None:
+    def __init__(
+        self,
+        roots: Iterable[Any],
+        trained: Iterable[Tensor] = (),
+        earlier: Snapshot | None = None,
+        others: Iterable[Any] = (),
+    ) -> None:
         self._undo: list[Callable[[], None]] = []
         self._plain: dict[int, Tensor] = {}
-        self._registered: dict[int, Tensor] = {}
-        self._seen = {id(tensor) for tensor in trained}
+        self._always: dict[int, Tensor] = {}
+        self._seen = set(map(id, (*trained, *others)))
         self._open = list(roots)
         while self._open:
             self._visit(self._open.pop())
-        for key in self._registered:
+        self._always.update({key: t for key, t in self._plain.items() if t.numel() <= MOST_COPIED})
+        for key in self._always:
             self._plain.pop(key, None)
         known = {} if earlier is None else earlier._copies
         self._copies: dict[int, _Copy] = {
             key: _copy_of(tensor, known.get(key), False) for key, tensor in self._plain.items()
         }
-        again = {key: _copy_of(tensor, known.get(key), True) for key, tensor in self._registered.items()}
+        again = {key: _copy_of(tensor, known.get(key), True) for key, tensor in self._always.items()}
         _copy([kept.values for kept in again.values()], [kept.tensor for kept in again.values()])
         self._copies.update(again)
 
@@ -76,9 +89,11 @@ class Snapshot:
         """Set everything back; it may be called several times."""
         for undo in self._undo:
             undo()
-        written = [kept for key, kept in self._copies.items() if key in self._registered or kept.is_changed()]
+        written = [kept for key, kept in self._copies.items() if key in self._always or kept.is_changed()]
         for kept in written:
-            if _state(kept.tensor)[1:] != kept.state[1:]:
+            if kept.tensor.layout != torch.strided:
+                kept.tensor.data = kept.values.clone()
+            elif _state(kept.tensor)[1:] != kept.state[1:]:
                 kept.tensor.data = kept.storage  # the present storage may be another tensor's as well
         # Through .data no version changes: what was prepared from the tensors stays valid.
         _copy([kept.tensor.data for kept in written], [kept.values for kept in written])
@@ -107,12 +122,14 @@ class Snapshot:
         elif isinstance(value, np.ndarray) and value.flags.writeable:
             before = value.copy()
             self._undo.append(lambda: _write_array(value, before))
+        elif isinstance(value, array.array):
+            entries = value[:]
+            self._undo.append(lambda: operator.setitem(value, slice(None), entries))
         elif isinstance(value, _GENERATORS) and not isinstance(value, random.SystemRandom):
             self._undo.append(_reset_of(value))
-        known = (
-            isinstance(value, (Tensor, nn.Module, *_NOT_STATE)) or kind.__module__.partition(".")[0] in _NOT_STATE_IN
-        )
-        if not known:
+        known = isinstance(value, (Tensor, nn.Module, *_NOT_STATE))
+        others = kind.__module__.partition(".")[0] in _NOT_STATE_IN and not kind.__module__.startswith(_STATE_IN_TORCH)
+        if not known and not others:
             self._visit_object(value)
 
     def _visit_module(self, module: nn.Module) -> None:
@@ -121,7 +138,7 @@ class Snapshot:
             if values:
                 self._keep_dictionary(values)
         tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
-        self._registered.update({id(t): t for t in tensors if self._is_state(t)})
+        self._always.update({id(t): t for t in tensors if self._is_state(t)})
         skipped = _LIGHTNING_OWN if isinstance(module, LightningModule) else _MODULE_OWN
         self._open.extend(own["_modules"].values())
         self._open.extend(v for name, v in own.items() if type(v) not in _ATOMS and name not in skipped)
@@ -214,6 +231,10 @@ def _state(tensor: Tensor) -> tuple[Any, ...]:
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
     groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):
+        if target.layout != torch.strided:
+            with torch.inference_mode(target.is_inference()), torch.no_grad():
+                target.copy_(source)
+            continue
         if 0 in target.stride() and target.numel() > 1:  # expanded: several entries lie at one address
             once = tuple(slice(0, 1) if step == 0 else slice(None) for step in target.stride())
             target, source = target.detach()[once], source[once]
@@ -249,9 +270,10 @@ def _slots(kind: type[Any]) -> list[str]:
 
 def _reset_of(generator: Any) -> Callable[[], Any]:
     """A function that sets a random generator back to its present state."""
-    if isinstance(generator, np.random.Generator):
-        bits = copy.deepcopy(generator.bit_generator.state)
-        return lambda: setattr(generator.bit_generator, "state", bits)
+    if isinstance(generator, (np.random.Generator, np.random.BitGenerator)):
+        source = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+        bits = copy.deepcopy(source.state)
+        return lambda: setattr(source, "state", bits)
     read, write = ("getstate", "setstate") if isinstance(generator, random.Random) else ("get_state", "set_state")
     state = getattr(generator, read)()
     return lambda: getattr(generator, write)(state)

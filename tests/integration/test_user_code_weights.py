@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import warnings
 
 import lightning as L
@@ -154,3 +155,64 @@ def test_averages_at_one_end_of_a_line_are_a_warning(tmp_path, subspace, both_en
         warnings.simplefilter("always")
         trainer(tmp_path, callback, shows, max_epochs=1).fit(Module(lr=0.2), datamodule=Data())
     assert sum("only at one end of the line" in str(each.message) for each in found) == warned
+
+
+EXCHANGES = [("model_eval", "model_train"), ("start", "end"), ("epoch_start", "epoch_end"), ("start", "model_train")]
+
+
+class Averaged(Module):
+    """Averages in the place of the weights during a validation: guarded by a flag, or in a bare exchange."""
+
+    def __init__(self, hooks, guarded) -> None:
+        super().__init__(lr=0.2)
+        self.guarded, self.shown, self.seen = guarded, False, []
+        self.averages = [parameter.detach().clone() for parameter in self.net.parameters()]
+        for hook, shown in zip(hooks, (True, False), strict=True):
+            original = getattr(self, f"on_validation_{hook}")
+            setattr(self, f"on_validation_{hook}", functools.partial(self._exchange, original, shown))
+
+    def _exchange(self, original, shown):
+        original()
+        if self.guarded and self.shown == shown:
+            return
+        self.shown = shown
+        for average, parameter in zip(self.averages, self.net.parameters(), strict=True):
+            held = parameter.detach().clone()
+            parameter.data.copy_(average)
+            average.copy_(held)
+
+    def on_train_batch_end(self, *args):
+        for average, parameter in zip(self.averages, self.net.parameters(), strict=True):
+            average.lerp_(parameter.detach(), 0.1)
+
+    def validation_step(self, batch, batch_idx):
+        self.seen.append([parameter.detach().clone() for parameter in self.net.parameters()])
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("hooks", EXCHANGES)
+def test_a_curve_is_of_the_averages_and_leaves_them_and_the_weights_as_they_are(tmp_path, hooks, guarded):
+    found = []
+    # Trained at alpha = 1 alone, the weights are those of plain training.
+    callback = lcs(subspace="point", sampling={"sampler": [1.0]}, every_n_epochs=1)
+    for callbacks in ([], [callback]):
+        torch.manual_seed(0)
+        module = Averaged(hooks, guarded)
+        trainer(tmp_path, *callbacks, max_epochs=2).fit(module, datamodule=Data())
+        found.append((list(module.net.parameters()), module.averages))
+    for one, other in zip(found[0][0] + found[0][1], found[1][0] + found[1][1], strict=True):
+        assert torch.equal(one, other)
+    # Averages are of every level, and statistics of the averages.
+    last = module.seen[-1]
+    with torch.no_grad():
+        for parameter, value in zip(module.net.parameters(), last, strict=True):
+            parameter.copy_(value)
+    assert {point.weights for point in callback.curve} == {callback.subspace_model.runner.fingerprint()}
+    assert callback.subspace_model.runner.statistics_fit()
+    module.eval()
+    images, labels = Data().val_dataloader().dataset.tensors
+    for point in callback.curve:
+        with callback.subspace_model.at_alpha(point.alpha), torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(callback.subspace_model(images), labels)
+        assert point.metrics["val_loss"] == pytest.approx(float(loss), abs=1e-4)

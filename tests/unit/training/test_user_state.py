@@ -1,5 +1,6 @@
 """A snapshot sets back what code may write to, however deep it lies."""
 
+import array
 import collections
 import copy
 import dataclasses
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torchmetrics import MeanMetric
 
+from lightning_lcs.training import user_state
 from lightning_lcs.training.user_state import MOST_ENTRIES, Snapshot
 
 
@@ -219,7 +221,8 @@ def test_what_only_the_optimizer_changes_is_left_out():
     assert torch.equal(owner.student.weight, changed)
 
 
-def test_a_tensor_is_copied_again_only_after_a_write(monkeypatch):
+def test_a_large_tensor_is_copied_again_only_after_a_write(monkeypatch):
+    monkeypatch.setattr(user_state, "MOST_COPIED", 0)
     copies = []
     clone = torch.Tensor.clone
     monkeypatch.setattr(torch.Tensor, "clone", lambda self, **options: copies.append(1) or clone(self, **options))
@@ -230,6 +233,68 @@ def test_a_tensor_is_copied_again_only_after_a_write(monkeypatch):
     outputs[3].add_(1.0)
     Snapshot([outputs], earlier=snapshot)
     assert len(copies) == 52
+
+
+def test_writes_that_no_version_shows():
+    values = {"data": torch.zeros(2), "view": torch.zeros(2), "bits": np.random.PCG64(0), "array": array.array("f")}
+    sobol = torch.quasirandom.SobolEngine(1)
+    first = [values["bits"].state, sobol.draw(1)]
+
+    def write():
+        values["data"].data.add_(1.0)
+        np.add(values["view"].numpy(), 1.0, out=values["view"].numpy())
+        values["array"].append(1.0)
+        return values["bits"].random_raw(), float(sobol.draw(1))
+
+    snapshot, seen = Snapshot([values, sobol]), []
+    for _ in range(3):
+        seen.append(write())
+        snapshot.restore()
+    later = Snapshot([values, sobol], earlier=snapshot)
+    seen.append(write())
+    later.restore()
+    assert len(set(seen)) == 1
+    assert [float(values[name].sum()) for name in ("data", "view")] == [0.0, 0.0]
+    assert len(values["array"]) == 0
+    assert values["bits"].state == first[0]
+
+
+def test_sparse_tensors():
+    held = torch.nn.Module()
+    held.register_buffer("graph", torch.eye(3).to_sparse())
+    loose = torch.eye(2).to_sparse()
+    snapshot = Snapshot([held, [loose]])
+    for _ in range(2):
+        held.graph.mul_(2.0)
+        loose.mul_(2.0)
+        snapshot.restore()
+        assert torch.equal(held.graph.to_dense(), torch.eye(3))
+        assert torch.equal(loose.to_dense(), torch.eye(2))
+
+
+def test_optimizers_and_schedulers_of_a_users_own():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    lr_scheduler = torch.optim.lr_scheduler
+    schedulers = [lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step) for _ in range(2)]
+    schedule = lr_scheduler.SequentialLR(optimizer, schedulers, milestones=[3])
+
+    def step():
+        weight.square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+    step()
+    before = copy.deepcopy((weight.data, optimizer.state_dict(), schedule.state_dict()))
+    snapshot = Snapshot([weight, optimizer, schedule])
+    for _ in range(2):
+        for _ in range(4):
+            step()
+        snapshot.restore()
+        after = (weight.data, optimizer.state_dict(), schedule.state_dict())
+        assert torch.equal(before[0], after[0])
+        assert str(before[1:]) == str(after[1:])
 
 
 def test_entries_of_long_collections_are_kept_and_not_looked_into():
