@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ class GradientSum:
 
     def __init__(self) -> None:
         self._held: dict[Tensor, tuple[Tensor, Selection]] = {}
+        self._taken: set[Tensor] = set()  # those whose hooks have seen the gradients
 
     def add(self, parameter: nn.Parameter, selection: Selection, gradient: Tensor, share: float = 1.0) -> None:
         """Add ``share * gradient``, where ``gradient`` belongs to the entries ``parameter[selection]``.
@@ -47,16 +50,24 @@ class GradientSum:
         for parameter in parameters:
             if parameter.grad is not None and parameter.requires_grad:
                 self.add(parameter, (), parameter.grad)
+                self._taken.add(parameter)
                 parameter.grad = None
 
     @contextlib.contextmanager
-    def added(self) -> Iterator[None]:
+    def added(self, taken_on_exit: bool = False) -> Iterator[None]:
         """Add each parameter's sum to its gradient in a backward inside the block, and the remaining sums on exit.
 
         A sum is added as soon as the gradient of its parameter is complete, before data-parallel training synchronises
-        it. After an exception all sums are dropped.
+        it. The parameter's own hooks see the whole gradient once: a sum that was taken from ``.grad`` has passed them
+        already, and is added after them. After an exception all sums are dropped.
+
+        Args:
+            taken_on_exit: Whether sums that were taken from ``.grad`` are added on exit, because what comes after the
+                backward in the block has been done to them already. The default is ``False``.
         """
-        handles = [parameter.register_post_accumulate_grad_hook(self._add_to) for parameter in self._held]  # type: ignore[no-untyped-call]
+        handles = [
+            self._hook(parameter) for parameter in self._held if not (taken_on_exit and parameter in self._taken)
+        ]
         try:
             yield
             with torch.no_grad():
@@ -64,8 +75,31 @@ class GradientSum:
                     self._add_to(parameter)
         finally:
             self._held.clear()
+            self._taken.clear()
             for handle in handles:
                 handle.remove()
+
+    def _hook(self, parameter: Tensor) -> Any:
+        """Add the sum in a backward; the handle takes the hook away."""
+        own_hooks = parameter._backward_hooks  # of the user's
+        if parameter not in self._taken and own_hooks:
+            hook = functools.partial(self._added_to, parameter)
+            handle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
+            _put_first(own_hooks, handle.id)
+            return handle
+        handle = parameter.register_post_accumulate_grad_hook(self._add_to)  # type: ignore[no-untyped-call]
+        if parameter not in self._taken:
+            _put_first(parameter._post_accumulate_grad_hooks, handle.id)
+        return handle
+
+    def _added_to(self, parameter: Tensor, gradient: Tensor) -> Tensor | None:
+        """The gradient that hooks of a parameter get, with the sum."""
+        held, selection = self._held.pop(parameter, (None, ()))
+        if held is None:
+            return None
+        total = gradient.clone()
+        add_selected(total, selection, held)
+        return total
 
     def _add_to(self, parameter: Tensor) -> None:
         gradient, selection = self._held.pop(parameter, (None, ()))
@@ -97,6 +131,12 @@ def gradients_set_back(
     finally:
         for parameter, gradient in before:
             parameter.grad = gradient
+
+
+def _put_first(hooks: MutableMapping[int, Any], key: int) -> None:
+    """Put one hook before the others; torch reads the order of insertion."""
+    for other in [other for other in hooks if other != key]:
+        hooks[other] = hooks.pop(other)
 
 
 def _is_corner(small: Tensor, large: Tensor, selection: Selection) -> bool:

@@ -98,9 +98,10 @@ class HiddenEndpoints:
             self._holders = endpoints.hide(holders)
 
 
-def all_parameters(module: nn.Module, pairs: Pairs) -> list[nn.Parameter]:
-    """The parameters of a module and the second endpoints, which may be hidden."""
-    return [*module.parameters(), *(w0 for w0, _ in pairs)]
+def all_parameters(module: nn.Module, pairs: Pairs, optimizers: Iterable[Optimizer]) -> list[nn.Parameter]:
+    """The parameters of a module, the second endpoints, which may be hidden, and what else optimizers train."""
+    trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    return list({id(p): p for p in (*module.parameters(), *(w0 for w0, _ in pairs), *trained)}.values())
 
 
 def check_groups(pairs: Pairs, optimizers: Sequence[Optimizer]) -> None:

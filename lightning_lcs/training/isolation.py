@@ -50,13 +50,10 @@ def apart(
     """
     before = {name: getattr(trainer, name) for name in ("should_stop", "_last_val_time") if hasattr(trainer, name)}
     present = trainer.state.stage
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    settings = [(held, dict(held)) for held in groups]
-    lists = [(optimizer.param_groups, list(optimizer.param_groups)) for optimizer in trainer.optimizers]
-    members = [(group["params"], list(group["params"])) for group in groups]
+    groups = [optimizer.param_groups for optimizer in trainer.optimizers]
     trained = [p for part in model.parts for p in part.network.module.parameters() if p.requires_grad]
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    roots = [module, users_callbacks(trainer), getattr(trainer, "datamodule", None), schedulers, arguments]
+    roots = [module, users_callbacks(trainer), getattr(trainer, "datamodule", None), groups, schedulers, arguments]
     with isolate_rng(), muted(trainer), logs_to(log, module):
         snapshot = Snapshot(roots, [] if weights else trained, earlier, others=trainer.optimizers)
         trainer.state.stage = present if stage is None else stage
@@ -66,10 +63,6 @@ def apart(
             trainer.state.stage = present
             for name, value in before.items():
                 setattr(trainer, name, value)
-            for held, values in settings:
-                held.update(values)
-            for entries, known in (*lists, *members):
-                entries[:] = known
             snapshot.restore()
             if weights:
                 model.runner.forget()  # What was prepared may be of other weights.

@@ -118,7 +118,7 @@ class Recalibrator:
         with (
             apart(trainer, module, model, stage=RunningStage.TRAINING),
             self.flags.around(module, model),
-            gradients_set_back(all_parameters(module, model.endpoint_pairs()), lambda _: None),
+            gradients_set_back(all_parameters(module, model.endpoint_pairs(), trainer.optimizers), lambda _: None),
             trainer.precision_plugin.forward_context(),
             progress(trainer, RECALIBRATION, self.images) as advance,
         ):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_lcs.model import SubspaceModel
@@ -130,7 +131,10 @@ class Sweep:
         """Run the module's ``backward`` of the last level, and add the gradients of the others."""
         level, self._level = self._level, None
         again = contextlib.nullcontext() if level is None else self.model.runner.in_backward(level)
-        with self._gradients.added(), again:
+        # A method of the user's own may scale or drop gradients after it has computed them, at each level. With several
+        # devices, they must be added before they are synchronised.
+        late = is_overridden("backward", self.module) and self.trainer.world_size == 1
+        with self._gradients.added(taken_on_exit=late), again:
             original(loss, *args, **kwargs)
 
     def _extra(
@@ -141,7 +145,7 @@ class Sweep:
         Raises:
             OwnBackwardError: The step asks for gradients of parameters, and the level runs on tensors of its own.
         """
-        parameters = all_parameters(self.module, self.model.endpoint_pairs())
+        parameters = all_parameters(self.module, self.model.endpoint_pairs(), self.trainer.optimizers)
         gradients = None if self._direct else self._gradients
         own = contextlib.nullcontext() if self._direct else own_backward_refused(self.model.parts)
         with (

@@ -38,6 +38,8 @@ _STATE_IN_TORCH = ("torch.optim", "torch.quasirandom")
 # Tensors outside of modules that are larger are copied only if their version or their address has changed.
 MOST_COPIED = 4_000_000
 _MODULE_OWN = frozenset(nn.Module().__dict__)
+_HOOKS = tuple(name for name, value in nn.Module().__dict__.items() if "hooks" in name and isinstance(value, dict))
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _LIGHTNING_OWN = frozenset(LightningModule().__dict__)
 
 
@@ -45,8 +47,9 @@ class Snapshot:
     """What the user's objects hold at one moment; :meth:`restore` sets them back.
 
     Objects are kept as they are, and their contents are set back in place: attributes (of modules, metrics, callbacks
-    and plain objects), dictionaries, lists, sets and deques, tensors, arrays and random generators, however deep they
-    lie. Loaders, data sets, samplers, files, queues, threads and iterators are not state.
+    and plain objects), hooks of modules, dictionaries, lists, sets and deques, tensors, arrays, random generators,
+    optimizers and schedulers, however deep they lie. Loaders, data sets, samplers, files, queues, threads and iterators
+    are not state.
 
     Tensors are copied each time, because code writes to them through ``.data``, which no version shows. Outside of
     modules, a tensor of more than four million entries is copied only if its version or its address has changed since
@@ -68,6 +71,7 @@ class Snapshot:
         others: Iterable[Any] = (),
     ) -> None:
         self._undo: list[Callable[[], None]] = []
+        self._hooks: list[tuple[Any, str, dict[int, Any]]] = []
         self._plain: dict[int, Tensor] = {}
         self._always: dict[int, Tensor] = {}
         self._seen = set(map(id, (*trained, *others)))
@@ -89,6 +93,11 @@ class Snapshot:
         """Set everything back; it may be called several times."""
         for undo in self._undo:
             undo()
+        for owner, name, before in self._hooks:
+            hooks = getattr(owner, name)
+            if hooks or before:
+                hooks.clear()
+                hooks.update(before)
         written = [kept for key, kept in self._copies.items() if key in self._always or kept.is_changed()]
         for kept in written:
             if kept.tensor.layout != torch.strided:
@@ -137,6 +146,9 @@ class Snapshot:
         for values in (own, own["_parameters"], own["_buffers"], own["_modules"]):
             if values:
                 self._keep_dictionary(values)
+        self._hooks += [(module, name, dict(own[name])) for name in _HOOKS]
+        parameters = [parameter for parameter in own["_parameters"].values() if parameter is not None]
+        self._hooks += [(p, name, dict(getattr(p, name) or ())) for p in parameters for name in _TENSOR_HOOKS]
         tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
         self._always.update({id(t): t for t in tensors if self._is_state(t)})
         skipped = _LIGHTNING_OWN if isinstance(module, LightningModule) else _MODULE_OWN

@@ -288,3 +288,31 @@ def test_running_statistics_are_those_of_the_last_weights(tmp_path, mode, valida
     # Eight bits round weights and inputs.
     scale = hidden.abs().max()
     assert (module.net.norm1.running_mean - hidden).abs().max() <= (0.05 if mode == "quantized" else 1e-4) * scale
+
+
+class Once(Module):
+    """Registers hooks and a group of its optimizer in its first step."""
+
+    def __init__(self):
+        super().__init__()
+        self.more, self.calls, self.done = nn.Parameter(torch.zeros(1)), [], False
+
+    def training_step(self, batch, batch_idx):
+        if not self.done:
+            self.done = True
+            self.loss.register_forward_hook(lambda *_: self.calls.append(1))
+            self.net.head.weight.register_hook(lambda gradient: gradient * 0.5)
+            self.trainer.optimizers[0].add_param_group({"params": [self.more], "lr": 0.5})
+        return super().training_step(batch, batch_idx) + self.more.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), 0.0)
+
+
+def test_what_a_step_registers_once(tmp_path):
+    lcs = small_callback(mode="structured", sampling={"sampler": [0.0, 1.0]})
+    plain, ours = fitted(Once, tmp_path, num_sanity_val_steps=0), fitted(Once, tmp_path, lcs, num_sanity_val_steps=0)
+    assert len(plain.calls) == len(ours.calls)
+    assert torch.equal(plain.more, ours.more)
+    assert [len(group["params"]) for group in ours.trainer.optimizers[0].param_groups] == [6 + 2, 1]
+    assert len(ours.net.head.weight._backward_hooks) == 1

@@ -1,5 +1,8 @@
 """Steps that ask for gradients of parameters, or change or exchange weights between two forwards, at every level."""
 
+import copy
+import functools
+
 import lightning as L
 import pytest
 import torch
@@ -212,3 +215,94 @@ def test_a_backward_of_the_step_leaves_no_gradients_on_a_line(tmp_path):
     assert len(found[0]) == 8
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0.0, atol=TOLERANCE)
+
+
+def _scale(factor, parameter):
+    parameter.grad.mul_(factor)
+
+
+class Masked(Plain):
+    """Hooks of the user's own on gradients: of a parameter, after its accumulation, or after the backward."""
+
+    def __init__(self, how):
+        super().__init__(Network(), lr=RATE)
+        self.outside = nn.Linear(10, 10)
+        self.how = how
+        self.mask = (torch.arange(HIDDEN) % 2).float()
+        if how == "hook":
+            self.net.head.weight.register_hook(lambda gradient: gradient * self.mask)
+            self.outside.weight.register_hook(lambda gradient: gradient * 0.1)
+        elif how == "accumulated":
+            for parameter, factor in ((self.net.head.weight, self.mask), (self.outside.weight, 0.1)):
+                parameter.register_post_accumulate_grad_hook(functools.partial(_scale, factor))
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.outside(self.net(batch[0])), batch[1])
+
+    def on_after_backward(self):
+        if self.how == "after":
+            self.net.head.weight.grad.mul_(self.mask)
+            self.outside.weight.grad.mul_(0.1)
+
+
+class Scaled(Masked):
+    def backward(self, loss):
+        loss.backward()
+        for parameter, factor in ((self.net.head.weight, self.mask), (self.outside.weight, 0.1)):
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+
+@pytest.mark.parametrize(("make", "how"), [(Masked, "hook"), (Masked, "accumulated"), (Scaled, "method")])
+@pytest.mark.parametrize("mode", ["structured", "unstructured"])
+def test_hooks_on_gradients_act_once(tmp_path, mode, make, how):
+    """They end up where scaling the whole gradient does."""
+    options = {"mode": mode, "sampling": {"sampler": [0.0, 0.5, 1.0]}}
+    found = [
+        fitted(lambda kind=kind, name=name: kind(name), tmp_path, small_callback(**options))
+        for kind, name in ((Masked, "after"), (make, how))
+    ]
+    for one, other in zip(*(module.parameters() for module in found), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=TOLERANCE)
+
+
+def test_leaves_that_only_an_optimizer_knows_get_the_gradients_of_all_levels(tmp_path):
+    class Prompted(Plain):
+        def __init__(self, registered):
+            super().__init__(Network(), lr=RATE)
+            prompt = torch.zeros(64)
+            self.held = [nn.Parameter(prompt) if registered else prompt.requires_grad_()]
+            if registered:
+                self.prompt = self.held[0]
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.net(batch[0].flatten(1) + self.held[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([*self.net.parameters(), self.held[0]], RATE)
+
+    prompts = [
+        fitted(lambda registered=each: Prompted(registered), tmp_path, small_callback()).held[0]
+        for each in (True, False)
+    ]
+    torch.testing.assert_close(*prompts, rtol=0.0, atol=TOLERANCE)
+    assert prompts[0].abs().max() > TOLERANCE
+
+
+@pytest.mark.parametrize("sampler", [[0.0, 1.0], [0.5]])
+@pytest.mark.parametrize("mode", ["structured", "unstructured", "quantized"])
+def test_a_teacher_that_a_step_copies_is_the_plain_network(tmp_path, mode, sampler):
+    class Teaching(Plain):
+        def __init__(self):
+            super().__init__(Network(), lr=0.0)
+            self.teacher = None
+
+        def training_step(self, batch, batch_idx):
+            if self.teacher is None:
+                self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+            self.targets = self.teacher(batch[0])
+            return F.mse_loss(self.net(batch[0]), self.targets + 1.0)
+
+    lcs = small_callback(mode=mode, sampling={"sampler": sampler})
+    plain, ours = fitted(Teaching, tmp_path), fitted(Teaching, tmp_path, lcs)
+    assert torch.equal(plain.targets, ours.targets)
