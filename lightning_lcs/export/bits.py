@@ -112,7 +112,9 @@ def save_bits(model: SubspaceModel, path: str | os.PathLike[str], alpha: float =
     network, part = model.materialize(level), model.parts[0]
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     weights = quantized_weights(model, level)
-    tensors = {f"dense/{name}": value.contiguous() for name, value in state.items() if name not in weights}
+    # Copies, because names that share their memory can't be written.
+    dense = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    tensors = {f"dense/{name}": value for name, value in dense.items() if name not in weights}
     known = {**model.runner.ranges.get(level, {}), **model.statistics.get(level, {})}
     unknown = [path for path in part.layers if range_key(part.prefix, path) not in known]
     if unknown:

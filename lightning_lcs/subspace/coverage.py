@@ -9,6 +9,7 @@ from torch import nn
 from lightning_lcs.subspace.computed import computed_weights, source_names
 from lightning_lcs.subspace.endpoints import user_parameters
 from lightning_lcs.subspace.layers import all_weights
+from lightning_lcs.subspace.tied import tied_parameters
 from lightning_lcs.utils.warning import warn
 
 # Below this share of all parameters, tensors such as position embeddings get a line in the report, but no warning.
@@ -22,21 +23,32 @@ def kept_whole(
 ) -> dict[str, str]:
     """The weights of two or more dimensions that are not compressed, by name, each with the reason.
 
+    A parameter that several places share stands here once, by its first name.
+
     Args:
         module: The network.
         compressed: The names of the weights that are compressed.
         reasons: The reasons that a mode has for single weights.
     """
-    of_layers, taken = set(all_weights(module)), set(compressed)
-    sources = source_names(computed_weights(module))
+    of_layers, taken = dict.fromkeys(all_weights(module), BY_OPTION), set(compressed)
+    sources, tied = source_names(computed_weights(module)), tied_parameters(module)
+    known = {**of_layers, **(reasons or {})}
     found: dict[str, str] = {}
     for name, parameter in user_parameters(module):
-        weight = sources.get(name, name)
-        if parameter.ndim < 2 or weight in taken:
-            continue
-        why = BY_OPTION if weight in of_layers else NO_LAYER
-        found[name] = why if reasons is None else reasons.get(weight, why)
+        places = tied.get(name, (name,))
+        weights = [sources.get(place, place) for place in places]
+        if parameter.ndim >= 2 and taken.isdisjoint(weights):
+            whys = dict(zip(places, (known.get(weight, NO_LAYER) for weight in weights), strict=True))
+            found[name] = _reason(whys)
     return found
+
+
+def _reason(whys: Mapping[str, str]) -> str:
+    """Why a parameter is whole, by the reasons of the places that share it."""
+    # In a layer that could be compressed it is whole because of the other place.
+    place = max(whys, key=lambda name: (whys[name] == NO_LAYER, whys[name] != BY_OPTION))
+    others = [name for name in whys if name != next(iter(whys))]
+    return f"one parameter with {', '.join(others)}; {place}: {whys[place]}" if others else whys[place]
 
 
 def warn_of_whole(module: nn.Module, whole: Mapping[str, str]) -> None:

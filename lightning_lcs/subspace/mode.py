@@ -20,6 +20,7 @@ from lightning_lcs.subspace.coverage import kept_whole, warn_of_whole
 from lightning_lcs.subspace.forward import Execution, Inputs
 from lightning_lcs.subspace.layers import all_weights
 from lightning_lcs.subspace.part import FROZEN, Part
+from lightning_lcs.subspace.tied import tied_parameters
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -215,7 +216,16 @@ class Mode:
         Args:
             part: The network.
         """
-        return kept_whole(part.network.module, part.compressed, dict.fromkeys(part.frozen(part.selected), FROZEN))
+        reasons = {**dict.fromkeys(part.frozen(part.selected), FROZEN), **self.reasons(part)}
+        return kept_whole(part.network.module, part.compressed, reasons)
+
+    def reasons(self, part: Part) -> Mapping[str, str]:
+        """Why it leaves weights of layers out where its options do not name them, by the name; by default none.
+
+        Args:
+            part: The network.
+        """
+        return {}
 
     def execution(self, part: Part, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
         """How the network runs at a level, for this call and the current training flags.
@@ -305,6 +315,7 @@ class Mode:
             level: The level.
         """
         transform = self.transform(part, level, partial(part.on_line, alpha=level.alpha), None)
+        tied = tied_parameters(part.network.module)
         density: dict[str, float] = {}
         params = size_bytes = 0
         for name, value in part.level_parameters(level.alpha, level.is_full):
@@ -312,7 +323,7 @@ class Mode:
             if name in part.compressed:
                 kept = transform.kept_entries(name)
                 weight_bytes = self.weight_bytes(part, level, name, value, kept)
-                density[name] = kept / value.numel()
+                density.update(dict.fromkeys(tied.get(name, (name,)), kept / value.numel()))
             params, size_bytes = params + kept, size_bytes + weight_bytes
         return Cost(params, macs_of(part, density), size_bytes + part.buffer_bytes(level.is_full))
 

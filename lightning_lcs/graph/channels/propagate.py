@@ -118,7 +118,7 @@ def _apply(call: Call) -> Any:
     rule = rule_of(call.node)
     if rule is not None and (call.name == "getitem" or _all_known(call)):
         result = rule(call)
-        if not isinstance(value, Tensor) or _has_traced_sizes(call, result):
+        if result is not None and (not isinstance(value, Tensor) or _has_traced_sizes(call, result)):
             return result
     call.keep_inputs_whole()
     return _whole_result(call, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.tied import CROSSWISE, tied_crosswise, tied_parameters
 
 
 @register_mode("quantized")
@@ -42,8 +43,8 @@ class Quantized(Mode):
         per_channel: Whether each output channel of a weight has a range of its own, instead of one range per weight.
             The default is false.
         layer_bits: The bit widths of single layers at every alpha, by path or pattern, such as ``{"layer4.*": 8}``;
-            each is in 2..8, or 32. The first pattern that fits a layer holds, before ``edge_bits``. The default is
-            none.
+            each is in 2..8, or 32. The first pattern that fits a layer holds, before ``edge_bits``. Layers that share
+            a weight have the most bits that any of them is given. The default is none.
 
     Raises:
         ValueError: An option is outside its range.
@@ -145,7 +146,8 @@ class Quantized(Mode):
         """
         every = all_weights(module)
         inner = all_weights(module, ("first", "last"))
-        fixed = {name: self.edge_bits for name in every if name not in inner}
+        edges = {name: self.edge_bits for name in every if name not in inner}
+        fixed: dict[str, int] = {}
         unused = set(self.layer_bits)
         for name in every:
             fits = [pattern for pattern in self.layer_bits if fnmatch.fnmatchcase(layer_of(name), pattern)]
@@ -158,9 +160,20 @@ class Quantized(Mode):
                 f"layer_bits names {', '.join(map(repr, sorted(unused)))}, which fits no layer of "
                 f"{type(module).__name__}; its layers are {', '.join(map(repr, layers))}"
             )
-        whole = {name for name, bits in fixed.items() if bits == 32}
+        tied = tied_parameters(module).values()
+        fixed = {**_shared(edges, tied), **_shared(fixed, tied)}
+        whole = {name for name, bits in fixed.items() if bits == 32} | self._crosswise(module, every)
         compressed = tuple(name for name in every if name not in whole)
         return Selected(compressed, {name: bits for name, bits in fixed.items() if name not in whole})
+
+    def _crosswise(self, module: nn.Module, every: tuple[str, ...]) -> frozenset[str]:
+        """The weights whose output channels are not those of another layer with the same weight."""
+        return tied_crosswise(module, every) if self.per_channel else frozenset()
+
+    def reasons(self, part: Part) -> dict[str, str]:
+        """Why weights can't have a range for each output channel."""
+        module = part.network.module
+        return dict.fromkeys(self._crosswise(module, all_weights(module)), CROSSWISE)
 
     def transform(
         self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
@@ -204,6 +217,15 @@ class Quantized(Mode):
     def left(self, part: Part, name: str, kept: int, numbers: int) -> str:
         """The bits of a weight at alpha = 0, in words."""
         return f"{int(part.pinned.get(name, self.min_bits))} bits"
+
+
+def _shared(bits: Mapping[str, int], tied: Iterable[Sequence[str]]) -> dict[str, int]:
+    """The bits of weights, where all names of one parameter have the most that any of them is given."""
+    shared = dict(bits)
+    for names in tied:
+        given = [bits[name] for name in names if name in bits]
+        shared.update(dict.fromkeys(names, max(given)) if given else {})
+    return shared
 
 
 def layer_bits(part: Part, level: Level) -> LayerBits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from lightning_lcs.subspace.layers import all_weights, layer_inputs
 from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.tied import CROSSWISE, tied_crosswise
 
 SCOPES = ("layer", "global", "block")
 DENSE_LAYERS = ("first", "last", "depthwise")
@@ -138,20 +139,16 @@ class Unstructured(Mode):
         names = all_weights(module, self.dense)
         if self.scope != "block":
             return Selected(names)
-        fitting = tuple(name for name, inputs in layer_inputs(module, names).items() if inputs % BLOCK == 0)
-        if not fitting:
+        inputs = layer_inputs(module, names)
+        if all(count % BLOCK for count in inputs.values()):
             raise ValueError(f"scope='block': no layer of {type(module).__name__} has a multiple of {BLOCK} inputs")
-        return Selected(fitting)
+        whole = _without_blocks(module, names)
+        return Selected(tuple(name for name in names if name not in whole))
 
-    def kept_whole(self, part: Part) -> dict[str, str]:
-        """What could be compressed and stays whole, each with the reason."""
-        names = all_weights(part.network.module, self.dense) if self.scope == "block" else ()
-        reasons = {
-            name: f"its {inputs} inputs are not a multiple of {BLOCK}"
-            for name, inputs in layer_inputs(part.network.module, names).items()
-            if inputs % BLOCK
-        }
-        return {**super().kept_whole(part), **reasons}
+    def reasons(self, part: Part) -> dict[str, str]:
+        """Why weights have no blocks."""
+        module = part.network.module
+        return _without_blocks(module, all_weights(module, self.dense)) if self.scope == "block" else {}
 
     def transform(
         self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
@@ -164,6 +161,13 @@ class Unstructured(Mode):
         """The entries that are kept, and one bit per entry that says which these are."""
         mask_bytes = -(-value.numel() // 8) if kept < value.numel() else 0
         return kept * value.element_size() + mask_bytes
+
+
+def _without_blocks(module: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Those weights of a network that can't be sparse in blocks, each with the reason."""
+    inputs = layer_inputs(module, names)
+    odd = {name: f"its {count} inputs are not a multiple of {BLOCK}" for name, count in inputs.items() if count % BLOCK}
+    return {**dict.fromkeys(tied_crosswise(module, names), CROSSWISE), **odd}
 
 
 class SparseWeights:

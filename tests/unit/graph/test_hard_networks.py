@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -287,6 +288,43 @@ def test_a_loop_over_a_cell_is_that_over_a_native_small_cell(cell: type[nn.Modul
     small, native = SubspaceModel(build(16), x, subspace="point").eval().materialize(1 / 3), build(8)
     native.load_state_dict(small.state_dict())
     assert relative(small(x), native(x)) < SLICED
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False, "batch_first": True},
+        {"num_layers": 2, "batch_first": True},
+        {"bidirectional": True},
+        {"num_layers": 3, "bidirectional": True, "bias": False},
+    ],
+    ids=str,
+)
+def test_around_a_recurrent_layer_with_a_projection_the_network_is_cut(options: Any) -> None:
+    batch = 0 if options.get("batch_first") else 1
+
+    def steps(m: nn.Module, x: Tensor) -> Tensor:
+        out, states = m.rnn(m.b(m.a(x).relu()).movedim(0, batch))  # type: ignore[operator]
+        seen = m.c(out).relu().mean(1 - batch)  # type: ignore[operator]
+        return m.head(seen + sum(state.mean((0, 2)).unsqueeze(1) for state in states))  # type: ignore[operator,return-value]
+
+    def build(hidden: int) -> nn.Module:
+        layers = {"rnn": nn.LSTM(8, 16, proj_size=4, **options)}
+        outputs = 8 if options.get("bidirectional") else 4
+        layers |= {"a": nn.Linear(6, hidden), "b": nn.Linear(hidden, 8), "c": nn.Linear(outputs, hidden)}
+        return scramble(Lambda(steps, **layers, head=nn.Linear(hidden, 5))).double().eval()
+
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    model, native = at_width(build(16), x, 0.5), build(8)
+    small = model.materialize(0.0)
+    native.load_state_dict(small.state_dict())
+    with torch.no_grad(), model.at_alpha(0.0):
+        assert relative(small(x), native(x)) < SLICED
+        assert relative(model(x), native(x)) < SLICED
+    whole = model.plan.tensors_kept_whole()
+    assert {whole[f"rnn.{name}"] for name, _ in native.rnn.named_parameters()} == {"lstm in rnn"}
 
 
 @pytest.mark.parametrize(

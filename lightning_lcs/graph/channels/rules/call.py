@@ -126,7 +126,8 @@ class Call:
         return [self.structure.resolve(dim) for dim in out]
 
 
-# A function that returns the dimensions of an op's result, or a list of them for several results.
+# A function that returns the dimensions of an op's result, or a list of them for several results; ``None`` if it does
+# not cover the call, which is then treated as one of an op without a rule.
 Rule = Callable[[Call], Any]
 
 

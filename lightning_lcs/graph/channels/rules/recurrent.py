@@ -11,18 +11,21 @@ _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 @rule(*_GATES, in_files=True)
-def recurrent(call: Call) -> list[Dims]:
+def recurrent(call: Call) -> list[Dims] | None:
     """A recurrent layer. Each weight stacks the gates, and each gate keeps the first hidden channels.
 
     The arguments are ``(input, state, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)``,
-    where the weights of all layers are in one list. The results are the output and the states.
+    where the weights of all layers are in one list. The results are the output and the states. Layers with a
+    projection, whose output and whose cell state differ in size, are not covered.
     """
+    directions = 2 if call.arg(7, "bidirectional") else 1
+    per_cell = 4 if call.arg(3, "has_biases") else 2
+    if len(call.arg(2, "params")) != call.arg(4, "num_layers") * directions * per_cell:
+        return None  # each cell has the weight of a projection, too
     x = call.dims(call.arg(0, "input"))
     states = call.arg(1, "hx")
     states = states if isinstance(states, (list, tuple)) else [states]
     weights = [call.dims(weight) for weight in call.arg(2, "params")]
-    directions = 2 if call.arg(7, "bidirectional") else 1
-    per_cell = 4 if call.arg(3, "has_biases") else 2
     cells = [weights[start : start + per_cell] for start in range(0, len(weights), per_cell)]
     hidden = call.structure.fresh(call.shape(states[0])[-1])
     into: Dim = x[-1]

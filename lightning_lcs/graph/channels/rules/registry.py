@@ -27,8 +27,9 @@ def register_rule(op: str | Any, rule: Rule, *, in_files: bool = False) -> None:
         op: The op: its name, such as "my_library::swish" or "aten::relu", or the op itself, such as
             ``torch.ops.my_library.swish``. All overloads of an op share one rule.
         rule: Takes a :class:`~lightning_lcs.graph.channels.rules.Call` and returns the dimensions of the op's output: a
-            list with one entry per dimension, or a list of such lists for an op with several outputs. What the rule
-            returns is checked against the shapes of the trace.
+            list with one entry per dimension, or a list of such lists for an op with several outputs; ``None`` for a
+            call that it does not cover, before it states anything. What the rule returns is checked against the shapes
+            of the trace.
         in_files: Whether a ``model.lcs`` may hold the op. The process that loads the file registers the op and its rule
             first. The default is that ``save`` refuses a network with this op.
 
