@@ -314,5 +314,5 @@ def test_what_a_step_registers_once(tmp_path):
     plain, ours = fitted(Once, tmp_path, num_sanity_val_steps=0), fitted(Once, tmp_path, lcs, num_sanity_val_steps=0)
     assert len(plain.calls) == len(ours.calls)
     assert torch.equal(plain.more, ours.more)
-    assert [len(group["params"]) for group in ours.trainer.optimizers[0].param_groups] == [6 + 2, 1]
+    assert [len(group["params"]) for group in ours.trainer.optimizers[0].param_groups] == [9, 1]
     assert len(ours.net.head.weight._backward_hooks) == 1
