@@ -67,7 +67,7 @@ class Adoption:
         """Take the module over for one call of the trainer; :meth:`end` gives it back."""
         self.end()
         self._hidden = HiddenEndpoints(module)
-        self._hidden.show_in(self._patches, trainer.callbacks)  # type: ignore[attr-defined]
+        self._hidden.show_in(self._patches, trainer.callbacks, self._pairs)  # type: ignore[attr-defined]
         loading = functools.partial(self._load_first, trainer, module)
         self._patches.set(module, "on_load_checkpoint", StandIn(module.on_load_checkpoint, loading))
         self._adopt(module, final=False)

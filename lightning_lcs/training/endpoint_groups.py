@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ GRADIENT_HOOKS = (
     "configure_gradient_clipping",
     "optimizer_zero_grad",
 )
-# Of Lightning's own hooks, those that go through parameters() instead of an optimizer's groups.
-MODULE_HOOKS = ("configure_optimizers", "on_validation_model_zero_grad")
+# The module's hook that clears the gradients of all parameters, before a validation in fit.
+CLEARING_HOOK = "on_validation_model_zero_grad"
 # Lightning's finetuning callbacks name every parameter of an optimizer in these.
 FINETUNING_HOOKS = ("on_fit_start", "on_train_epoch_start")
 LIGHTNING = ("lightning.", "pytorch_lightning.")
@@ -58,15 +59,17 @@ class HiddenEndpoints:
         endpoints.show(self.module.modules())
         self._holders = None
 
-    def show_in(self, patches: Patches, callbacks: Iterable[Any]) -> None:
+    def show_in(self, patches: Patches, callbacks: Iterable[Any], pairs: Callable[[], Pairs]) -> None:
         """Show them while hooks run that build optimizers or handle gradients.
 
         Args:
             patches: Replaces the hooks.
             callbacks: The trainer's callbacks.
+            pairs: Gives ``(w0, w1)`` of every parameter on the line.
         """
-        for name in MODULE_HOOKS:
-            self._show_in(patches, self.module, name)
+        self._show_in(patches, self.module, "configure_optimizers")
+        clearing = StandIn(getattr(self.module, CLEARING_HOOK), functools.partial(_clear_alike, pairs))
+        patches.set(self.module, CLEARING_HOOK, clearing)
         for owner in (self.module, *callbacks):
             for name in GRADIENT_HOOKS:
                 method = getattr(owner, name, None)
@@ -96,6 +99,26 @@ class HiddenEndpoints:
             yield
         finally:
             self._holders = endpoints.hide(holders)
+
+
+def _clear_alike(pairs: Callable[[], Pairs], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a hook that clears gradients, and clear each endpoint 0, which it does not see, where it cleared the partner.
+
+    A partner without gradients has been cleared: where one endpoint has gradients after a step, both have.
+    """
+    held = [(w0, w1, _has_gradients(w1)) for w0, w1 in pairs()]
+    output = original(*args, **kwargs)
+    for w0, w1, had in held:
+        if w1.grad is None:
+            w0.grad = None
+        elif had and w0.grad is not None and not _has_gradients(w1):
+            w0.grad.zero_()
+    return output
+
+
+def _has_gradients(parameter: nn.Parameter) -> bool:
+    """Whether a parameter has gradients other than zero."""
+    return parameter.grad is not None and bool(parameter.grad.any())
 
 
 def all_parameters(module: nn.Module, pairs: Pairs, optimizers: Iterable[Optimizer]) -> list[nn.Parameter]:

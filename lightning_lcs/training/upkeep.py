@@ -25,6 +25,11 @@ ONE_END = (
     "endpoints are not in parameters(), so that the levels below alpha = 1 are measured between the exchanged weights "
     "and those of training; use subspace='point'"
 )
+LEFT_OUT = (
+    "the checkpoint gets no batch-norm statistics of the levels, because the weights have changed since these were "
+    "collected; trainer.validate(datamodule=...) with LCSCallback before it is saved collects them anew, and so does "
+    "recalibrate() once it is opened"
+)
 
 
 class Upkeep:
@@ -41,6 +46,7 @@ class Upkeep:
         self.measurement = measurement
         self._measured_at = -1
         self._failed = False
+        self._running = False
         self._resumed = False
         self._validated_weights = ""
         self._ends: tuple[str, str] | None = None  # of a line, before a validation in fit
@@ -54,6 +60,7 @@ class Upkeep:
         self._patches.undo()
         self.recalibrator.flags.see(module)
         self._failed = False
+        self._running = True
         for name in ("validation_step", "test_step"):
             self._patches.set(module, name, StandIn(getattr(module, name), partial(self._step, trainer, module)))
         # Of all hooks of a validation in fit, this is the first.
@@ -61,7 +68,8 @@ class Upkeep:
         self._patches.set(module, name, StandIn(getattr(module, name), self._note_ends))
 
     def end(self) -> None:
-        """The call of the trainer ends."""
+        """The call of the trainer ends: from here on its steps do not run the subspace model."""
+        self._running = False
         self._patches.undo()
 
     def fail(self) -> None:
@@ -147,8 +155,10 @@ class Upkeep:
             full_metrics: The metrics that the validation of alpha = 1 has just given, if there was one.
         """
         model = self.adoption.adopted(module)
-        if model.alpha != 1.0 or trainer.world_size > 1 or self._resumed:
-            # They were measured at another level, or on one rank's share or the rest of the data after a resume.
+        stale = not model.mode.is_full(1.0) and not model.runner.statistics_fit()
+        if model.alpha != 1.0 or stale or trainer.world_size > 1 or self._resumed:
+            # They were measured at another level, with statistics of other weights, or on one rank's share or the rest
+            # of the data after a resume.
             full_metrics = None
         if not model.mode.is_full(1.0) and trainer.state.fn == "fit":
             model.statistics = {}  # those of the validation, of one level
@@ -164,16 +174,19 @@ class Upkeep:
         self._measured_at = trainer.global_step
 
     def add_subspace(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the subspace to a checkpoint, with the batch-norm statistics of the weights that it holds."""
+        """Add the subspace to a checkpoint, with the batch-norm statistics of the weights that it holds.
+
+        Where they can't be collected, because the trainer does not run, statistics of other weights are left out.
+        """
         model = self.adoption.model
         if model is None:
             return
         held = bool(model.statistics) and model.runner.statistics_fit()
-        if trainer.state.fn == "fit" and not self._failed and not held:
+        if self._running and trainer.state.fn == "fit" and not self._failed and not held:
             if not self.adoption.options.visits_full:
                 self.recalibrator.run_running(trainer, module, model)
             self.recalibrator.run(trainer, module, model, also=self.measurement.alphas)
-        checkpoint[CHECKPOINT_KEY] = {**model.subspace_state(), "targets": list(self.adoption.targets)}
+        checkpoint[CHECKPOINT_KEY] = {**_state_of(model), "targets": list(self.adoption.targets)}
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
@@ -190,3 +203,12 @@ class Upkeep:
         model = self.adoption.adopted(module)
         with self._tolerant(), model.runner.evaluation.silent():  # the level has no batch-norm statistics yet
             evaluate_level(trainer, module, model, 0.0, max_batches=1)
+
+
+def _state_of(model: SubspaceModel) -> dict[str, Any]:
+    """What a checkpoint holds of a model, without statistics of other weights; a warning says so."""
+    state = model.subspace_state()
+    if model.runner.statistics_fit():
+        return state
+    warn(LEFT_OUT)
+    return {**state, "statistics": [], "statistics_weights": ""}

@@ -228,6 +228,38 @@ def test_hooks_on_gradients_reach_both_endpoints(tmp_path, hook):
     assert all(torch.equal(ours[name], value) for name, value in expected.items())
 
 
+def none(parameter):
+    parameter.grad = None
+
+
+@pytest.mark.parametrize(
+    ("clear", "left"),
+    [(none, False), (lambda p: p.grad.zero_(), False), (lambda p: p.grad.mul_(0.5), True), (None, False)],
+    ids=["none", "zero", "kept", "super"],
+)
+def test_the_hook_that_clears_gradients_sees_the_users_parameters_and_clears_both_endpoints(tmp_path, clear, left):
+    seen, found = [], []
+
+    class Clears(Module):
+        def on_validation_model_zero_grad(self):
+            seen.append([name for name, _ in self.net.named_parameters()])
+            if clear is None:
+                super().on_validation_model_zero_grad()
+            for parameter in self.net.parameters():
+                if clear is not None:
+                    clear(parameter)
+
+        def on_validation_start(self):
+            pairs = callback.subspace_model.endpoint_pairs()
+            found.extend(bool(w.grad is not None and w.grad.any()) for pair in pairs for w in pair)
+
+    callback = lcs()
+    trainer(tmp_path, callback).fit(Clears(Net(group_norm)), datamodule=Data())
+    assert seen == [[name for name, _ in Net(group_norm).named_parameters()]]
+    assert found
+    assert set(found) == {left}
+
+
 def test_a_group_that_the_user_adds_and_a_part_that_is_frozen_later(tmp_path):
     """From its first step on an endpoint is trained or frozen as its partner."""
 

@@ -1,5 +1,6 @@
 """Checkpoints, curves and files never pair the statistics or metrics of some weights with other weights."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -12,9 +13,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
-from tests.integration.support import Data, Module, Net, lcs, trainer
+from tests.integration.support import Data, Module, Net, group_norm, lcs, trainer
 
 DROPPED = r"statistics of the levels are dropped.*recalibrate\(\)"
+OTHERS = "batch-norm statistics of other weights"
+LEFT_OUT = r"gets no batch-norm statistics.*trainer.validate.*recalibrate\(\)"
 
 
 class SavesAverages(L.Callback):
@@ -70,6 +73,65 @@ def test_a_checkpoint_of_averages_is_opened_without_the_statistics_of_the_weight
     for alpha, tensors in own.items():
         for name, value in tensors.items():
             assert torch.equal(loaded.statistics[alpha][name], value)
+
+
+class EndsWithOtherWeights(Module):
+    """Puts other weights in place when training has ended, as averages are."""
+
+    def on_train_end(self):
+        exchange(self)
+
+
+def exchange(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(0.9)
+
+
+@pytest.mark.parametrize("subspace", ["point", "line"])
+@pytest.mark.parametrize("mode", ["structured", "quantized"])
+@pytest.mark.parametrize("kind", [Module, EndsWithOtherWeights])
+def test_weights_that_were_exchanged_after_training_are_saved_without_statistics(tmp_path, kind, mode, subspace):
+    module, path = kind(lr=0.2), tmp_path / "model.ckpt"
+    callback = lcs(mode=mode, subspace=subspace)
+    run = trainer(tmp_path, callback)
+    run.fit(module, datamodule=Data())
+    if kind is Module:
+        exchange(module)
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        run.save_checkpoint(path)
+    model = opened(path)
+    assert not model.statistics
+    assert all(torch.equal(model.module.state_dict()[name], value) for name, value in module.net.state_dict().items())
+    # Where alpha = 1 is compressed, it has nothing better than the statistics of training until the validation ends.
+    with pytest.warns(UserWarning, match=OTHERS) if mode == "quantized" else contextlib.nullcontext():
+        run.validate(module, datamodule=Data(), verbose=False)
+    run.save_checkpoint(path)
+    model = opened(path)
+    assert model.statistics
+    assert model.runner.statistics_weights == model.runner.fingerprint()
+    measured = callback.curve[-1].metrics["val_loss"]
+    assert measured == pytest.approx(run.validate(module, datamodule=Data(), verbose=False)[0]["val_loss"])
+
+
+def test_without_batch_norm_exchanged_weights_are_saved_silently(tmp_path):
+    module, run = Module(Net(group_norm)), trainer(tmp_path, lcs())
+    run.fit(module, datamodule=Data())
+    exchange(module)
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    assert not opened(tmp_path / "model.ckpt", Net(group_norm)).statistics
+
+
+def test_the_weights_of_training_are_saved_with_their_statistics_after_others_were(tmp_path):
+    module, run = Module(), trainer(tmp_path, lcs())
+    run.fit(module, datamodule=Data())
+    trained = copy.deepcopy(module.state_dict())
+    exchange(module.net.head)
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        run.save_checkpoint(tmp_path / "other.ckpt")
+    module.load_state_dict(trained)
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    assert set(opened(tmp_path / "model.ckpt").statistics) == {0.0, 0.5}
 
 
 def test_a_checkpoint_that_does_not_say_what_its_statistics_belong_to_is_taken_as_it_is(tmp_path):
