@@ -108,7 +108,7 @@ class _Copier(pickle.Pickler):
             return None
         if kind is _Same:
             self.kept.append(value.value)
-        elif id(value) in self._given or _is_shared(value, kind):
+        elif id(value) in self._given or is_shared(value, kind):
             self.kept.append(value)
         else:
             return None
@@ -159,7 +159,8 @@ class _Maker(pickle.Unpickler):
         return self.kept[key]
 
 
-def _is_shared(value: Any, kind: type[Any]) -> bool:
+def is_shared(value: Any, kind: type[Any]) -> bool:
+    """Whether a copy shares an object of a class, because it is no position or must not exist twice."""
     if issubclass(kind, _SHARED):
         return True
     if issubclass(kind, types.BuiltinFunctionType):

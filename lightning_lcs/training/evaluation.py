@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.training.isolation import apart, users_callbacks
+from lightning_lcs.training.loader_state import left_as_found, loaders_of
 from lightning_lcs.training.loaders import batch_size
 from lightning_lcs.training.patches import Patches, StandIn
 from lightning_lcs.training.target import guarded
@@ -39,7 +40,7 @@ def evaluate_level(
 
     All hooks of a validation run, those of the module and of the user's own callbacks, over the loaders that the
     trainer uses. Meanwhile ``trainer.callback_metrics`` holds the values of the level. Nothing is left of it
-    afterwards; see :func:`apart`.
+    afterwards; see :func:`apart` and :func:`left_as_found`.
 
     Args:
         trainer: The trainer.
@@ -68,6 +69,8 @@ def evaluate_level(
         log = _log_over_ranks if trainer.world_size > 1 else _log
         stage = RunningStage.SANITY_CHECKING if trainer.sanity_checking else stage
         stack.enter_context(apart(trainer, module, model, stage=stage, weights=True, log=log))
+        stack.enter_context(left_as_found(loaders_of(loop)))
+        stack.callback(_drop_iterators, loop)
         stack.enter_context(_installed(trainer, loop))
         stack.enter_context(_own_metrics(connector))
         for child in module.modules():
@@ -172,10 +175,20 @@ def _new_loop(used: _EvaluationLoop, max_batches: int | None) -> _EvaluationLoop
     if used._combined_loader is not None:
         loop._combined_loader = CombinedLoader(used._combined_loader.iterables, used._combined_loader._mode)
     loop._restarting = False
+    vars(loop).pop("reset", None)  # what notes the start of the user's own validations
     loop.setup_data = _nothing  # type: ignore[method-assign]
     if max_batches is not None:
         loop._max_batches = [min(number, max_batches) for number in used._max_batches]
     return loop
+
+
+def _drop_iterators(loop: _EvaluationLoop) -> None:
+    """Let go of a pass's iterators now, and with them of their workers, before the next pass starts its own."""
+    if loop._data_fetcher is not None:
+        loop._data_fetcher.reset()
+        loop._data_fetcher.iterator = None
+    if loop._combined_loader is not None:
+        loop._combined_loader._iterator = None
 
 
 @contextlib.contextmanager

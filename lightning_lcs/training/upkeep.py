@@ -14,6 +14,7 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.fingerprint import differ, of_endpoints
 from lightning_lcs.training.adoption import Adoption
 from lightning_lcs.training.evaluation import evaluate_level
+from lightning_lcs.training.loader_state import Start
 from lightning_lcs.training.measurement import Measurement
 from lightning_lcs.training.patches import Patches, StandIn
 from lightning_lcs.training.recalibration import Recalibrator
@@ -54,6 +55,7 @@ class Upkeep:
         self._calls = 0
         self._runs_network = False
         self._patches = Patches()
+        self._start = Start()
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """A call of the trainer begins; :meth:`end` takes away what is put in front of the module's steps."""
@@ -63,6 +65,7 @@ class Upkeep:
         self._running = True
         for name in ("validation_step", "test_step"):
             self._patches.set(module, name, StandIn(getattr(module, name), partial(self._step, trainer, module)))
+        self._start.watch(trainer, self._patches)
         # Of all hooks of a validation in fit, this is the first.
         name = "on_validation_model_zero_grad"
         self._patches.set(module, name, StandIn(getattr(module, name), self._note_ends))
@@ -71,6 +74,7 @@ class Upkeep:
         """The call of the trainer ends: from here on its steps do not run the subspace model."""
         self._running = False
         self._patches.undo()
+        self._start.forget()
 
     def fail(self) -> None:
         """A step failed: a checkpoint that is saved now gets no new statistics."""
@@ -162,7 +166,7 @@ class Upkeep:
             full_metrics = None
         if not model.mode.is_full(1.0) and trainer.state.fn == "fit":
             model.statistics = {}  # those of the validation, of one level
-        with self._tolerant():
+        with self._tolerant(), self._start.again():  # all levels see the batches of the last validation
             self.measurement.run(
                 trainer,
                 module,

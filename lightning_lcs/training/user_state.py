@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import collections
 import copy
+import functools
 import itertools
 import operator
 import random
@@ -19,16 +20,21 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lightning_lcs.training.copies import is_shared
+
 # The entries of longer collections are not looked into: a step must not get slower with every entry.
 MOST_ENTRIES = 10_000
+# In loaders, longer collections hold data rather than a position.
+MOST_ENTRIES_IN_LOADERS = 100
 _ATOMS = frozenset(
     (
         *(bool, int, float, complex, str, bytes, type, type(None), range, slice, torch.dtype, torch.device, torch.Size),
         *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, types.MappingProxyType),
     )
 )
+_BOUND = (types.MethodType, types.BuiltinFunctionType)
 _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState)
-_NOT_STATE = (DataLoader, Dataset, Sampler)
+_LOADING = (DataLoader, Dataset, Sampler)
 _NOT_STATE_IN = frozenset(
     "builtins concurrent functools io lightning lightning_fabric lightning_lcs logging multiprocessing pathlib "
     "pytorch_lightning queue rich threading torch tqdm weakref".split()
@@ -61,6 +67,9 @@ class Snapshot:
         earlier: An earlier snapshot, whose copies are used again, and which is of no use afterwards. The default is
             none.
         others: Objects that are not looked into, such as the trainer's optimizers. The default is none.
+        loaders: Whether loaders, data sets and samplers are state, for roots that are loaders. What they share with
+            their copies (see :func:`copied`), such as images above 1 MiB and networks, is not, nor are the entries of
+            collections longer than 100. The default is false.
     """
 
     def __init__(
@@ -69,7 +78,10 @@ class Snapshot:
         trained: Iterable[Tensor] = (),
         earlier: Snapshot | None = None,
         others: Iterable[Any] = (),
+        loaders: bool = False,
     ) -> None:
+        self._loaders = loaders
+        self._atoms = _ATOMS - {*_BOUND} if loaders else _ATOMS
         self._undo: list[Callable[[], None]] = []
         self._hooks: list[tuple[Any, str, dict[int, Any]]] = []
         self._plain: dict[int, Tensor] = {}
@@ -111,7 +123,7 @@ class Snapshot:
 
     def _visit(self, value: Any) -> None:
         kind = type(value)
-        if kind in _ATOMS or id(value) in self._seen:
+        if kind in self._atoms or id(value) in self._seen or (self._loaders and is_shared(value, kind)):
             return
         self._seen.add(id(value))
         if isinstance(value, Tensor):
@@ -134,12 +146,21 @@ class Snapshot:
         elif isinstance(value, array.array):
             entries = value[:]
             self._undo.append(lambda: operator.setitem(value, slice(None), entries))
+        elif kind in _BOUND:
+            self._open.append(value.__self__)
+        elif kind is functools.partial:
+            self._open.extend((value.args, value.keywords))
         elif isinstance(value, _GENERATORS) and not isinstance(value, random.SystemRandom):
             self._undo.append(_reset_of(value))
-        known = isinstance(value, (Tensor, nn.Module, *_NOT_STATE))
-        others = kind.__module__.partition(".")[0] in _NOT_STATE_IN and not kind.__module__.startswith(_STATE_IN_TORCH)
-        if not known and not others:
+        if self._is_looked_into(value):
             self._visit_object(value)
+
+    def _is_looked_into(self, value: Any) -> bool:
+        if isinstance(value, _LOADING):
+            return self._loaders
+        home = type(value).__module__
+        others = home.partition(".")[0] in _NOT_STATE_IN and not home.startswith(_STATE_IN_TORCH)
+        return not others and not isinstance(value, (Tensor, nn.Module))
 
     def _visit_module(self, module: nn.Module) -> None:
         own = module.__dict__
@@ -153,7 +174,7 @@ class Snapshot:
         self._always.update({id(t): t for t in tensors if self._is_state(t)})
         skipped = _LIGHTNING_OWN if isinstance(module, LightningModule) else _MODULE_OWN
         self._open.extend(own["_modules"].values())
-        self._open.extend(v for name, v in own.items() if type(v) not in _ATOMS and name not in skipped)
+        self._open.extend(v for name, v in own.items() if type(v) not in self._atoms and name not in skipped)
 
     def _is_state(self, tensor: Tensor | None) -> bool:
         return tensor is not None and id(tensor) not in self._seen and not is_lazy(tensor)
@@ -207,7 +228,8 @@ class Snapshot:
         self._undo.append(undo)
 
     def _follow(self, values: Any) -> None:
-        if len(values) <= MOST_ENTRIES and not _ATOMS.issuperset(map(type, values)):
+        most = MOST_ENTRIES_IN_LOADERS if self._loaders else MOST_ENTRIES
+        if len(values) <= most and not self._atoms.issuperset(map(type, values)):
             self._open.extend(values)
 
 
