@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_lcs.subspace import endpoints
-from lightning_lcs.training.patches import Patches, StandIn
+from lightning_lcs.training.patches import Patches, StandIn, is_overridden
 
 # Hooks that check, clip, drop and clear gradients: what they do has to reach both endpoints.
 GRADIENT_HOOKS = (
@@ -25,7 +25,6 @@ GRADIENT_HOOKS = (
 CLEARING_HOOK = "on_validation_model_zero_grad"
 # Lightning's finetuning callbacks name every parameter of an optimizer in these.
 FINETUNING_HOOKS = ("on_fit_start", "on_train_epoch_start")
-LIGHTNING = ("lightning.", "pytorch_lightning.")
 
 Pairs = Sequence[tuple[nn.Parameter, nn.Parameter]]
 """``(w0, w1)`` of every parameter on the line."""
@@ -72,8 +71,7 @@ class HiddenEndpoints:
         patches.set(self.module, CLEARING_HOOK, clearing)
         for owner in (self.module, *callbacks):
             for name in GRADIENT_HOOKS:
-                method = getattr(owner, name, None)
-                if method is not None and not str(method.__module__).startswith(LIGHTNING):
+                if is_overridden(owner, name):
                     self._show_in(patches, owner, name)
             if any(kind.__name__ == "BaseFinetuning" for kind in type(owner).__mro__):
                 for name in FINETUNING_HOOKS:

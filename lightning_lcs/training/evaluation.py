@@ -13,7 +13,6 @@ from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -21,7 +20,7 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.training.isolation import apart, users_callbacks
 from lightning_lcs.training.loader_state import left_as_found, loaders_of
 from lightning_lcs.training.loaders import batch_size
-from lightning_lcs.training.patches import Patches, StandIn
+from lightning_lcs.training.patches import Patches, StandIn, is_overridden
 from lightning_lcs.training.target import guarded
 from lightning_lcs.training.user_state import Snapshot
 
@@ -102,7 +101,7 @@ def ended(trainer: Trainer, module: LightningModule, model: SubspaceModel) -> It
         for callback in users_callbacks(trainer):
             getattr(callback, f"on_{kind}_end")(trainer, module)
         getattr(module, f"on_{kind}_end")()
-        if is_overridden(f"on_{kind}_model_train", module):
+        if is_overridden(module, f"on_{kind}_model_train"):
             getattr(module, f"on_{kind}_model_train")()
         yield
 

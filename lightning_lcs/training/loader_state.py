@@ -60,7 +60,7 @@ class Start:
     def forget(self) -> None:
         """Keep nothing any more."""
         self._loaders: list[Any] = []
-        self._restore: Callable[[], object] = lambda: None
+        self._restore: Callable[[], object] | None = None
 
     def watch(self, trainer: Trainer, patches: Patches) -> None:
         """Keep the start of every validation and test of a trainer, until the patches are undone."""
@@ -83,5 +83,10 @@ class Start:
     def again(self) -> Iterator[None]:
         """Inside the block everything is where it was then, so that the same batches are read; then as before."""
         with isolate_rng(), left_as_found(self._loaders):
-            self._restore()
+            if self._restore is not None:
+                self._restore()
             yield
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a callback belongs to no run.
+        return {"_loaders": [], "_restore": None}

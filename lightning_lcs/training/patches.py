@@ -5,6 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+_LIGHTNING = ("lightning.", "pytorch_lightning.")
+
+
+def is_overridden(owner: Any, name: str) -> bool:
+    """Whether a method of a module or a callback is the user's own, and not Lightning's under either of its names.
+
+    Args:
+        owner: The module or the callback.
+        name: The name of the method.
+    """
+    method = getattr(owner, name, None)
+    method = getattr(method, "__wrapped__", method)
+    return method is not None and not str(method.__module__).startswith(_LIGHTNING)
+
 
 class Patches:
     """Sets attributes on objects, and puts the earlier ones back."""

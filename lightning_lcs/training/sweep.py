@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_lcs.model import SubspaceModel
@@ -22,6 +21,7 @@ from lightning_lcs.subspace.training_level import TrainingLevel
 from lightning_lcs.training.endpoint_groups import all_parameters
 from lightning_lcs.training.isolation import apart
 from lightning_lcs.training.loaders import batch_size
+from lightning_lcs.training.patches import is_overridden
 from lightning_lcs.training.split_batch import divide
 from lightning_lcs.training.sweep_options import SweepOptions
 from lightning_lcs.training.target import guarded
@@ -133,7 +133,7 @@ class Sweep:
         again = contextlib.nullcontext() if level is None else self.model.runner.in_backward(level)
         # A method of the user's own may scale or drop gradients after it has computed them, at each level. With several
         # devices, they must be added before they are synchronised.
-        late = is_overridden("backward", self.module) and self.trainer.world_size == 1
+        late = is_overridden(self.module, "backward") and self.trainer.world_size == 1
         with self._gradients.added(taken_on_exit=late), again:
             original(loss, *args, **kwargs)
 
