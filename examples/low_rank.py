@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_lcs.functional.sampling import SamplingDefaults
 from lightning_lcs.subspace.axis import Axis
-from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
+from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import torch
@@ -128,3 +129,18 @@ SAMPLERS = {
 }
 # The samplers that visit alpha = 1 at every step.
 VISIT_FULL = frozenset({"sandwich", "uniform"})
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingDefaults:
+    """How a training step visits the levels of a mode unless the user says otherwise.
+
+    Attributes:
+        sampler: A key of :data:`SAMPLERS`.
+        warmup: The share of all steps in which the compression grows, in [0, 1].
+        warmup_schedule: A key of :data:`lightning_lcs.functional.schedules.SCHEDULES`.
+    """
+
+    sampler: str = "uniform_draws"
+    warmup: float = 0.0
+    warmup_schedule: str = "linear"

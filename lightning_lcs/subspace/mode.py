@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lightning_lcs.functional.sampling import SamplingDefaults
 from lightning_lcs.graph.channels.plan import ChannelPlan
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Description, Selected, WeightTransform, shape_text
@@ -23,21 +24,6 @@ from lightning_lcs.subspace.part import FROZEN, Part
 from lightning_lcs.subspace.tied import tied_parameters
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingDefaults:
-    """How a training step visits the levels of a mode unless the user says otherwise.
-
-    Attributes:
-        sampler: A key of :data:`lightning_lcs.functional.sampling.SAMPLERS`.
-        warmup: The share of all steps in which the compression grows, in [0, 1].
-        warmup_schedule: A key of :data:`lightning_lcs.functional.schedules.SCHEDULES`.
-    """
-
-    sampler: str = "uniform_draws"
-    warmup: float = 0.0
-    warmup_schedule: str = "linear"
 
 
 @dataclasses.dataclass(frozen=True)

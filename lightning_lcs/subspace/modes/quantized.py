@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from lightning_lcs.functional.channels import swap_channels
 from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, round_to_grid, value_range
+from lightning_lcs.functional.sampling import SamplingDefaults
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
 from lightning_lcs.subspace.forward import Inputs
 from lightning_lcs.subspace.layers import all_weights, layer_of
-from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
+from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from lightning_lcs.functional.sampling import SamplingDefaults
 from lightning_lcs.graph.channels.dims import Structure
 from lightning_lcs.graph.channels.importance import importances, largest_scales, reorder, sorted_orders
 from lightning_lcs.graph.channels.plan import ChannelPlan, PlanAtWidth
@@ -20,7 +21,7 @@ from lightning_lcs.subspace.compression import Description, Selected, shape_text
 from lightning_lcs.subspace.cost import Cost
 from lightning_lcs.subspace.coverage import issue_pending_warnings, warn_of_whole
 from lightning_lcs.subspace.forward import Traced
-from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
+from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs.functional.channels import swap_channels
+from lightning_lcs.functional.sampling import SamplingDefaults
 from lightning_lcs.functional.sparsity import (
     BLOCK,
     block_mask,
@@ -22,7 +23,7 @@ from lightning_lcs.functional.sparsity import (
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
 from lightning_lcs.subspace.layers import all_weights, layer_inputs
-from lightning_lcs.subspace.mode import Level, Mode, SamplingDefaults
+from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.tied import CROSSWISE, tied_crosswise
