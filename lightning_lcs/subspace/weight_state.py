@@ -25,14 +25,15 @@ class WeightState:
     def __init__(self, part: Part, execution: Execution) -> None:
         self.tensors = [part.network.tensor(name) for name in part.stored(execution.names)]
         self.tensors += part.endpoints.values()
+        self._marks: list[tuple[int, int]] | None
         # Kept tensors can't share their address with later ones, as tensors could that were freed meanwhile.
         try:
             self._marks = [(tensor._version, tensor.data_ptr()) for tensor in self.tensors]
-        except RuntimeError:  # tensors of inference mode have no version, and those inside of torch.func no address
-            self._marks = []
+        except RuntimeError:  # Tensors of inference mode have no version, and those inside of torch.func no address.
+            self._marks = None  # Writes can't be seen, so that the state counts as another one.
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, WeightState) or self._marks != other._marks:
+        if not isinstance(other, WeightState) or self._marks is None or self._marks != other._marks:
             return False
         return all(map(operator.is_, self.tensors, other.tensors))
 

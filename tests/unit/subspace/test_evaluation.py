@@ -125,3 +125,18 @@ def test_two_backward_passes_within_a_level_without_a_change_of_weights(make: Ca
     with model.at_alpha(0.5):
         for _ in range(2):
             model(x).sum().backward()
+
+
+def test_weights_of_inference_mode_are_read_anew_in_each_forward():
+    """They have no version, which would show that they were written to."""
+    with torch.inference_mode():
+        network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        x = torch.randn(3, 4)
+        model = SubspaceModel(network, mode="unstructured", subspace="point").eval()
+        model.set_alpha(0.5)
+        before = model(x)
+        network[0].weight.mul_(2.0)
+        network[2].bias.add_(1.0)
+        after, materialized = model(x), model.materialize(0.5)(x)
+    assert not torch.allclose(before, after)
+    assert torch.allclose(after, materialized)
