@@ -17,6 +17,8 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.utils.extras import needed_for
 
 _LAYERS = ("conv1d", "conv2d", "linear")
+# The largest input of layers: of 8 bits, and of 7, whose products with weights add up in 16 bits two at a time.
+_FULL, _REDUCED = 255, 127
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Int8Network:
             ranges of the images.
         kept_float: The weights that are quantized in the simulation and stay float, because torch's quantizer has no
             integers for their layer.
+        reduced_range: Whether inputs of layers have 7 bits.
 
     Example:
         >>> import torch
@@ -54,10 +57,16 @@ class Int8Network:
     difference: float
     trained: tuple[str, ...]
     kept_float: tuple[str, ...]
+    reduced_range: bool
 
 
 def int8_network(
-    model: SubspaceModel, images: Tensor | Iterable[Tensor], alpha: float = 1.0, *, min_agreement: float = 0.9
+    model: SubspaceModel,
+    images: Tensor | Iterable[Tensor],
+    alpha: float = 1.0,
+    *,
+    min_agreement: float = 0.9,
+    reduce_range: bool | None = None,
 ) -> Int8Network:
     """A level of 8 bits as a network that ``torch.compile`` turns into a network of integers on x86 processors.
 
@@ -71,6 +80,10 @@ def int8_network(
         images: Real images, one batch or several, a hundred or so; they give the ranges and serve the comparison.
         alpha: A level at which all quantized layers have 8 bits. The default is 1.
         min_agreement: The share of images whose largest output has to be that of the simulation. The default is 0.9.
+        reduce_range: Whether inputs of layers have 7 bits instead of 8. Kernels for processors without VNNI add pairs
+            of products in 16 bits, which overflow with 8 bits. By default inputs have 7 bits if the kernels of this
+            processor overflow, which a product of two matrices shows. Give ``True`` if the network will run on
+            another processor, without VNNI.
 
     Returns:
         The network. A warning names weights that stay float.
@@ -96,24 +109,44 @@ def int8_network(
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     source = int8_level(model, images, alpha)
+    reduced = _products_overflow() if reduce_range is None else reduce_range
     quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=reduced))
     prepared = prepare_pt2e(program_of(model, source.network).module(), quantizer)
     with torch.no_grad():
         for batch in source.batches:
             prepared(batch)
-    trained = _take_trained_ranges(prepared, source.quantizations)
+    trained = _take_trained_ranges(prepared, source.quantizations, _REDUCED if reduced else _FULL)
     weights = model.parts[0].compressed
     rounded = _rounded_weights(prepared)
     kept = tuple(name for name in weights if name not in rounded)
     warn_of_float(kept, len(weights))
     module = convert_pt2e(prepared)
     agreement, difference = compare(source.simulated, module, source.batches, min_agreement)
-    return Int8Network(module, source.alpha, agreement, difference, trained, kept)
+    return Int8Network(module, source.alpha, agreement, difference, trained, kept, reduced)
 
 
-def _take_trained_ranges(prepared: GraphModule, quantizations: Mapping[str, QuantizationParameters]) -> tuple[str, ...]:
-    """Give inputs of layers the quantization of the simulation, and return the layers for which this is possible."""
+def _products_overflow() -> bool:
+    """Whether a product of the largest 8-bit inputs and weights is wrong with the kernels of this processor."""
+    inputs = torch.full((1, 64), 255, dtype=torch.uint8)
+    weight = torch.full((1, 64), 127, dtype=torch.int8)
+    no_offset = torch.zeros(1, dtype=torch.int64)
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(weight, list(inputs.shape))
+        product = torch.ops.onednn.qlinear_pointwise(
+            inputs, 1.0, 0, packed, torch.ones(1), no_offset, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+    except (AttributeError, NotImplementedError, RuntimeError):
+        # Without these kernels (on ARM, for example) the compiler makes no integers.
+        return False
+    return bool(product.item() != 64 * 255 * 127)
+
+
+def _take_trained_ranges(
+    prepared: GraphModule, quantizations: Mapping[str, QuantizationParameters], largest: int
+) -> tuple[str, ...]:
+    """Give inputs of layers the quantization of the simulation, in integers from 0 to ``largest``; return the layers
+    for which this is possible."""
     from torchao.quantization.pt2e.observer import FixedQParamsObserver
 
     trained: dict[str, None] = {}
@@ -123,7 +156,13 @@ def _take_trained_ranges(prepared: GraphModule, quantizations: Mapping[str, Quan
         if layer is None or quantization is None or node.args[0].op != "call_module":
             continue
         observer = prepared.get_submodule(node.args[0].target)
-        fixed = FixedQParamsObserver(quantization.scale, quantization.zero_point, dtype=torch.uint8)
+        fixed = FixedQParamsObserver(
+            quantization.scale * _FULL / largest,
+            round(quantization.zero_point * largest / _FULL),
+            dtype=torch.uint8,
+            quant_min=0,
+            quant_max=largest,
+        )
         # Values that share an observer share their quantization.
         for name, other in list(prepared.named_children()):
             if other is observer:

@@ -55,13 +55,32 @@ def test_inputs_of_layers_have_the_ranges_of_the_simulation():
     assert not scales & {n.args[1] for n in other.graph.nodes if "quantize_per_tensor" in str(n.target)}
 
 
-def test_compiled_it_runs_with_integers():
+@pytest.mark.parametrize("reduce_range", [None, True])
+def test_compiled_it_runs_with_integers(reduce_range):
+    """Also with the kernels for processors without VNNI, whose products of 8 bits overflow (`make processors`)."""
     x = torch.randn(64, 6)
-    module = int8_network(quantized(Mlp(32), [x], edge_bits=8), x).module
+    module = int8_network(quantized(Mlp(32), [x], edge_bits=8), x, reduce_range=reduce_range).module
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         compiled, code = torch._inductor.utils.run_and_get_code(torch.compile(module), x)
         assert "qlinear" in "".join(code)
         assert (compiled - module(x)).abs().max() <= COMPILED * compiled.abs().max()
+
+
+def test_inputs_of_seven_bits_cover_the_same_range():
+    x = torch.randn(64, 6)
+    model = quantized(Mlp(32), [x], edge_bits=8)
+    made = {reduced: int8_network(model, x, reduce_range=reduced) for reduced in (False, True)}
+    assert [found.reduced_range for found in made.values()] == [False, True]
+    ranges = {}
+    for reduced, found in made.items():
+        layers = [node.args[0].args[0] for node in found.module.graph.nodes if "linear" in str(node.target)]
+        (_, scale, zero_point, low, high, _), *_ = [node.args for node in layers]
+        assert (low, high) == (0, 127 if reduced else 255)
+        ranges[reduced] = ((low - zero_point) * scale, (high - zero_point) * scale, scale)
+    low, high, scale = ranges[True]
+    # A zero point of 7 bits moves the range by half a step at most.
+    assert abs(low - ranges[False][0]) <= scale / 2 + 1e-6
+    assert abs(high - ranges[False][1]) <= scale / 2 + 1e-6
 
 
 def test_what_can_not_be_run_is_named():
