@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lightning_lcs import SubspaceModel
 from lightning_lcs.data import FashionMNISTDataModule
-from lightning_lcs.subspace.calibration import level_grid, statistics_size_bytes
+from lightning_lcs.subspace.running.calibration import level_grid, statistics_size_bytes
 
 GRIDS = (7, 13, 25, 49)
 Statistics = dict[str, torch.Tensor]

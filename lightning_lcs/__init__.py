@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from lightning_lcs.callbacks.tradeoff import TradeoffMonitor as TradeoffMonitor
     from lightning_lcs.control.controller import RuntimeController as RuntimeController
     from lightning_lcs.model import SubspaceModel as SubspaceModel
-    from lightning_lcs.subspace.line import Line as Line
     from lightning_lcs.subspace.modes import Quantized as Quantized
     from lightning_lcs.subspace.modes import Structured as Structured
     from lightning_lcs.subspace.modes import Unstructured as Unstructured
+    from lightning_lcs.subspace.weights.line import Line as Line
     from lightning_lcs.training.options import Loss as Loss
     from lightning_lcs.training.options import Recalibration as Recalibration
     from lightning_lcs.training.options import Sampling as Sampling
@@ -34,7 +34,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Structured": "lightning_lcs.subspace.modes",
         "Unstructured": "lightning_lcs.subspace.modes",
         "Quantized": "lightning_lcs.subspace.modes",
-        "Line": "lightning_lcs.subspace.line",
+        "Line": "lightning_lcs.subspace.weights.line",
         "Sampling": "lightning_lcs.training.options",
         "Loss": "lightning_lcs.training.options",
         "Recalibration": "lightning_lcs.training.options",

@@ -17,13 +17,9 @@ from lightning_lcs.io import checkpoint as checkpoints
 from lightning_lcs.io import lcs_file
 from lightning_lcs.runtime.memory_format import check_layout, lay_out
 from lightning_lcs.runtime.runtime import Runtime
-from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.build import build_parts
-from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
-from lightning_lcs.subspace.curve import Efficiency
-from lightning_lcs.subspace.describe import describe
-from lightning_lcs.subspace.level_runner import LevelRunner
-from lightning_lcs.subspace.level_table import (
+from lightning_lcs.subspace.curves.curve import Efficiency
+from lightning_lcs.subspace.curves.level_table import (
     GivenLevels,
     NamedLevel,
     check_measured_at,
@@ -31,14 +27,18 @@ from lightning_lcs.subspace.level_table import (
     make_table,
     named_level,
 )
-from lightning_lcs.subspace.line import Line
+from lightning_lcs.subspace.describe import describe
 from lightning_lcs.subspace.materialize import materialized_part
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, name_of, parse_mode
-from lightning_lcs.subspace.norms import convert_norms
 from lightning_lcs.subspace.option_places import model_places
 from lightning_lcs.subspace.part import TOGETHER, Part, cosine_between, endpoint_pairs
+from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS
+from lightning_lcs.subspace.running.level_runner import LevelRunner
 from lightning_lcs.subspace.state import SubspaceState, parameter_shapes
+from lightning_lcs.subspace.weights import endpoints
+from lightning_lcs.subspace.weights.line import Line
+from lightning_lcs.subspace.weights.norms import convert_norms
 from lightning_lcs.utils.options import checked_keywords, parse_options
 
 
@@ -597,7 +597,7 @@ class SubspaceModel(nn.Module):
             levels: The levels of the table: a measured curve (``LCSCallback.curve``, or the path of its ``curve.csv``),
                 which brings its metrics and latencies, or alphas; or either of them by name. The default is the model's
                 own table, else the alphas 0, 0.25, 0.5, 0.75 and 1 (every bit width in quantized mode). Names by
-                default: :func:`lightning_lcs.subspace.level_table.default_names`.
+                default: :func:`lightning_lcs.subspace.curves.level_table.default_names`.
             class_names: The names of the classes, by their number. The default is the model's own.
 
         Raises:

@@ -18,10 +18,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_lcs.callbacks.lcs import LCSCallback
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, mode_to_dict, parse_mode
 from lightning_lcs.subspace.option_places import model_places
+from lightning_lcs.subspace.weights.line import Line
 from lightning_lcs.utils.options import checked_keywords, parse_options
 
 SCHEDULERS = ("cosine", "constant")

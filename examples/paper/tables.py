@@ -13,7 +13,7 @@ import re
 import statistics
 from pathlib import Path
 
-from lightning_lcs.subspace.curve_file import read_csv
+from lightning_lcs.subspace.curves.curve_file import read_csv
 
 # Mode -> heading, levels, and what a level is in a curve.
 LEVELS = {

@@ -11,13 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_lcs.callbacks.recalibration import BatchNormRecalibration
 from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.curve import CurvePoint
-from lightning_lcs.subspace.line import Line
+from lightning_lcs.subspace.curves.curve import CurvePoint
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
-from lightning_lcs.subspace.norms import check_norm
+from lightning_lcs.subspace.weights.line import Line
+from lightning_lcs.subspace.weights.norms import check_norm
 from lightning_lcs.training.adoption import Adoption
-from lightning_lcs.training.bare_step import sort_untrained
 from lightning_lcs.training.checks import (
     agreed,
     check_monitors,
@@ -26,13 +25,14 @@ from lightning_lcs.training.checks import (
     only_callback,
     warn_of_old_namespace,
 )
+from lightning_lcs.training.curves.measurement import Measurement
+from lightning_lcs.training.curves.recalibration import Recalibrator
 from lightning_lcs.training.endpoint_groups import check_groups
-from lightning_lcs.training.measurement import Measurement
 from lightning_lcs.training.methods import method_settings, paper_settings
 from lightning_lcs.training.options import Loss, Recalibration, Sampling, places
-from lightning_lcs.training.recalibration import Recalibrator
 from lightning_lcs.training.saving import Saving
-from lightning_lcs.training.sweep_options import SweepOptions
+from lightning_lcs.training.step.bare_step import sort_untrained
+from lightning_lcs.training.step.sweep_options import SweepOptions
 from lightning_lcs.training.target import Target
 from lightning_lcs.training.upkeep import Upkeep
 from lightning_lcs.utils.options import checked_keywords, parse_options

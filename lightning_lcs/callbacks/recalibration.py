@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
+from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS
 from lightning_lcs.training.checks import warn_of_old_namespace
-from lightning_lcs.training.recalibration import Recalibrator
+from lightning_lcs.training.curves.recalibration import Recalibrator
 from lightning_lcs.training.target import find_subspace_model
 
 

@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.reporting.history import Evaluation
-from lightning_lcs.subspace.curve import CurvePoint
-from lightning_lcs.training.measurement import Measurement
+from lightning_lcs.subspace.curves.curve import CurvePoint
+from lightning_lcs.training.curves.measurement import Measurement
 from lightning_lcs.training.target import find_subspace_model
 
 

@@ -17,9 +17,9 @@ from lightning_lcs.cli.recipe import read_recipe
 from lightning_lcs.reporting.comparison import Runs, plot_comparisons, print_comparisons
 from lightning_lcs.reporting.plots import require_matplotlib
 from lightning_lcs.reporting.run_summary import name_method
-from lightning_lcs.subspace.curve_file import read_csv, write_csv
-from lightning_lcs.subspace.line import Line
+from lightning_lcs.subspace.curves.curve_file import read_csv, write_csv
 from lightning_lcs.subspace.mode import Mode
+from lightning_lcs.subspace.weights.line import Line
 from lightning_lcs.training.methods import METHODS, method_settings
 
 # The settings of a method that belong to the wrapper; all others belong to the callback.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from lightning_lcs.loggers.wandb_workspace import save, specification, workspace
-from lightning_lcs.subspace.calibration import level_grid
+from lightning_lcs.subspace.running.calibration import level_grid
 
 
 def dashboard(

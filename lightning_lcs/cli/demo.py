@@ -12,8 +12,8 @@ from lightning_lcs.cli.digits import train_on_digits
 from lightning_lcs.reporting.plots import plot_curves, require_matplotlib
 from lightning_lcs.reporting.run_summary import name_method
 from lightning_lcs.reporting.terminal import print_curves
-from lightning_lcs.subspace.curve import Curve
-from lightning_lcs.subspace.curve_file import write_csv
+from lightning_lcs.subspace.curves.curve import Curve
+from lightning_lcs.subspace.curves.curve_file import write_csv
 
 
 def demo(epochs: int = 8, output: Path = Path("runs/demo")) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning_lcs.export.level_file import save_level
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.level_table import named_level
+from lightning_lcs.subspace.curves.level_table import named_level
 
 
 def materialize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lcs.reporting.plots import require_matplotlib, save_figure
-from lightning_lcs.subspace.curve_file import write_rows
+from lightning_lcs.subspace.curves.curve_file import write_rows
 
 # Colours that colour-blind readers can distinguish (Okabe and Ito).
 _BLUE, _ORANGE, _SHADES = "#0072B2", "#D55E00", ("#ffffff", "#e8e8e8", "#cfcfcf")

@@ -19,14 +19,14 @@ from lightning_lcs.functional.channels import swap_channels
 from lightning_lcs.functional.quantization import affine_parameters, dequantize, quantize, value_range
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.axis import check_alpha
-from lightning_lcs.subspace.computed import make_plain
 from lightning_lcs.subspace.forward import hook_inputs, layers_at
-from lightning_lcs.subspace.layers import layer_of
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.modes import Quantized
 from lightning_lcs.subspace.modes.observers import LayerBits, Reading, range_key
 from lightning_lcs.subspace.modes.quantized import layer_bits
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.weights.computed import make_plain
+from lightning_lcs.subspace.weights.layers import layer_of
 
 _KEY = "lightning_lcs_bits"
 _VERSION = 2

@@ -13,12 +13,12 @@ from lightning_lcs.functional.quantization import affine_parameters
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.forward import ChangedInput
-from lightning_lcs.subspace.layers import layer_of
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.modes import Quantized
 from lightning_lcs.subspace.modes.observers import Reading, range_key
 from lightning_lcs.subspace.modes.quantized import layer_bits
 from lightning_lcs.subspace.part import TOGETHER
+from lightning_lcs.subspace.weights.layers import layer_of
 from lightning_lcs.utils.warning import warn
 
 _BITS = 8

@@ -11,8 +11,8 @@ from lightning_lcs.io import lcs_file
 from lightning_lcs.io.graph_json import level_to_data, network_from_data
 from lightning_lcs.io.loaded_network import runs_at_any_size
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.curve import CurvePoint
-from lightning_lcs.subspace.level_table import NamedLevel, make_table
+from lightning_lcs.subspace.curves.curve import CurvePoint
+from lightning_lcs.subspace.curves.level_table import NamedLevel, make_table
 from lightning_lcs.subspace.modes import Structured
 
 

@@ -14,7 +14,7 @@ import torch
 
 from lightning_lcs.graph.tracing.example_inputs import with_noise
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.level_table import NamedLevel
+from lightning_lcs.subspace.curves.level_table import NamedLevel
 from lightning_lcs.utils.timing import elapsed
 
 

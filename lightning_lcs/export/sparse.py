@@ -17,8 +17,8 @@ from lightning_lcs.export.sparse_coding import VALUES, Packed, pack, pack_all, u
 from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.axis import check_alpha
-from lightning_lcs.subspace.computed import make_plain
 from lightning_lcs.subspace.modes import Unstructured
+from lightning_lcs.subspace.weights.computed import make_plain
 
 _KEY = "lightning_lcs_sparse"
 _VERSION = 2

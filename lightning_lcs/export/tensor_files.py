@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_lcs.subspace.computed import computed_weights, source_names, without_effects
+from lightning_lcs.subspace.weights.computed import computed_weights, source_names, without_effects
 from lightning_lcs.utils.files import replacing_folder
 
 

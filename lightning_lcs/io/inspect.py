@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning_lcs.graph.tracing.trace import InputSpec
 from lightning_lcs.io import container, lcs_file
 from lightning_lcs.io.graph_json import network_from_data
-from lightning_lcs.subspace.level_table import NamedLevel
+from lightning_lcs.subspace.curves.level_table import NamedLevel
 from lightning_lcs.subspace.mode import Mode
 
 

@@ -19,7 +19,7 @@ from lightning_lcs.io.graph_json import network_from_data, network_to_data
 from lightning_lcs.io.loaded_network import StoredNetwork, runs_at_any_size, stored_endpoints, stored_module
 from lightning_lcs.io.plan_json import checked_name
 from lightning_lcs.subspace.axis import check_alpha
-from lightning_lcs.subspace.level_table import NamedLevel, table_from_data, table_to_data
+from lightning_lcs.subspace.curves.level_table import NamedLevel, table_from_data, table_to_data
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
 from lightning_lcs.subspace.part import TOGETHER, Part

@@ -14,7 +14,7 @@ from lightning_lcs.graph.program import Program
 from lightning_lcs.graph.traced_network import ENDPOINT_NAME, TracedNetwork
 from lightning_lcs.graph.tracing.trace import InputSpec
 from lightning_lcs.io.graph_json import network_from_data
-from lightning_lcs.subspace import endpoints
+from lightning_lcs.subspace.weights import endpoints
 
 
 class StoredModule(nn.Module):

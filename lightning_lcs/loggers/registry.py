@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lightning_lcs.subspace.curve import Curve
+from lightning_lcs.subspace.curves.curve import Curve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

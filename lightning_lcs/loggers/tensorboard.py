@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_lcs.loggers.registry import Measurement
 from lightning_lcs.reporting.plots import curve_figure
-from lightning_lcs.subspace.curve import metric_names
+from lightning_lcs.subspace.curves.curve import metric_names
 from lightning_lcs.utils.extras import MissingPackageError
 from lightning_lcs.utils.warning import warn
 

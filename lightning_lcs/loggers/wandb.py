@@ -9,9 +9,9 @@ from typing import Any
 from lightning_lcs.loggers.registry import Measurement
 from lightning_lcs.reporting.level_axis import level_axis
 from lightning_lcs.reporting.log_keys import alpha_key, log_key
-from lightning_lcs.subspace.curve import Curve, metric_names
-from lightning_lcs.subspace.curve_file import rows
-from lightning_lcs.subspace.level_table import default_names
+from lightning_lcs.subspace.curves.curve import Curve, metric_names
+from lightning_lcs.subspace.curves.curve_file import rows
+from lightning_lcs.subspace.curves.level_table import default_names
 from lightning_lcs.utils.extras import needed_for
 from lightning_lcs.utils.warning import warn
 

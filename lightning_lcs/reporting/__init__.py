@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from lightning_lcs.reporting.runs import read_runs as read_runs
     from lightning_lcs.reporting.terminal import print_curves as print_curves
     from lightning_lcs.reporting.terminal import print_levels as print_levels
-    from lightning_lcs.subspace.curve import CurvePoint as CurvePoint
-    from lightning_lcs.subspace.curve_file import read_csv as read_csv
-    from lightning_lcs.subspace.curve_file import read_curves as read_curves
-    from lightning_lcs.subspace.curve_file import write_csv as write_csv
+    from lightning_lcs.subspace.curves.curve import CurvePoint as CurvePoint
+    from lightning_lcs.subspace.curves.curve_file import read_csv as read_csv
+    from lightning_lcs.subspace.curves.curve_file import read_curves as read_curves
+    from lightning_lcs.subspace.curves.curve_file import write_csv as write_csv
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "CurvePoint": "lightning_lcs.subspace.curve",
+        "CurvePoint": "lightning_lcs.subspace.curves.curve",
         "best_under": "lightning_lcs.reporting.pareto",
         "curve_figure": "lightning_lcs.reporting.plots",
         "pareto_front": "lightning_lcs.reporting.pareto",
@@ -34,10 +34,10 @@ __getattr__, __dir__, __all__ = lazy_names(
         "print_comparisons": "lightning_lcs.reporting.comparison",
         "print_curves": "lightning_lcs.reporting.terminal",
         "print_levels": "lightning_lcs.reporting.terminal",
-        "read_csv": "lightning_lcs.subspace.curve_file",
-        "read_curves": "lightning_lcs.subspace.curve_file",
+        "read_csv": "lightning_lcs.subspace.curves.curve_file",
+        "read_curves": "lightning_lcs.subspace.curves.curve_file",
         "read_runs": "lightning_lcs.reporting.runs",
-        "write_csv": "lightning_lcs.subspace.curve_file",
+        "write_csv": "lightning_lcs.subspace.curves.curve_file",
         "write_report": "lightning_lcs.reporting.html",
     },
 )

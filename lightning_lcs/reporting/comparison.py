@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lightning_lcs.reporting.level_axis import level_axis
 from lightning_lcs.reporting.plots import plot_curves
-from lightning_lcs.subspace.curve import Curve, CurvePoint
+from lightning_lcs.subspace.curves.curve import Curve, CurvePoint
 
 Runs = Mapping[str, list[list[CurvePoint]]]
 """By method, the curve of each seed."""

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_lcs.subspace.curve import Curve
-from lightning_lcs.subspace.curve_file import point_of, read_rows, rows, write_rows
+from lightning_lcs.subspace.curves.curve import Curve
+from lightning_lcs.subspace.curves.curve_file import point_of, read_rows, rows, write_rows
 
 _WHEN = ("stage", "epoch", "step")
 

@@ -16,8 +16,8 @@ from lightning_lcs.reporting.html_tables import Quantity, compressed, facts, lev
 from lightning_lcs.reporting.level_axis import level_axis
 from lightning_lcs.reporting.pareto import lower_is_better, pareto_front
 from lightning_lcs.reporting.runs import Run
-from lightning_lcs.subspace.curve import Curve, CurvePoint, metric_names
-from lightning_lcs.subspace.curve_file import COSTS
+from lightning_lcs.subspace.curves.curve import Curve, CurvePoint, metric_names
+from lightning_lcs.subspace.curves.curve_file import COSTS
 from lightning_lcs.utils.extras import needed_for
 from lightning_lcs.utils.files import write_text
 

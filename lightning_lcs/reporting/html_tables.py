@@ -10,8 +10,8 @@ from typing import Any
 from lightning_lcs.reporting.level_axis import level_axis
 from lightning_lcs.reporting.pareto import lower_is_better, pareto_front
 from lightning_lcs.reporting.terminal import scaled, sized
-from lightning_lcs.subspace.curve import Curve, CurvePoint, metric_names
-from lightning_lcs.subspace.level_table import default_names
+from lightning_lcs.subspace.curves.curve import Curve, CurvePoint, metric_names
+from lightning_lcs.subspace.curves.level_table import default_names
 
 NONE, MINUS, SIGMA = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{GREEK SMALL LETTER SIGMA}"
 _OPEN_UP_TO = 3  # curves or runs whose details are not folded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lightning_lcs.subspace.axis import Axis
-from lightning_lcs.subspace.curve import Curve, CurvePoint
+from lightning_lcs.subspace.curves.curve import Curve, CurvePoint
 from lightning_lcs.subspace.modes.registry import axes
 
 

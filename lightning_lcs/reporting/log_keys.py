@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lightning_lcs.subspace.curve import Curve, metric_names
+from lightning_lcs.subspace.curves.curve import Curve, metric_names
 
 
 def alpha_key(alpha: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from lightning_lcs.subspace.curve import CurvePoint
+from lightning_lcs.subspace.curves.curve import CurvePoint
 
 _LOWER = re.compile(r"(^|[^a-z])(loss|err|error|nll|mae|mse|rmse|ece|fid|perplexity|distance|wer|cer)($|[^a-z])")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lcs.reporting.level_axis import level_axis
-from lightning_lcs.subspace.curve import Curve
+from lightning_lcs.subspace.curves.curve import Curve
 from lightning_lcs.utils.extras import needed_for
 
 

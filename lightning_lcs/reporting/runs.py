@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning_lcs.reporting.history import Evaluation, read_history
 from lightning_lcs.reporting.run_summary import read_summary
-from lightning_lcs.subspace.curve import Curve
-from lightning_lcs.subspace.curve_file import CURVE, TEST_CURVE, is_curve_file, read_curves
+from lightning_lcs.subspace.curves.curve import Curve
+from lightning_lcs.subspace.curves.curve_file import CURVE, TEST_CURVE, is_curve_file, read_curves
 
 _CURVES = (CURVE, TEST_CURVE)
 Series = Mapping[str, Sequence[tuple[int, float]]]

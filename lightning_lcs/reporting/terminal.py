@@ -13,8 +13,8 @@ from rich.text import Text
 
 from lightning_lcs.reporting.level_axis import level_axis
 from lightning_lcs.subspace.axis import Axis
-from lightning_lcs.subspace.curve import Curve, CurvePoint, metric_names
-from lightning_lcs.subspace.level_table import NamedLevel
+from lightning_lcs.subspace.curves.curve import Curve, CurvePoint, metric_names
+from lightning_lcs.subspace.curves.level_table import NamedLevel
 
 _Column: TypeAlias = tuple[str, list[str]]  # a heading, and a cell for each level
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from lightning_lcs.graph.tracing.example_inputs import Arguments, with_noise
 from lightning_lcs.runtime.arena import is_channels_last
 from lightning_lcs.runtime.runtime import Runtime
-from lightning_lcs.subspace.evaluation import Evaluation
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.running.evaluation import Evaluation
 
 LAYOUTS = ("auto", "contiguous", "channels_last")
 # Below this size calls dominate the time of a forward, and measuring would take longer than it could save.

@@ -15,10 +15,10 @@ from torch import Tensor
 from lightning_lcs.graph.fold_batchnorm import FoldedBatchNorm, fold_batch_norms
 from lightning_lcs.graph.program import Program
 from lightning_lcs.runtime.arena import Arena, Recipe
-from lightning_lcs.subspace.evaluation import Evaluation
 from lightning_lcs.subspace.forward import Traced
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.running.evaluation import Evaluation
 
 MOST_RECIPES = 32  # levels whose views are kept; limited, because a controller may set ever new alphas
 

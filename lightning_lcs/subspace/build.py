@@ -9,7 +9,7 @@ from torch import nn
 from lightning_lcs.graph.traced_network import TracedNetwork
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.part import Part
-from lightning_lcs.subspace.tied import without_tied_to_whole
+from lightning_lcs.subspace.weights.tied import without_tied_to_whole
 
 
 def build_parts(modules: Mapping[str, nn.Module], mode: Mode) -> list[Part]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from lightning_lcs.graph.cost import count_module_macs
 from lightning_lcs.graph.traced_network import training_flags
-from lightning_lcs.subspace.computed import computed_weights, without_effects
 from lightning_lcs.subspace.forward import placed
-from lightning_lcs.subspace.layers import is_projection, layer_of
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.weights.computed import computed_weights, without_effects
+from lightning_lcs.subspace.weights.layers import is_projection, layer_of
 
 
 @dataclasses.dataclass(frozen=True)

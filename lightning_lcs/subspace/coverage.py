@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from lightning_lcs.subspace.computed import computed_weights, source_names
-from lightning_lcs.subspace.endpoints import user_parameters
-from lightning_lcs.subspace.layers import all_weights
-from lightning_lcs.subspace.tied import tied_parameters
+from lightning_lcs.subspace.weights.computed import computed_weights, source_names
+from lightning_lcs.subspace.weights.endpoints import user_parameters
+from lightning_lcs.subspace.weights.layers import all_weights
+from lightning_lcs.subspace.weights.tied import tied_parameters
 from lightning_lcs.utils.warning import warn
 
 # Below this share of all parameters, tensors such as position embeddings get a line in the report, but no warning.

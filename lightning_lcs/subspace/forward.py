@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_lcs.graph.channels.plan import PlanAtWidth, Selection
 from lightning_lcs.graph.program import Program
 from lightning_lcs.graph.traced_network import TracedNetwork
-from lightning_lcs.subspace.computed import ComputedWeight, Place
+from lightning_lcs.subspace.weights.computed import ComputedWeight, Place
 
 Inputs = Callable[[str, Tensor], Tensor]
 """Takes the path of a layer and its input, and returns the input that the layer gets."""

@@ -10,12 +10,12 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_lcs.graph.program import build_materialized_model
-from lightning_lcs.subspace import endpoints
-from lightning_lcs.subspace.computed import make_plain
 from lightning_lcs.subspace.forward import Execution, Inputs, Traced, hook_inputs, layers_at
-from lightning_lcs.subspace.level_weights import LevelWeights, level_tensors
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.running.level_weights import LevelWeights, level_tensors
+from lightning_lcs.subspace.weights import endpoints
+from lightning_lcs.subspace.weights.computed import make_plain
 
 
 def materialized_part(

@@ -19,9 +19,9 @@ from lightning_lcs.subspace.compression import Description, Selected, WeightTran
 from lightning_lcs.subspace.cost import Cost, macs_of
 from lightning_lcs.subspace.coverage import kept_whole, warn_of_whole
 from lightning_lcs.subspace.forward import Execution, Inputs
-from lightning_lcs.subspace.layers import all_weights
 from lightning_lcs.subspace.part import FROZEN, Part
-from lightning_lcs.subspace.tied import tied_parameters
+from lightning_lcs.subspace.weights.layers import all_weights
+from lightning_lcs.subspace.weights.tied import tied_parameters
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lightning_lcs.functional.subspace import endpoint_cosine, interpolate
 from lightning_lcs.graph.channels.plan import ChannelPlan, Selection, select
 from lightning_lcs.graph.traced_network import ENDPOINT_NAME, TracedNetwork
-from lightning_lcs.subspace.computed import ComputedWeight, computed_weights, source_names, without_effects
-from lightning_lcs.subspace.endpoints import is_norm, user_parameters
 from lightning_lcs.subspace.forward import Replaced, placed
-from lightning_lcs.subspace.layers import single_input_layers, transposed_groups
+from lightning_lcs.subspace.weights.computed import ComputedWeight, computed_weights, source_names, without_effects
+from lightning_lcs.subspace.weights.endpoints import is_norm, user_parameters
+from lightning_lcs.subspace.weights.layers import single_input_layers, transposed_groups
 
 Value = TypeVar("Value")
 # The reason for which a weight is whole at every level, and for which channels are.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs.graph.tracing.example_inputs import Arguments
-from lightning_lcs.subspace import endpoints
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.modes.registry import mode_to_dict
-from lightning_lcs.subspace.norms import state_without_statistics
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.weights import endpoints
+from lightning_lcs.subspace.weights.norms import state_without_statistics
 
 LevelTensors = Mapping[float, Mapping[str, Tensor]]
 """Tensors by level and qualified name."""

@@ -11,17 +11,17 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace import endpoints
-from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.subspace.weights import endpoints
+from lightning_lcs.subspace.weights.line import Line
 from lightning_lcs.training.checks import check_model
 from lightning_lcs.training.endpoint_groups import HiddenEndpoints, Pairs, train_alike
 from lightning_lcs.training.options import Loss, Sampling
-from lightning_lcs.training.patches import Patches, StandIn
-from lightning_lcs.training.sweep import Sweep
-from lightning_lcs.training.sweep_options import SweepOptions, sweep_options
+from lightning_lcs.training.step.sweep import Sweep
+from lightning_lcs.training.step.sweep_options import SweepOptions, sweep_options
 from lightning_lcs.training.target import Target, find_targets
+from lightning_lcs.training.user_code.patches import Patches, StandIn
 
 
 class Adoption:

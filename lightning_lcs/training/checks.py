@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
+from lightning_lcs.subspace.weights.line import Line
 from lightning_lcs.utils.warning import warn
 
 # Classes are compared by name, because users import them from either of Lightning's two namespaces.

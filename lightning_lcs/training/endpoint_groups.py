@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_lcs.subspace import endpoints
-from lightning_lcs.training.patches import Patches, StandIn, is_overridden
+from lightning_lcs.subspace.weights import endpoints
+from lightning_lcs.training.user_code.patches import Patches, StandIn, is_overridden
 
 # Hooks that check, clip, drop and clear gradients: what they do has to reach both endpoints.
 GRADIENT_HOOKS = (

@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 from lightning_lcs.functional.sampling import PER_LAYER
-from lightning_lcs.subspace.calibration import DEFAULT_LEVELS
-from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.modes import Quantized, Structured, Unstructured
 from lightning_lcs.subspace.modes.registry import MODES, SUBSPACES
-from lightning_lcs.subspace.norms import NORMS
+from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS
+from lightning_lcs.subspace.weights.line import Line
+from lightning_lcs.subspace.weights.norms import NORMS
 from lightning_lcs.training.options import Loss, Recalibration, Sampling
 
 # The shares of weights kept at which arXiv 2110.04252 evaluates its unstructured subspaces.

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from lightning_lcs.functional.sampling import SAMPLERS, VISIT_FULL, step_generator
 from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.subspace.axis import check_alpha
-from lightning_lcs.subspace.calibration import DEFAULT_LEVELS, level_grid
 from lightning_lcs.subspace.option_places import model_places
+from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS, level_grid
 
 
 def _last_apart(last: float, others: float) -> Callable[[Sequence[float]], list[float]]:

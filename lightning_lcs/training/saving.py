@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
-from lightning_lcs.training.patches import Patches
+from lightning_lcs.training.user_code.patches import Patches
 
 AddSubspace = Callable[[Trainer, LightningModule, dict[str, Any]], None]
 """Adds the subspace to a checkpoint of a trainer and its module."""

@@ -13,12 +13,12 @@ from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.fingerprint import differ, of_endpoints
 from lightning_lcs.training.adoption import Adoption
-from lightning_lcs.training.evaluation import evaluate_level
-from lightning_lcs.training.loader_state import Start
-from lightning_lcs.training.measurement import Measurement
-from lightning_lcs.training.patches import Patches, StandIn
-from lightning_lcs.training.recalibration import Recalibrator
+from lightning_lcs.training.curves.evaluation import evaluate_level
+from lightning_lcs.training.curves.measurement import Measurement
+from lightning_lcs.training.curves.recalibration import Recalibrator
+from lightning_lcs.training.data.loader_state import Start
 from lightning_lcs.training.target import NeverRanError
+from lightning_lcs.training.user_code.patches import Patches, StandIn
 from lightning_lcs.utils.warning import warn
 
 ONE_END = (

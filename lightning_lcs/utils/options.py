@@ -27,7 +27,7 @@ def parse_options(kind: type[Group], value: Group | Mapping[str, Any] | None, ar
         ValueError: The mapping holds an option that the group does not have, or a value outside its range.
 
     Example:
-        >>> from lightning_lcs.subspace.line import Line
+        >>> from lightning_lcs.subspace.weights.line import Line
         >>> parse_options(Line, {"parameters": "all"}, "line").parameters
         'all'
     """

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from lightning_lcs import LCSCallback, SubspaceModel
-from lightning_lcs.subspace.level_weights import LevelWeights
 from lightning_lcs.subspace.mode import Level
+from lightning_lcs.subspace.running.level_weights import LevelWeights
 from tests.benchmarks.timing import images, medians
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.functional.sampling import sandwich, step_generator
-from lightning_lcs.training.evaluation import evaluate_level
+from lightning_lcs.training.curves.evaluation import evaluate_level
 from tests.benchmarks.timing import images, resnet10t
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import SubspaceModel
-from lightning_lcs.subspace.gradients import GradientSum
+from lightning_lcs.subspace.running.gradients import GradientSum
 from tests.benchmarks.timing import ALPHAS, WIDTHS, images, medians, resnet10t, resnet10t_at
 
 pytestmark = pytest.mark.benchmark

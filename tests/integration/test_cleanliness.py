@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from lightning_lcs.subspace.evaluation import Evaluation
+from lightning_lcs.subspace.running.evaluation import Evaluation
 from tests.integration.support import Data, Module, digits, lcs, trainer
 
 IMAGES = digits(0, 8).tensors[0]

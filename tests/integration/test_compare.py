@@ -14,7 +14,7 @@ from torchvision import datasets, transforms
 from lightning_lcs import LCSCallback
 from lightning_lcs.cli.main import run as main
 from lightning_lcs.reporting.comparison import by_axis, mean_curve
-from lightning_lcs.subspace.curve_file import read_csv
+from lightning_lcs.subspace.curves.curve_file import read_csv
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted((EXAMPLES / "paper").glob("*.yaml"))

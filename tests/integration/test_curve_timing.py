@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from lightning_lcs.training.measurement import Measurement
+from lightning_lcs.training.curves.measurement import Measurement
 from tests.integration.support import Module, lcs, trainer
 
 

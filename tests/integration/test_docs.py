@@ -17,7 +17,7 @@ from torch import nn
 
 import lightning_lcs
 from lightning_lcs.cli.main import COMMANDS
-from lightning_lcs.subspace.curve_file import write_csv
+from lightning_lcs.subspace.curves.curve_file import write_csv
 from tests.integration.shortened import QuickCallback, QuickMonitor, ShortTrainer
 from tests.integration.support import Data, Module, digits, loader
 

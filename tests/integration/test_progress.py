@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from rich.console import Console
 from rich.progress import Progress
 
-from lightning_lcs.training.progress import counted, progress, show_curves, shown_bar
+from lightning_lcs.training.curves.progress import counted, progress, show_curves, shown_bar
 from tests.integration.support import Data, Module, lcs, trainer
 from tests.unit.reporting.test_curve import CURVE
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import LCSCallback, Quantized, SubspaceModel
-from lightning_lcs.subspace.level_runner import LevelRunner
+from lightning_lcs.subspace.running.level_runner import LevelRunner
 from tests.integration.support import Data, Module, Net, digits, group_norm, lcs, loader, trainer
 
 

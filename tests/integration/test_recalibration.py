@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from lightning_lcs import SubspaceModel, Unstructured
-from lightning_lcs.training.loaders import batch_size
+from lightning_lcs.training.data.loaders import batch_size
 from tests.integration.support import Data, Module, Net, digits, group_norm, lcs, loader, trainer
 
 # Means and variances of a convolution's outputs in float32, summed in another order.

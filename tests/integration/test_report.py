@@ -14,7 +14,7 @@ from lightning_lcs.reporting.html import page
 from lightning_lcs.reporting.pareto import pareto_front
 from lightning_lcs.reporting.run_summary import name_method
 from lightning_lcs.reporting.runs import read_runs
-from lightning_lcs.subspace.curve_file import write_csv
+from lightning_lcs.subspace.curves.curve_file import write_csv
 from tests.integration.support import Data, Module, lcs, trainer
 
 # In the place of plotly's five megabytes.

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.functional.sampling import SAMPLERS, step_generator
-from lightning_lcs.subspace.level_runner import LevelRunner
-from lightning_lcs.training.split_batch import spread
+from lightning_lcs.subspace.running.level_runner import LevelRunner
+from lightning_lcs.training.step.split_batch import spread
 from tests.integration.support import Module, Net, group_norm, lcs, trainer
 
 # Three steps in float32 against the same sums in another order, relative to the largest entry of each tensor.

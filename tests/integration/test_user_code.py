@@ -115,7 +115,7 @@ def test_all_state_is_that_of_plain_lightning(tmp_path, options):
 
 
 def test_without_the_snapshot_the_state_is_another(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_lcs.training.user_state.Snapshot.restore", lambda self: None)
+    monkeypatch.setattr("lightning_lcs.training.user_code.snapshot.Snapshot.restore", lambda self: None)
     plain, ours = fitted(Busy, tmp_path), fitted(Busy, tmp_path, small_callback())
     assert ours.state() != plain.state()
 

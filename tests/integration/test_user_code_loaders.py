@@ -22,8 +22,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_lcs.training import loaders as loaders_of_training
-from lightning_lcs.training.copies import copied
+from lightning_lcs.training.data import loaders as loaders_of_training
+from lightning_lcs.training.user_code.copies import copied
 from tests.integration.support import Module, digits, lcs, trainer
 from tests.integration.support import loader as plain_loader
 

@@ -199,12 +199,12 @@ def test_training_and_validation_read_what_they_read_without_the_callback(tmp_pa
 
 
 def test_large_images_are_not_copied(monkeypatch):
-    from lightning_lcs.training import user_state
-    from lightning_lcs.training.loader_state import left_as_found
+    from lightning_lcs.training.data.loader_state import left_as_found
+    from lightning_lcs.training.user_code import snapshot
 
     kept = []
-    original = user_state._Copy.__init__
-    monkeypatch.setattr(user_state._Copy, "__init__", lambda self, t: (kept.append(t.nbytes), original(self, t))[1])
+    original = snapshot._Copy.__init__
+    monkeypatch.setattr(snapshot._Copy, "__init__", lambda self, t: (kept.append(t.nbytes), original(self, t))[1])
     images = [torch.zeros(8, 8) for _ in range(1000)]
     with left_as_found([loader(TensorDataset(torch.zeros(600, 600), torch.zeros(600))), loader(images)]):
         pass

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lightning_lcs import SubspaceModel, TradeoffMonitor
 from lightning_lcs.loggers.wandb import series_of
-from lightning_lcs.subspace.curve_file import write_csv
+from lightning_lcs.subspace.curves.curve_file import write_csv
 from tests.integration.support import Data, Module, lcs, trainer
 from tests.unit.reporting.test_curve import CURVE
 

@@ -16,7 +16,7 @@ HEAVY = ("lightning", "pytorch_lightning", "timm", "wandb", "torchmetrics", "mat
 
 def test_the_core_imports_nothing_heavy():
     code = (
-        "import sys, lightning_lcs, lightning_lcs.model, lightning_lcs.subspace.calibration\n"
+        "import sys, lightning_lcs, lightning_lcs.model, lightning_lcs.subspace.running.calibration\n"
         "import lightning_lcs.callbacks, lightning_lcs.utils.timing\n"
         "from lightning_lcs import Line, Loss, Recalibration, Sampling\n"
         f"assert not set({HEAVY!r}) & set(sys.modules), set({HEAVY!r}) & set(sys.modules)"

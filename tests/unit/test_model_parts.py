@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lightning_lcs.functional.subspace import endpoint_cosine
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.line import Line
 from lightning_lcs.subspace.mode import Level
+from lightning_lcs.subspace.weights.line import Line
 from tests.helpers import BATCH_NORM_WARNING, Chain, Joined, Lambda, Mlp, at_width, relative, scramble
 
 pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)

@@ -16,12 +16,12 @@ from lightning_lcs.functional.sampling import SamplingDefaults
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
 from lightning_lcs.subspace.forward import Inputs
-from lightning_lcs.subspace.layers import all_weights, layer_of
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
-from lightning_lcs.subspace.tied import CROSSWISE, tied_crosswise, tied_parameters
+from lightning_lcs.subspace.weights.layers import all_weights, layer_of
+from lightning_lcs.subspace.weights.tied import CROSSWISE, tied_crosswise, tied_parameters
 
 
 @register_mode("quantized")

@@ -22,11 +22,11 @@ from lightning_lcs.functional.sparsity import (
 )
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
-from lightning_lcs.subspace.layers import all_weights, layer_inputs
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
-from lightning_lcs.subspace.tied import CROSSWISE, tied_crosswise
+from lightning_lcs.subspace.weights.layers import all_weights, layer_inputs
+from lightning_lcs.subspace.weights.tied import CROSSWISE, tied_crosswise
 
 SCOPES = ("layer", "global", "block")
 DENSE_LAYERS = ("first", "last", "depthwise")

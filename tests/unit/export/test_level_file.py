@@ -10,7 +10,7 @@ from lightning_lcs import Structured, SubspaceModel
 from lightning_lcs.export.level_file import save_level
 from lightning_lcs.export.level_times import machine, time_levels
 from lightning_lcs.io.inspect import inspect_file
-from lightning_lcs.subspace.curve import CurvePoint
+from lightning_lcs.subspace.curves.curve import CurvePoint
 from tests.helpers import Chain, Mlp, Nested, relative, scramble
 
 TOLERANCE = 1e-5  # relative to the largest output: batch norms are folded in both

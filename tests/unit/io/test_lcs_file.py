@@ -15,7 +15,7 @@ from torch.utils._pytree import register_pytree_node
 
 from lightning_lcs import Structured, SubspaceModel
 from lightning_lcs.io.graph_json import network_from_data, network_to_data
-from lightning_lcs.subspace.curve import CurvePoint
+from lightning_lcs.subspace.curves.curve import CurvePoint
 from tests.helpers import Chain, Lambda, Nested, relative, scramble
 
 # The same ops, with batch norms folded into convolutions: relative to the largest value.

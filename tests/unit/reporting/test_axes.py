@@ -18,9 +18,9 @@ from lightning_lcs.reporting.plots import curve_figure
 from lightning_lcs.reporting.runs import Run
 from lightning_lcs.reporting.terminal import print_curves, print_levels
 from lightning_lcs.subspace.axis import Axis
-from lightning_lcs.subspace.curve import CurvePoint, Efficiency
-from lightning_lcs.subspace.curve_file import read_csv, read_curves, write_csv
-from lightning_lcs.subspace.level_table import make_table, table_from_data, table_to_data
+from lightning_lcs.subspace.curves.curve import CurvePoint, Efficiency
+from lightning_lcs.subspace.curves.curve_file import read_csv, read_curves, write_csv
+from lightning_lcs.subspace.curves.level_table import make_table, table_from_data, table_to_data
 from lightning_lcs.subspace.modes import Structured
 
 RANK = Axis("rank_share", "Share of ranks", unit="%", format=".1f", full=100.0)

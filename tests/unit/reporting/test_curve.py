@@ -10,8 +10,8 @@ from rich.console import Console
 from lightning_lcs.reporting.log_keys import alpha_key, log_key, log_values
 from lightning_lcs.reporting.plots import curve_figure, plot_curves
 from lightning_lcs.reporting.terminal import print_curves, scaled
-from lightning_lcs.subspace.curve import CurvePoint, metric_names
-from lightning_lcs.subspace.curve_file import write_csv
+from lightning_lcs.subspace.curves.curve import CurvePoint, metric_names
+from lightning_lcs.subspace.curves.curve_file import write_csv
 
 
 def point(alpha: float, latency: float = 1.5, **metrics: float) -> CurvePoint:

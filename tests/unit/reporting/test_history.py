@@ -6,8 +6,8 @@ import pytest
 
 from lightning_lcs.reporting.comparison import mean_curve
 from lightning_lcs.reporting.history import Evaluation, followed, read_history, write_history
-from lightning_lcs.subspace.curve import metric_names
-from lightning_lcs.subspace.curve_file import read_csv, read_curves, rows, write_csv
+from lightning_lcs.subspace.curves.curve import metric_names
+from lightning_lcs.subspace.curves.curve_file import read_csv, read_curves, rows, write_csv
 from tests.unit.reporting.test_curve import CURVE, point
 
 SHORT = [point(a, val_acc=0.5 + a / 4) for a in (0.0, 1.0)]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lightning_lcs import SubspaceModel, Unstructured
-from lightning_lcs.subspace.curve import Efficiency
-from lightning_lcs.subspace.norms import ConvertedNorm
+from lightning_lcs.subspace.curves.curve import Efficiency
+from lightning_lcs.subspace.weights.norms import ConvertedNorm
 from tests.helpers import relative
 
 # The same operations on equal tensors, aligned otherwise in memory, by another path through the code.

@@ -11,9 +11,9 @@ from torch import nn
 
 from lightning_lcs.export.level_file import save_level
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace import level_runner
-from lightning_lcs.subspace.curve import CurvePoint
+from lightning_lcs.subspace.curves.curve import CurvePoint
 from lightning_lcs.subspace.fingerprint import differ, fingerprint
+from lightning_lcs.subspace.running import level_runner
 from tests.helpers import Chain, scramble
 
 IMAGES = torch.randn(3, 3, 8, 8)

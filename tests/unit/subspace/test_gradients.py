@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_lcs.graph.channels.plan import Indices
-from lightning_lcs.subspace.gradients import GradientSum
+from lightning_lcs.subspace.running.gradients import GradientSum
 
 SHAPE = (6, 5)
 # Nested per axis, as the selections of one tensor at several widths are: prefixes, and prefixes of two halves.

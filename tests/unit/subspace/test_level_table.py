@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lcs.subspace.curve import CurvePoint, Efficiency
-from lightning_lcs.subspace.level_table import (
+from lightning_lcs.subspace.curves.curve import CurvePoint, Efficiency
+from lightning_lcs.subspace.curves.level_table import (
     NamedLevel,
     default_names,
     level_for_budget,

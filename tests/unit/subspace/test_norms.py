@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import SubspaceModel
-from lightning_lcs.subspace.norms import ConvertedNorm, convert_norms, group_count
+from lightning_lcs.subspace.weights.norms import ConvertedNorm, convert_norms, group_count
 from tests.helpers import relative
 from tests.integration.support import Net
 

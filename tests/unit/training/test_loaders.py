@@ -6,7 +6,7 @@ import math
 import pytest
 from torch.utils.data import BatchSampler, RandomSampler
 
-from lightning_lcs.training.loaders import _Draw, _drawn_keys
+from lightning_lcs.training.data.loaders import _Draw, _drawn_keys
 
 
 def drawn(sampler, size, images=8, **given):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lcs.training.split_batch import divide, spread
+from lightning_lcs.training.step.split_batch import divide, spread
 
 COUNT = 8
 SHARES = (0.25, 0.25, 0.5)

@@ -1,0 +1,1 @@
+"""The cost and the measured quality of levels: curves, their files, and the level table."""

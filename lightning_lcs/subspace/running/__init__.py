@@ -1,0 +1,1 @@
+"""Running the networks of a subspace at a level: in a training step, in evaluation, and for calibration."""

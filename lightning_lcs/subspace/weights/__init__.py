@@ -1,0 +1,1 @@
+"""The tensors of a network: weights of layers, computed and shared ones, norms, and the endpoints of a line."""

@@ -1,0 +1,1 @@
+"""Batch-norm statistics and curves, measured with the user's own module, and where they are written."""

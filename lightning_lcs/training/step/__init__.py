@@ -1,0 +1,1 @@
+"""The training step: the levels that it visits, and on which part of the batch."""

@@ -1,0 +1,250 @@
+"""The sweep over levels inside a training step (arXiv 2110.04252, Algorithm 1)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_lcs.model import SubspaceModel
+from lightning_lcs.subspace.running.gradients import GradientSum, gradients_set_back
+from lightning_lcs.subspace.running.own_backward import OwnBackwardError, own_backward_refused
+from lightning_lcs.subspace.running.training_level import TrainingLevel
+from lightning_lcs.subspace.weights.endpoints import is_norm
+from lightning_lcs.subspace.weights.layers import layer_of
+from lightning_lcs.training.data.loaders import batch_size
+from lightning_lcs.training.endpoint_groups import all_parameters
+from lightning_lcs.training.step.split_batch import divide
+from lightning_lcs.training.step.sweep_options import SweepOptions
+from lightning_lcs.training.target import guarded
+from lightning_lcs.training.user_code.isolation import apart
+from lightning_lcs.training.user_code.patches import is_overridden
+from lightning_lcs.training.user_code.snapshot import Snapshot
+from lightning_lcs.utils.warning import warn
+
+OWN_ON_A_LINE = (
+    "training_step asks torch.autograd.grad for gradients of the network's parameters, and on a line each level is "
+    "computed from two sets of parameters, of which parameters() gives one; use subspace='point'"
+)
+
+UNDIVIDED = (
+    "a batch of {samples} samples is not divided over {levels} levels, which would leave a level fewer than two: each "
+    "level ran on all of it, which takes as long as {levels} steps"
+)
+
+
+class Sweep:
+    """Runs a module's ``training_step`` at one or several levels; Lightning sees the step of the last level.
+
+    With several levels the last one is alpha = 1. :meth:`step` and :meth:`backward` replace the module's methods.
+
+    The backward pass of every level but the last runs here, so that the activations of only one level are alive at a
+    time. Lightning clears gradients between the step and its own backward pass, so that the gradients of the other
+    levels are kept apart until then. All levels but the last run as if they had not: see :func:`apart`.
+
+    A level runs on tensors of its own, whose gradients are collected at the size of the level. Once a step has asked
+    for gradients of parameters itself, all levels back-propagate into the parameters, which costs more.
+    """
+
+    def __init__(
+        self,
+        model: SubspaceModel,
+        trainer: Trainer,
+        module: LightningModule,
+        *,
+        options: SweepOptions,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.trainer = trainer
+        self.module = module
+        self.options = options
+        self.seed = seed
+        self._original_backward: Callable[..., None] = module.backward
+        self._gradients = GradientSum()
+        self._snapshot: Snapshot | None = None
+        self._level: TrainingLevel | None = None  # of the forward whose backward comes next
+        self._direct = False
+        self._told = False
+
+    def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run one micro-batch at every level that was drawn for it."""
+        loop = self.trainer.fit_loop
+        # Completed batches are counted: a batch that failed and is repeated after a resume draws the same levels.
+        done = loop.epoch_loop.batch_progress.total.completed
+        visited = self.options.alphas(self.seed, done)
+        *alphas, last = visited
+        runs = self._runs(visited, args)
+        strength = self._strength()
+        self._gradients = GradientSum()
+        layers = [part.prefix + layer_of(name) for part in self.model.parts for name in part.compressed]
+        drawn = functools.partial(self.options.layer_values, self.seed, done, layers=layers)
+        losses: dict[float, Tensor] = {}
+        if alphas:
+            arguments = ([given for given, _ in runs[:-1]], kwargs)
+            with apart(
+                self.trainer, self.module, self.model, arguments=arguments, earlier=self._snapshot
+            ) as self._snapshot:
+                for alpha, (given, weight) in zip(alphas, runs, strict=False):
+                    step = functools.partial(original, *given, **kwargs)
+                    extra = functools.partial(self._extra, alpha, strength, drawn(alpha), weight, step)
+                    try:
+                        loss = extra()
+                    except OwnBackwardError as error:
+                        self._check_own(error)
+                        self._snapshot.restore()
+                        self._direct = True
+                        loss = extra()
+                    if loss is not None:
+                        losses[alpha] = loss
+                    self._snapshot.restore()
+        with (
+            guarded(self.model, last, "training_step") as guard,
+            self.model.runner.training_level(last, strength=strength, direct=True, drawn=drawn(last)) as self._level,
+        ):
+            output = self._last(last, original, *runs[-1][0], **kwargs)
+            guard.skipped = loss_of(output) is None
+        self._log(losses, self.options.drawn(visited))
+        return self._with_terms(output, runs[-1][1])
+
+    def _runs(self, visited: Sequence[float], args: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], float]]:
+        """The arguments and the weight of the loss of each level of a step, in the same order."""
+        shares = self.options.shares
+        if shares is not None:
+            parts = divide(args[0], shares)
+            if parts is not None:
+                sizes = [batch_size(part) for part in parts]
+                weights = self.options.weights([size / sum(sizes) for size in sizes])
+                return [((part, *args[1:]), weight) for part, weight in zip(parts, weights, strict=True)]
+            if not self._told:
+                self._told = True
+                warn(UNDIVIDED.format(samples=batch_size(args[0]), levels=len(visited)))
+        return [(args, weight) for weight in self.options.weights([1.0 / len(visited)] * len(visited))]
+
+    def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the module's ``backward`` of the last level, and add the gradients of the others."""
+        level, self._level = self._level, None
+        again = contextlib.nullcontext() if level is None else self.model.runner.in_backward(level)
+        # A method of the user's own may scale or drop gradients after it has computed them, at each level. With several
+        # devices, they must be added before they are synchronised.
+        late = is_overridden(self.module, "backward") and self.trainer.world_size == 1
+        with self._gradients.added(taken_on_exit=late), again:
+            original(loss, *args, **kwargs)
+
+    def _extra(
+        self, alpha: float, strength: float, drawn: Mapping[str, float], weight: float, step: Callable[[], Any]
+    ) -> Tensor | None:
+        """Run the step and its backward pass at a level that Lightning does not see; the loss, or ``None``.
+
+        Raises:
+            OwnBackwardError: The step asks for gradients of parameters, and the level runs on tensors of its own.
+        """
+        parameters = all_parameters(self.module, self.model.endpoint_pairs(), self.trainer.optimizers)
+        gradients = None if self._direct else self._gradients
+        own = contextlib.nullcontext() if self._direct else own_backward_refused(self.model.parts)
+        with (
+            # The step may look at the gradients of the step before, and a backward of its own adds to them.
+            gradients_set_back(parameters, Tensor.clone if self._direct else None),
+            guarded(self.model, alpha, "training_step") as guard,
+            self.model.runner.training_level(
+                alpha, gradients, strength=strength, direct=self._direct, drawn=drawn
+            ) as level,
+        ):
+            with own:
+                loss = loss_of(step())
+            guard.skipped = loss is None
+            if loss is None:
+                return None
+            # What the step left is of a backward of its own, which Lightning clears before that of the loss.
+            with gradients_set_back(parameters, lambda _: None), level.in_backward():
+                self._backward(weight * loss)
+                self._gradients.take(parameters)
+            return loss.detach()
+
+    def _last(self, alpha: float, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the step at the level that Lightning sees, which back-propagates into the parameters themselves."""
+        if self.model.mode.is_full(alpha) or not self.model.endpoint_pairs():
+            return original(*args, **kwargs)
+        try:
+            with own_backward_refused(self.model.parts, unnamed=False):
+                return original(*args, **kwargs)
+        except OwnBackwardError as error:
+            self._check_own(error)
+
+    def _check_own(self, error: OwnBackwardError) -> None:
+        """Refuse gradients of named parameters on a line, where a level is computed from two of each."""
+        if error.named and self.model.endpoint_pairs():
+            raise RuntimeError(OWN_ON_A_LINE) from error
+
+    def _strength(self) -> float:
+        """The share of a level's sparsity that applies at this step."""
+        if self.options.warmup == 0.0:
+            return 1.0
+        total = self.trainer.estimated_stepping_batches
+        if not 0 < total < math.inf:
+            raise ValueError(
+                f"warmup={self.options.warmup:g} is a share of all training steps, and the training data has no "
+                "length: set Trainer(max_steps=...), or LCSCallback(sampling=Sampling(warmup=0))"
+            )
+        return self.options.strength(self.trainer.global_step / total)
+
+    def _backward(self, loss: Tensor) -> None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        with torch.autocast(loss.device.type, enabled=False):
+            scaled = loss / self.trainer.accumulate_grad_batches
+            self._original_backward(scaled if scaler is None else scaler.scale(scaled))
+
+    def _with_terms(self, output: Any, weight: float) -> Any:
+        """The step's output, whose gradients are those of its part of the whole loss and whose value is unchanged."""
+        loss = loss_of(output)
+        terms = [] if loss is None else [*self._diversity(), *self._penalty()]
+        if loss is None or (weight == 1.0 and not terms):
+            return output
+        part = weight * loss + (torch.stack(terms).sum() if terms else 0.0)
+        nothing = part - part.detach()
+        # An infinite loss minus itself is not a number; the shown loss stays infinite.
+        loss = loss.detach() + torch.where(nothing.isnan(), part, nothing)
+        return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+    def _diversity(self) -> list[Tensor]:
+        pairs = self.model.endpoint_pairs()
+        if not pairs:
+            return []
+        terms = [self.options.diversity_weight * self.model.endpoint_cosine().square()]
+        # At an end of the line a step reads only one endpoint. DDP waits for the gradients of both endpoints, and
+        # optimizers skip a parameter without gradients, so that scales and shifts, which the cosine may leave out, get
+        # gradients of zero.
+        vectors = [w.flatten() for pair in pairs for w in pair if w.ndim < 2 and w.requires_grad]
+        return [*terms, 0.0 * torch.cat(vectors).sum()] if vectors else terms
+
+    def _penalty(self) -> list[Tensor]:
+        if self.options.scale_penalty == 0.0:
+            return []
+        norms = [child for part in self.model.parts for child in part.network.module.modules() if is_norm(child)]
+        scales = [norm._parameters.get("weight") for norm in norms]
+        return [self.options.scale_penalty * scale.abs().sum() for scale in scales if scale is not None]
+
+    def _log(self, losses: dict[float, Tensor], drawn: Sequence[float]) -> None:
+        values = {"lcs/train_loss/alpha_000": [losses[a] for a in losses if a == 0.0]}
+        values["lcs/train_loss/sampled"] = [losses[a] for a in losses if a > 0.0]
+        for name, group in values.items():
+            if group:
+                # One number per step, whatever the batch size: the mean over the epoch is the mean over its steps.
+                value = torch.stack(group).mean()
+                self.module.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        for number, alpha in enumerate(drawn, 1):
+            # The drawn levels are the same on all ranks.
+            self.module.log(f"lcs/sampled_alpha/{number}", alpha, on_step=True, on_epoch=False, batch_size=1)
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """The loss in the result of a ``training_step``; ``None`` where there is none."""
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    return output if isinstance(output, Tensor) else None

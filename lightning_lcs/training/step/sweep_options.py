@@ -1,0 +1,121 @@
+"""How a training step visits the levels: its options, with the defaults of the mode."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from lightning_lcs.functional.sampling import PER_LAYER, SAMPLERS, VISIT_FULL, round_to_levels, step_generator
+from lightning_lcs.functional.schedules import SCHEDULES
+from lightning_lcs.subspace.mode import Mode
+from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS
+from lightning_lcs.subspace.weights.line import Line
+from lightning_lcs.training.options import LOSS_REDUCTIONS, SPLIT_SAMPLER, Loss, Sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """The levels that a step visits, and how strongly it compresses.
+
+    Attributes:
+        mode: The mode whose levels are drawn.
+        sampler: A key of :data:`SAMPLERS`, or the levels of every step in ascending order.
+        alphas_per_step: The number of levels per step.
+        levels: The number of evenly spaced levels to which draws are rounded; 0 leaves them as they are.
+        warmup: The share of all steps during which the compression grows, in [0, 1].
+        warmup_schedule: A key of :data:`SCHEDULES`.
+        shares: The share of the samples of each level, in ascending order; ``None`` where each runs on all of them.
+        reduction: A key of :data:`LOSS_REDUCTIONS`.
+        diversity_weight: The weight of the squared cosine between the endpoints.
+        scale_penalty: The weight of the L1 norm of the scales of all norms.
+    """
+
+    mode: Mode
+    sampler: str | tuple[float, ...]
+    alphas_per_step: int
+    warmup: float
+    warmup_schedule: str
+    levels: int = DEFAULT_LEVELS
+    shares: tuple[float, ...] | None = None
+    reduction: str = "mean"
+    diversity_weight: float = 0.0
+    scale_penalty: float = 0.0
+
+    @property
+    def visits_full(self) -> bool:
+        """Whether every step visits alpha = 1, so that its running statistics are up to date."""
+        visited = self.sampler in VISIT_FULL if isinstance(self.sampler, str) else 1.0 in self.sampler
+        return visited and self.mode.is_full(1.0)
+
+    def alphas(self, seed: int, step: int) -> list[float]:
+        """The levels of a step, ascending: a function of its arguments alone."""
+        drawn: Sequence[float] = self.sampler if isinstance(self.sampler, tuple) else ()
+        if isinstance(self.sampler, str):
+            drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
+            # Bit widths are levels already, and they are drawn evenly.
+            if self.levels and not self.mode.has_discrete_levels:
+                drawn = [round_to_levels(alpha, self.levels, self.sampler) for alpha in drawn]
+        return [self.mode.snap(alpha) for alpha in drawn]
+
+    def weights(self, shares: Sequence[float]) -> list[float]:
+        """The weights of the losses of the levels of a step, ascending, in the loss that is minimized.
+
+        Args:
+            shares: The shares of the samples on which the levels run.
+        """
+        return LOSS_REDUCTIONS[self.reduction](shares)
+
+    def drawn(self, visited: Sequence[float]) -> Sequence[float]:
+        """The levels of a step that were drawn, without those that are the same at every step."""
+        if isinstance(self.sampler, tuple):
+            return ()
+        return visited[self.sampler == "sandwich" : len(visited) - (self.sampler in VISIT_FULL)]
+
+    def layer_values(self, seed: int, step: int, alpha: float, layers: Sequence[str]) -> dict[str, float]:
+        """The values of the mode's axis that single layers drew for a level, where the sampler draws per layer."""
+        if self.sampler != PER_LAYER or not self.mode.draws_per_layer:
+            return {}
+        draws = torch.rand(len(layers), generator=step_generator(seed, step, f"{alpha:.6f}"), dtype=torch.float64)
+        return {layer: self.mode.value(draw) for layer, draw in zip(layers, draws.tolist(), strict=True)}
+
+    def strength(self, progress: float) -> float:
+        """The share of a level's compression that applies after the share ``progress`` of all steps."""
+        return SCHEDULES[self.warmup_schedule](progress, self.warmup)
+
+
+def sweep_options(mode: Mode, subspace: str, sampling: Sampling, loss: Loss, line: Line) -> SweepOptions:
+    """The options given, and for those that are ``None`` what arXiv 2110.04252 does in this mode.
+
+    Raises:
+        ValueError: An option does not fit the mode or the subspace.
+    """
+    defaults = mode.sampling(subspace)
+    default = defaults.sampler if sampling.split is False else SPLIT_SAMPLER
+    given = default if sampling.sampler is None else sampling.sampler
+    sampler = given if isinstance(given, str) else tuple(given)
+    if sampler == PER_LAYER and not (mode.draws_per_layer and subspace == "point"):
+        raise ValueError(
+            f"Sampling(sampler={sampler!r}) draws the bits of each layer: it needs mode='quantized' and "
+            "subspace='point', where a layer has the same weights at every level"
+        )
+    count = sampling.levels_per_step(sampler)
+    if isinstance(sampler, str):
+        SAMPLERS[sampler](step_generator(0, 0), count)  # refuses a count that is too small for the default sampler
+    if not mode.warms_up and sampling.warmup:
+        raise ValueError(
+            f"Sampling(warmup={sampling.warmup!r}): structured mode trains all widths from the first step; leave it out"
+        )
+    return SweepOptions(
+        mode=mode,
+        sampler=sampler,
+        alphas_per_step=count,
+        levels=sampling.levels,
+        warmup=defaults.warmup if sampling.warmup is None else sampling.warmup,
+        warmup_schedule=defaults.warmup_schedule if sampling.warmup_schedule is None else sampling.warmup_schedule,
+        shares=sampling.shares(count),
+        reduction=loss.reduction,
+        diversity_weight=line.diversity_weight,
+        scale_penalty=loss.scale_penalty,
+    )

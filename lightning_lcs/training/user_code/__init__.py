@@ -1,0 +1,1 @@
+"""Running the user's code once more without a trace."""
