@@ -40,6 +40,13 @@ from lightning_lcs.subspace.weights import endpoints
 from lightning_lcs.subspace.weights.line import Line
 from lightning_lcs.subspace.weights.norms import convert_norms
 from lightning_lcs.utils.options import checked_keywords, parse_options
+from lightning_lcs.utils.warning import warn
+
+NO_STATISTICS = (
+    "{path} holds no batch-norm statistics of its levels, so that each runs on those of alpha = 1, with a loss of "
+    "accuracy: it was written during a training that did not reach its end, or with Recalibration(images=0); "
+    "recalibrate() with training images collects them"
+)
 
 
 class SubspaceModel(nn.Module):
@@ -578,7 +585,11 @@ class SubspaceModel(nn.Module):
         state, weights = checkpoints.read(checkpoint, weights_only)
         strict = getattr(module, "strict_loading", True)  # of a LightningModule
         networks, weights = state.networks_in(module, weights, strict)
-        return cls._from_state(state, networks, module, weights, strict)
+        model = cls._from_state(state, networks, module, weights, strict)
+        if not state.statistics and model.runner.needs_data(model.runner.grid(DEFAULT_LEVELS)):
+            warn(NO_STATISTICS.format(path=os.fspath(checkpoint)))
+            model.runner.evaluation.warns = False  # once is enough
+        return model
 
     def save(
         self,

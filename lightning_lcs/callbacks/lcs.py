@@ -130,7 +130,8 @@ class LCSCallback(pl.Callback):
             )
         warn_of_old_namespace()
         recalibrator = Recalibrator(self.recalibration.levels, self.recalibration.images, seed)
-        self._upkeep = Upkeep(self._adoption, recalibrator, Measurement(alphas, every_n_epochs))
+        measurement, every = Measurement(alphas, every_n_epochs), self.recalibration.every_checkpoint
+        self._upkeep = Upkeep(self._adoption, recalibrator, measurement, every_checkpoint=every)
 
     @classmethod
     def paper(cls, mode: str, subspace: str = "line", **options: Any) -> LCSCallback:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -72,9 +73,7 @@ def biased_endpoints(generator: torch.Generator, count: int) -> list[float]:
     Raises:
         ValueError: ``count`` is below 1.
     """
-    alphas = uniform_draws(generator, count)
-    kinds = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
-    return sorted(0.0 if kind < 0.25 else 1.0 if kind < 0.5 else a for kind, a in zip(kinds, alphas, strict=True))
+    return _with_ends(generator, count, 0.25)
 
 
 def uniform_draws(generator: torch.Generator, count: int) -> list[float]:
@@ -97,6 +96,45 @@ def uniform_draws(generator: torch.Generator, count: int) -> list[float]:
     return _sorted_draws(generator, count)
 
 
+def weighted_draws(generator: torch.Generator, count: int) -> list[float]:
+    """Draws that are 0 with probability 1/5, 1 with probability 1/5, and uniform otherwise.
+
+    The mode weights the draws between the ends; see :func:`weighted`.
+
+    Args:
+        generator: The source of random numbers.
+        count: Number of alphas, 1 or more.
+
+    Returns:
+        ``count`` alphas in ascending order.
+
+    Raises:
+        ValueError: ``count`` is below 1.
+    """
+    return _with_ends(generator, count, 0.2)
+
+
+def _with_ends(generator: torch.Generator, count: int, each: float) -> list[float]:
+    alphas = uniform_draws(generator, count)
+    kinds = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+    return sorted(0.0 if kind < each else 1.0 if kind < 2 * each else a for kind, a in zip(kinds, alphas, strict=True))
+
+
+def weighted(drawn: Sequence[float], weight: Callable[[float], float]) -> list[float]:
+    """Draws of a weighted sampler, with those between the ends as the mode weights them.
+
+    Args:
+        drawn: Draws in ascending order.
+        weight: Maps (0, 1) to (0, 1), ascending.
+
+    Example:
+        >>> from lightning_lcs.functional.sampling import weighted
+        >>> weighted([0.0, 0.5, 1.0], lambda draw: draw**2)
+        [0.0, 0.25, 1.0]
+    """
+    return [alpha if alpha in (0.0, 1.0) else weight(alpha) for alpha in drawn]
+
+
 def _sorted_draws(generator: torch.Generator, count: int) -> list[float]:
     return torch.rand(count, generator=generator, dtype=torch.float64).sort().values.tolist()
 
@@ -114,7 +152,7 @@ def round_to_levels(alpha: float, levels: int, sampler: str) -> float:
     """
     if alpha in (0.0, 1.0):
         return alpha
-    lowest, highest = int(sampler == "sandwich"), levels - 1 - (sampler in VISIT_FULL)
+    lowest, highest = int(sampler in VISIT_LOWEST), levels - 1 - (sampler in VISIT_FULL)
     return min(max(round(alpha * (levels - 1)), lowest), highest) / (levels - 1)
 
 
@@ -126,9 +164,14 @@ SAMPLERS = {
     "biased_endpoints": biased_endpoints,
     "uniform_draws": uniform_draws,
     PER_LAYER: uniform_draws,
+    "weighted_draws": weighted_draws,
+    "weighted_sandwich": sandwich,
 }
-# The samplers that visit alpha = 1 at every step.
-VISIT_FULL = frozenset({"sandwich", "uniform"})
+# The samplers whose draws between the ends are weighted by the mode.
+WEIGHTED = frozenset({"weighted_draws", "weighted_sandwich"})
+# The samplers that visit alpha = 1, and alpha = 0, at every step.
+VISIT_FULL = frozenset({"sandwich", "weighted_sandwich", "uniform"})
+VISIT_LOWEST = frozenset({"sandwich", "weighted_sandwich"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,6 +164,19 @@ class Mode:
         """
         return SamplingDefaults()
 
+    def weighted(self, draw: float) -> float:
+        """The level for a uniform draw, such that levels that are hard to train are drawn more often.
+
+        It serves the samplers "weighted_draws" and "weighted_sandwich". By default levels are drawn evenly.
+
+        Args:
+            draw: A uniform draw, in (0, 1).
+
+        Returns:
+            The level, in [0, 1], ascending with the draw.
+        """
+        return draw
+
     # -- a network --------------------------------------------------------------------------------------------------
 
     def select_weights(self, module: nn.Module) -> Selected:

@@ -21,7 +21,7 @@ def _last_apart(last: float, others: float) -> Callable[[Sequence[float]], list[
 
 
 # What a step on a split batch visits by default.
-SPLIT_SAMPLER = "sandwich"
+SPLIT_SAMPLER = "weighted_sandwich"
 # Name -> weights of the losses of the levels that a step visits, in ascending order, as a function of the shares of the
 # samples on which they run.
 LOSS_REDUCTIONS: Mapping[str, Callable[[Sequence[float]], list[float]]] = {
@@ -39,25 +39,29 @@ class Sampling:
     Args:
         sampler: How the levels of a step are drawn: "sandwich" (both ends of [0, 1], and uniform draws between them),
             "uniform" (uniform draws, and alpha = 1), "biased_endpoints" (each draw is an end with probability 1/2 and
-            uniform otherwise), "uniform_draws" (uniform draws alone) or "uniform_draws_per_layer" (each layer also
-            draws a bit width of its own; only in quantized mode with a point). A list of levels in [0, 1] makes every
-            step visit exactly these. The default is "sandwich" in structured mode, "biased_endpoints" on a line in
-            unstructured mode, and "uniform_draws" otherwise.
-        alphas_per_step: The number of levels per step, at least 1 (at least 2 for "sandwich"). The default is 4 for
-            "sandwich" and "uniform", and 1 for the other samplers.
+            uniform otherwise), "uniform_draws" (uniform draws alone), "uniform_draws_per_layer" (each layer also draws
+            a bit width of its own; only in quantized mode with a point), "weighted_draws" (each draw is an end with
+            probability 2/5, and between the ends the mode draws levels more often that are hard to train: shares kept
+            on a logarithmic scale, and the two lowest bit widths twice as often) or "weighted_sandwich" (both ends, and
+            such draws between them). A list of levels in [0, 1] makes every step visit exactly these. The default is
+            "sandwich" in structured mode, "biased_endpoints" on a line in unstructured mode, and "uniform_draws"
+            otherwise.
+        alphas_per_step: The number of levels per step, at least 1 (at least 2 for the sandwich rules). The default is 4
+            for these and for "uniform", and 1 for the other samplers.
         levels: The number of evenly spaced levels to which drawn widths and sparsities are rounded, at least 3; 0
             leaves the draws as they are, as in the paper, which costs time on a GPU because it searches for new kernels
             in almost every structured step. The default is 25.
         split: Whether the batch of a step is divided over its levels, instead of running whole at each of them: a step
             then costs about as much as a plain step. ``True`` gives half of the samples to the largest level and the
             rest to the others in equal parts; a list gives the share of each level, in ascending order of the levels.
-            The default sampler is then "sandwich" with 3 levels per step, in every mode. A batch that gives a level
-            fewer than two samples runs whole at each level, with a warning. The default is ``False``.
+            The default sampler is then "weighted_sandwich" with 3 levels per step, in every mode. A batch that gives a
+            level fewer than two samples runs whole at each level, with a warning. The default is ``False``.
         warmup: The share of all training steps, in [0, 1], over which sparsity grows to its level, or in which the
             inputs of layers are not quantized yet. The default is 0.8 in unstructured and quantized mode. Structured
             mode has no warm-up.
-        warmup_schedule: "linear" (the compression grows steadily) or "delayed" (there is none until the warm-up is
-            over). The default is "linear" on a line in unstructured mode, and "delayed" otherwise.
+        warmup_schedule: "linear" (the compression grows steadily), "cubic" (it grows fast at first and slowly at the
+            end) or "delayed" (there is none until the warm-up is over). The default is "linear" on a line in
+            unstructured mode, and "delayed" otherwise.
 
     Raises:
         ValueError: An option is outside its range.
@@ -138,7 +142,7 @@ class Sampling:
         if count < 2:
             raise ValueError(
                 f"Sampling(split={self.split!r}) divides a batch over the levels of a step, and the sampler visits "
-                "one; use sampler='sandwich', or leave split out"
+                "one; use sampler='weighted_sandwich', or leave split out"
             )
         if isinstance(self.split, bool):
             return
@@ -200,6 +204,9 @@ class Recalibration:
             every level runs on the statistics of alpha = 1, with a loss of accuracy. The default is 2048.
         levels: The levels whose statistics are kept: their number (evenly spaced over [0, 1], at least 2), or a list of
             levels in [0, 1]. An alpha that is asked for later runs at the nearest of them. The default is 25.
+        every_checkpoint: Whether the statistics are collected for each checkpoint when it is written, which takes one
+            recalibration each. By default, the best and the last file of each ``ModelCheckpoint`` get them when
+            training ends, together with files whose weights have a curve, and files that your code saves elsewhere.
 
     Raises:
         ValueError: An option is outside its range.
@@ -212,6 +219,7 @@ class Recalibration:
 
     images: int = 2048
     levels: int | Sequence[float] = DEFAULT_LEVELS
+    every_checkpoint: bool = False
 
     def __post_init__(self) -> None:
         if self.images < 0:

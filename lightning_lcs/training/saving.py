@@ -23,11 +23,15 @@ class Saving:
     Args:
         trainer: The trainer whose method it replaces.
         add: Adds the subspace to a checkpoint.
+
+    Attributes:
+        path: The path of the file that is being written; ``None`` between two files.
     """
 
     def __init__(self, trainer: Trainer, add: AddSubspace) -> None:
         self.trainer = trainer
         self.add = add
+        self.path: Any = None
         self.original = trainer.save_checkpoint
 
     @classmethod
@@ -44,9 +48,11 @@ class Saving:
         module = self.trainer.lightning_module
         if module is not None:
             patches.set(module, "on_save_checkpoint", _Adding(self.add, self.trainer, module))
+        self.path = args[0] if args else kwargs.get("filepath")
         try:
             self.original(*args, **kwargs)
         finally:
+            self.path = None
             patches.undo()
 
 

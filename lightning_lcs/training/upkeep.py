@@ -13,6 +13,7 @@ from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.fingerprint import differ, of_endpoints
 from lightning_lcs.training.adoption import Adoption
+from lightning_lcs.training.checkpoint_statistics import add_statistics, may_wait
 from lightning_lcs.training.curves.evaluation import evaluate_level
 from lightning_lcs.training.curves.measurement import Measurement
 from lightning_lcs.training.curves.recalibration import Recalibrator
@@ -41,10 +42,13 @@ class Upkeep:
         measurement: Measures the curve.
     """
 
-    def __init__(self, adoption: Adoption, recalibrator: Recalibrator, measurement: Measurement) -> None:
+    def __init__(
+        self, adoption: Adoption, recalibrator: Recalibrator, measurement: Measurement, *, every_checkpoint: bool
+    ) -> None:
         self.adoption = adoption
         self.recalibrator = recalibrator
         self.measurement = measurement
+        self.every_checkpoint = every_checkpoint
         self._measured_at = -1
         self._failed = False
         self._running = False
@@ -69,6 +73,9 @@ class Upkeep:
         # Of all hooks of a validation in fit, this is the first.
         name = "on_validation_model_zero_grad"
         self._patches.set(module, name, StandIn(getattr(module, name), self._note_ends))
+        # Of all hooks of a fit, this is the last with data at hand; the callbacks have written their files.
+        stand_in = StandIn(module.on_train_end, partial(self._finish_files, trainer, module))
+        self._patches.set(module, "on_train_end", stand_in)
 
     def end(self) -> None:
         """The call of the trainer ends: from here on its steps do not run the subspace model."""
@@ -180,7 +187,8 @@ class Upkeep:
     def add_subspace(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the subspace to a checkpoint, with the batch-norm statistics of the weights that it holds.
 
-        Where they can't be collected, because the trainer does not run, statistics of other weights are left out.
+        They are left out where they are of other weights and can't be collected, because the trainer does not run, and
+        where the file gets them when training ends.
         """
         model = self.adoption.model
         if model is None:
@@ -189,8 +197,21 @@ class Upkeep:
         if self._running and trainer.state.fn == "fit" and not self._failed and not held:
             if not self.adoption.options.visits_full:
                 self.recalibrator.run_running(trainer, module, model)
-            self.recalibrator.run(trainer, module, model, also=self.measurement.alphas)
+            if self.every_checkpoint or not may_wait(trainer, getattr(trainer.save_checkpoint, "path", None)):
+                self._collect(trainer, module, model)
+            else:
+                model.statistics = {}
         checkpoint[CHECKPOINT_KEY] = {**_state_of(model), "targets": list(self.adoption.targets)}
+
+    def _collect(self, trainer: Trainer, module: LightningModule, model: SubspaceModel) -> None:
+        self.recalibrator.run(trainer, module, model, also=self.measurement.alphas)
+
+    def _finish_files(self, trainer: Trainer, module: LightningModule, original: Callable[..., Any]) -> Any:
+        """After the module's own hook at the end of training: add statistics to checkpoints that wait for them."""
+        result, model = original(), self.adoption.adopted(module)
+        if self.recalibrator.needed(model):
+            add_statistics(trainer, module, model, lambda: self._collect(trainer, module, model))
+        return result
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:

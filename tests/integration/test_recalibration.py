@@ -193,7 +193,7 @@ def test_limits_on_training_batches_hold(tmp_path, train, val, limit):
 
 def test_evaluation_data_are_never_read(tmp_path, train):
     saving = ModelCheckpoint(tmp_path, filename="model", every_n_train_steps=3)
-    run = trainer(tmp_path, lcs(), saving, enable_checkpointing=True)
+    run = trainer(tmp_path, lcs(recalibration={"every_checkpoint": True}), saving, enable_checkpointing=True)
     # The checkpoint comes first, with statistics; then validation reads an image.
     with pytest.raises(AssertionError, match="an evaluation image was read"):
         run.fit(Module(), train, loader(Poisoned()))

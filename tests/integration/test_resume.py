@@ -82,7 +82,8 @@ class Run:
         # A resumed run has none of its start in common with the first one.
         torch.manual_seed(0 if path is None else 1)
         self.module = Mine()
-        self.callback = lcs(subspace=subspace, every_n_epochs=1) if subspace else None
+        recalibration = {"every_checkpoint": True}  # so that any file of a killed run can be looked at
+        self.callback = lcs(subspace=subspace, every_n_epochs=1, recalibration=recalibration) if subspace else None
         self.trainer = trainer(
             folder,
             *([self.callback] if self.callback else []),

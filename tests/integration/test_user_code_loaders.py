@@ -61,7 +61,7 @@ def fit(folder, loaders, callbacks=(), **options):
 @pytest.mark.parametrize("kind", LOADERS)
 def test_training_reads_what_it_reads_without_the_callback(tmp_path, kind):
     plain = fit(tmp_path / "plain", LOADERS[kind]())
-    callback = lcs(recalibration={"images": 20, "levels": [0.0]})
+    callback = lcs(recalibration={"images": 20, "levels": [0.0], "every_checkpoint": True})
     ours = fit(tmp_path / "ours", LOADERS[kind](), [callback])
     assert ours.given == plain.given
     assert len(ours.given) > 6
@@ -75,14 +75,14 @@ def test_training_reads_what_it_reads_without_the_callback(tmp_path, kind):
 def test_without_copies_training_reads_something_else(tmp_path, monkeypatch):
     plain = fit(tmp_path / "plain", LOADERS["itself"]())
     monkeypatch.setattr(loaders_of_training, "copied", lambda loader, strict=True: (loader, []))
-    ours = fit(tmp_path / "ours", LOADERS["itself"](), [lcs()])
+    ours = fit(tmp_path / "ours", LOADERS["itself"](), [lcs(recalibration={"every_checkpoint": True})])
     assert ours.given != plain.given
 
 
 def test_an_open_file_goes_on(tmp_path):
     given = []
     (tmp_path / "bytes").write_bytes(bytes(range(COUNT)))
-    for callbacks in ([], [lcs()]):
+    for callbacks in ([], [lcs(recalibration={"every_checkpoint": True})]):
         with (tmp_path / "bytes").open("rb") as file:
             given.append(fit(tmp_path / str(len(callbacks)), loader(Reading(file)), callbacks).given)
     assert given[0] == given[1]

@@ -139,6 +139,12 @@ class Quantized(Mode):
         """Even draws; the inputs of layers are quantized in the last fifth of the training (arXiv 2110.04252)."""
         return SamplingDefaults("uniform_draws", warmup=0.8, warmup_schedule="delayed")
 
+    def weighted(self, draw: float) -> float:
+        """The two lowest bit widths are drawn twice as often as the others."""
+        widths = range(self.min_bits, self.max_bits + 1)
+        tickets = [bits for bits in widths for _ in range(2 if bits < self.min_bits + 2 else 1)]
+        return self.alpha(tickets[int(draw * len(tickets))])
+
     def select_weights(self, module: nn.Module) -> Selected:
         """The weights of all layers, of which some have the same bits at every level.
 

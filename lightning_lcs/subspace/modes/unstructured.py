@@ -131,6 +131,11 @@ class Unstructured(Mode):
             return SamplingDefaults("biased_endpoints", warmup=0.8, warmup_schedule="linear")
         return SamplingDefaults("uniform_draws", warmup=0.8, warmup_schedule="delayed")
 
+    def weighted(self, draw: float) -> float:
+        """The logarithm of the share that is kept is drawn evenly, so that every factor of it has as many steps."""
+        least, most = 1.0 - self.max_sparsity, 1.0 - self.min_sparsity
+        return (least * (most / least) ** draw - least) / (most - least) if most > least else draw
+
     def select_weights(self, module: nn.Module) -> Selected:
         """The weights of all layers, without those of ``dense``.
 

@@ -55,8 +55,17 @@ class Recalibrator:
         Raises:
             RuntimeError: With what can't be copied, and what to do.
         """
-        if self.images > 0 and model.runner.needs_data([*self.alphas, 1.0]):
+        if self.needed(model, 1.0):
             check_loaders(trainer)
+
+    def needed(self, model: SubspaceModel, *also: float) -> bool:
+        """Whether levels of a model get statistics from training images.
+
+        Args:
+            model: The subspace model.
+            also: Further levels that are asked for.
+        """
+        return self.images > 0 and model.runner.needs_data([*self.alphas, *also])
 
     def run(self, trainer: Trainer, module: LightningModule, model: SubspaceModel, also: Sequence[float] = ()) -> None:
         """Collect the statistics of all levels now.

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_lcs.functional.sampling import PER_LAYER, SAMPLERS, VISIT_FULL, round_to_levels, step_generator
+from lightning_lcs.functional.sampling import (
+    PER_LAYER,
+    SAMPLERS,
+    VISIT_FULL,
+    VISIT_LOWEST,
+    WEIGHTED,
+    round_to_levels,
+    step_generator,
+    weighted,
+)
 from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS
@@ -54,8 +63,11 @@ class SweepOptions:
         drawn: Sequence[float] = self.sampler if isinstance(self.sampler, tuple) else ()
         if isinstance(self.sampler, str):
             drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
-            # Bit widths are levels already, and they are drawn evenly.
-            if self.levels and not self.mode.has_discrete_levels:
+            if self.sampler in WEIGHTED:
+                drawn = weighted(drawn, self.mode.weighted)
+            # Bit widths are levels already, and evenly spaced levels are too coarse where the mode weights the draws.
+            is_fine = self.mode.has_discrete_levels or (self.sampler in WEIGHTED and not self.mode.runs_as_graph)
+            if self.levels and not is_fine:
                 drawn = [round_to_levels(alpha, self.levels, self.sampler) for alpha in drawn]
         return [self.mode.snap(alpha) for alpha in drawn]
 
@@ -71,7 +83,7 @@ class SweepOptions:
         """The levels of a step that were drawn, without those that are the same at every step."""
         if isinstance(self.sampler, tuple):
             return ()
-        return visited[self.sampler == "sandwich" : len(visited) - (self.sampler in VISIT_FULL)]
+        return visited[self.sampler in VISIT_LOWEST : len(visited) - (self.sampler in VISIT_FULL)]
 
     def layer_values(self, seed: int, step: int, alpha: float, layers: Sequence[str]) -> dict[str, float]:
         """The values of the mode's axis that single layers drew for a level, where the sampler draws per layer."""

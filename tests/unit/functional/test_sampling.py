@@ -5,7 +5,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lightning_lcs import Line, Loss, Quantized, Sampling, Structured, Unstructured
 from lightning_lcs.functional.sampling import SAMPLERS, round_to_levels, sandwich, step_generator, uniform
+from lightning_lcs.functional.schedules import SCHEDULES
+from lightning_lcs.training.step.sweep_options import sweep_options
 
 seeds = st.integers(0, 2**31 - 1)
 steps = st.integers(0, 10**7)
@@ -90,6 +93,48 @@ def test_draws_rounded_to_levels(seed: int, step: int, levels: int, sampler: str
         assert (rounded.count(0.0), rounded.count(1.0)) == (1, 1)
     if sampler == "uniform":
         assert rounded.count(1.0) == 1
+
+
+@pytest.mark.parametrize("sampler", ["weighted_draws", "weighted_sandwich"])
+def test_sparsities_are_drawn_by_the_logarithm_of_the_share_that_is_kept(sampler: str) -> None:
+    mode = Unstructured(max_sparsity=0.96)
+    options = sweep_options(mode, "line", Sampling(sampler=sampler, alphas_per_step=3), Loss(), Line())
+    steps = [options.alphas(0, step) for step in range(1000)]
+    assert all(drawn == sorted(drawn) for drawn in steps)
+    alphas = torch.tensor([alpha for drawn in steps for alpha in drawn])
+    ends = (alphas == 0.0).double().mean(), (alphas == 1.0).double().mean()
+    # 3,000 draws: one standard error of a share is below .0095; five of them.
+    expected = 1 / 3 if sampler == "weighted_sandwich" else 1 / 5
+    assert all(abs(share - expected) < 5 * 0.0095 for share in ends)
+    between = alphas[(alphas > 0.0) & (alphas < 1.0)]
+    # From .04 to .2, and from .2 to 1: the same factor. 1,000 draws or more, an error of .016.
+    sparse = (between * 0.96 + 0.04 < 0.2).double().mean()
+    assert abs(sparse - 0.5) < 5 * 0.016
+    even = sweep_options(mode, "line", Sampling(sampler="uniform_draws"), Loss(), Line())
+    few = torch.tensor([even.alphas(0, step)[0] for step in range(1000)])
+    assert (few * 0.96 + 0.04 < 0.2).double().mean() < 0.25, "negative control"
+
+
+def test_low_bits_are_drawn_more_often() -> None:
+    mode = Quantized()
+    options = sweep_options(mode, "point", Sampling(sampler="weighted_draws"), Loss(), Line())
+    drawn = [mode.bit_width(options.alphas(0, step)[0]) for step in range(4000)]
+    # Ends of one fifth each, and 2, 2, 1, 1, 1, 1 eighths of the rest; one standard error is below .008.
+    for bits, expected in zip(range(3, 9), (0.35, 0.15, 0.075, 0.075, 0.075, 0.275), strict=True):
+        assert abs(drawn.count(bits) / 4000 - expected) < 5 * 0.008, bits
+
+
+def test_widths_that_a_weighted_sampler_draws_are_those_of_levels() -> None:
+    options = sweep_options(Structured(), "point", Sampling(sampler="weighted_sandwich", levels=5), Loss(), Line())
+    drawn = [alpha for step in range(60) for alpha in options.alphas(0, step)[1:-1]]
+    assert set(drawn) == {0.25, 0.5, 0.75}
+
+
+@given(progress=st.floats(0, 1), share=st.floats(0.01, 1))
+def test_a_cubic_warm_up_is_ahead_of_a_linear_one_and_ends_with_it(progress: float, share: float) -> None:
+    cubic, linear = SCHEDULES["cubic"](progress, share), SCHEDULES["linear"](progress, share)
+    assert 0.0 <= linear <= cubic + 1e-12 <= 1.0 + 1e-12
+    assert progress < share or cubic == 1.0
 
 
 def test_every_level_is_drawn() -> None:

@@ -212,6 +212,7 @@ def test_a_network_held_by_a_module_is_opened_with_either(tmp_path: Path, make: 
     assert opened.module is getattr(module, "net", module)
 
 
+@pytest.mark.filterwarnings("ignore:.*holds no batch-norm statistics of its levels")
 def test_several_networks_held_by_a_module_are_opened(tmp_path: Path) -> None:
     def holder() -> nn.Module:
         return nn.ModuleDict({"a": Chain(), "b": Joined()})
@@ -227,6 +228,7 @@ def test_several_networks_held_by_a_module_are_opened(tmp_path: Path) -> None:
         assert torch.equal(ours1, theirs1)
 
 
+@pytest.mark.filterwarnings("ignore:.*holds no batch-norm statistics of its levels")
 @pytest.mark.parametrize("make", [lambda: Holder(Chain()), Chain])
 def test_a_single_network_given_by_name_is_opened(tmp_path: Path, make: Any) -> None:
     held = Holder(scramble(Chain()))
