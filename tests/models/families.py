@@ -110,6 +110,8 @@ FAMILIES: dict[str, tuple[str, int]] = {
 
 # A block of each kind does where a test run must be short; the sweep takes networks whole.
 SHORTER: dict[str, dict[str, Any]] = {
+    "timm:edgenext_xx_small@32": {"depths": (1, 2, 2, 2)},
+    "timm:pit_ti_224@224": {"depth": (1, 1, 1)},
     "timm:sequencer2d_s@32": {"layers": (1, 1, 1, 1)},
 }
 

@@ -297,7 +297,6 @@ def test_a_loop_over_a_cell_is_that_over_a_native_small_cell(cell: type[nn.Modul
         {},
         {"bias": False, "batch_first": True},
         {"num_layers": 2, "batch_first": True},
-        {"bidirectional": True},
         {"num_layers": 3, "bidirectional": True, "bias": False},
     ],
     ids=str,
