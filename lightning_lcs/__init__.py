@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_lcs.subspace.modes import Structured as Structured
     from lightning_lcs.subspace.modes import Unstructured as Unstructured
     from lightning_lcs.subspace.weights.line import Line as Line
+    from lightning_lcs.training.options import Distillation as Distillation
     from lightning_lcs.training.options import Loss as Loss
     from lightning_lcs.training.options import Recalibration as Recalibration
     from lightning_lcs.training.options import Sampling as Sampling
@@ -36,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Quantized": "lightning_lcs.subspace.modes",
         "Line": "lightning_lcs.subspace.weights.line",
         "Sampling": "lightning_lcs.training.options",
+        "Distillation": "lightning_lcs.training.options",
         "Loss": "lightning_lcs.training.options",
         "Recalibration": "lightning_lcs.training.options",
         "BatchNormRecalibration": "lightning_lcs.callbacks.recalibration",

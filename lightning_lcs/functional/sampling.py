@@ -114,6 +114,27 @@ def weighted_draws(generator: torch.Generator, count: int) -> list[float]:
     return _with_ends(generator, count, 0.2)
 
 
+def weighted_and_full(generator: torch.Generator, count: int) -> list[float]:
+    """``count - 1`` draws that are 0 with probability 1/3 and uniform otherwise, and alpha = 1.
+
+    The mode weights the draws between the ends; see :func:`weighted`.
+
+    Args:
+        generator: The source of random numbers.
+        count: Number of alphas, 1 or more.
+
+    Returns:
+        ``count`` alphas in ascending order, of which the last is 1.
+
+    Raises:
+        ValueError: ``count`` is below 1.
+    """
+    alphas = uniform(generator, count)
+    lowest = torch.rand(count, generator=generator, dtype=torch.float64).lt(1 / 3).tolist()
+    drawn = [0.0 if low else alpha for low, alpha in zip(lowest[1:], alphas[:-1], strict=True)]
+    return [*sorted(drawn), 1.0]
+
+
 def _with_ends(generator: torch.Generator, count: int, each: float) -> list[float]:
     alphas = uniform_draws(generator, count)
     kinds = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
@@ -166,11 +187,12 @@ SAMPLERS = {
     PER_LAYER: uniform_draws,
     "weighted_draws": weighted_draws,
     "weighted_sandwich": sandwich,
+    "weighted": weighted_and_full,
 }
 # The samplers whose draws between the ends are weighted by the mode.
-WEIGHTED = frozenset({"weighted_draws", "weighted_sandwich"})
+WEIGHTED = frozenset({"weighted_draws", "weighted_sandwich", "weighted"})
 # The samplers that visit alpha = 1, and alpha = 0, at every step.
-VISIT_FULL = frozenset({"sandwich", "weighted_sandwich", "uniform"})
+VISIT_FULL = frozenset({"sandwich", "weighted_sandwich", "uniform", "weighted"})
 VISIT_LOWEST = frozenset({"sandwich", "weighted_sandwich"})
 
 

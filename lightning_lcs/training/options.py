@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
 
 from lightning_lcs.functional.sampling import SAMPLERS, VISIT_FULL, step_generator
 from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.option_places import model_places
 from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS, level_grid
+from lightning_lcs.utils.options import parse_options
 
 
 def _last_apart(last: float, others: float) -> Callable[[Sequence[float]], list[float]]:
@@ -42,12 +46,12 @@ class Sampling:
             uniform otherwise), "uniform_draws" (uniform draws alone), "uniform_draws_per_layer" (each layer also draws
             a bit width of its own; only in quantized mode with a point), "weighted_draws" (each draw is an end with
             probability 2/5, and between the ends the mode draws levels more often that are hard to train: shares kept
-            on a logarithmic scale, and the two lowest bit widths twice as often) or "weighted_sandwich" (both ends, and
-            such draws between them). A list of levels in [0, 1] makes every step visit exactly these. The default is
+            on a logarithmic scale, and the two lowest bit widths twice as often), "weighted" (such draws, of which a
+            third is 0, and alpha = 1) or "weighted_sandwich" (both ends, and such draws between them). A list of levels in [0, 1] makes every step visit exactly these. The default is
             "sandwich" in structured mode, "biased_endpoints" on a line in unstructured mode, and "uniform_draws"
             otherwise.
         alphas_per_step: The number of levels per step, at least 1 (at least 2 for the sandwich rules). The default is 4
-            for these and for "uniform", and 1 for the other samplers.
+            for these and for "uniform", 2 for "weighted", and 1 for the other samplers.
         levels: The number of evenly spaced levels to which drawn widths and sparsities are rounded, at least 3; 0
             leaves the draws as they are, as in the paper, which costs time on a GPU because it searches for new kernels
             in almost every structured step. The default is 25.
@@ -124,8 +128,11 @@ class Sampling:
         """The number of levels that a step visits with a sampler: what was given, or the sampler's default."""
         if not isinstance(sampler, str):
             return len(sampler)
-        default = (3 if self.split else 4) if sampler in VISIT_FULL else 1
-        return default if self.alphas_per_step is None else self.alphas_per_step
+        if self.alphas_per_step is not None:
+            return self.alphas_per_step
+        if sampler == "weighted":
+            return 2
+        return (3 if self.split else 4) if sampler in VISIT_FULL else 1
 
     def shares(self, count: int) -> tuple[float, ...] | None:
         """The share of the samples of each level of a step, ascending; ``None`` where each runs on all of them.
@@ -161,6 +168,55 @@ def even_but_last(count: int) -> tuple[float, ...]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Options of distillation: compressed levels also learn what the full network gives for the same samples.
+
+    The loss of a compressed level is ``(1 - weight) * loss + weight * distance``. The full network learns from labels
+    alone, and gives its outputs in a forward without gradients.
+
+    Args:
+        loss: The distance: "logits" (the cross-entropy under the teacher's probabilities), or a function of the outputs
+            of student and teacher, as the network returns them, that returns a tensor with one entry. The default is
+            "logits".
+        weight: The weight of the distance, in (0, 1]; 1 leaves the labels out. The default is 0.5.
+        temperature: Divides the logits of both, above 0. The default is 1.
+        start: The share of all training steps after which distillation begins, in [0, 1): the full network teaches
+            little while it has learned little. The default is 0.
+        teacher: A network that teaches all levels, the full one too, instead of the full network; it is called with the
+            arguments of the network, in evaluation and without gradients. The default is ``None``.
+
+    Raises:
+        ValueError: An option is outside its range.
+
+    Example:
+        >>> from lightning_lcs import Distillation, LCSCallback, Loss
+        >>> LCSCallback("structured", loss=Loss(distillation=Distillation(start=0.3))).loss.distillation.weight
+        0.5
+    """
+
+    loss: str | Callable[[Any, Any], Tensor] = "logits"
+    weight: float = 0.5
+    temperature: float = 1.0
+    start: float = 0.0
+    teacher: nn.Module | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loss, str) and self.loss != "logits":
+            raise ValueError(
+                f"Distillation(loss={self.loss!r}) is not known; give 'logits', or a function of the outputs of the "
+                "student and the teacher"
+            )
+        if not 0.0 < self.weight <= 1.0:
+            raise ValueError(f"Distillation(weight={self.weight!r}) is not in (0, 1]; use, for example, 0.5")
+        if not self.temperature > 0.0:
+            raise ValueError(f"Distillation(temperature={self.temperature!r}) is not above 0; use, for example, 1")
+        if not 0.0 <= self.start < 1.0:
+            raise ValueError(
+                f"Distillation(start={self.start!r}) is not in [0, 1): it is a share of all training steps"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
     """Options of the loss that a training step minimizes.
 
@@ -172,20 +228,27 @@ class Loss:
             mean of the others). The default is "mean".
         scale_penalty: The weight of the L1 norm of the scales of the normalization layers, at least 0. It is 1e-5 in
             network slimming. The default is 0.
+        distillation: How compressed levels learn from the full network: "logits", or a :class:`Distillation` or a
+            mapping of its options. The default is ``None``: from labels alone.
 
     Raises:
         ValueError: An option is outside its range.
 
     Example:
         >>> from lightning_lcs import LCSCallback, Loss
-        >>> LCSCallback("structured", loss=Loss(reduction="sum")).loss
-        Loss(reduction='sum', scale_penalty=0.0)
+        >>> LCSCallback("structured", loss=Loss(reduction="sum")).loss.reduction
+        'sum'
     """
 
     reduction: str = "mean"
     scale_penalty: float = 0.0
+    distillation: Distillation | Mapping[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
+        given = self.distillation
+        if given is not None:
+            given = {"loss": given} if isinstance(given, str) else given
+            object.__setattr__(self, "distillation", parse_options(Distillation, given, "distillation"))
         if self.reduction not in LOSS_REDUCTIONS:
             raise ValueError(
                 f"Loss(reduction={self.reduction!r}) is not known; choose one of "
@@ -239,6 +302,7 @@ def places() -> dict[str, str]:
         "warmup_schedule": "sampling=Sampling(warmup_schedule=...)",
         "loss_reduction": "loss=Loss(reduction=...)",
         "scale_penalty": "loss=Loss(scale_penalty=...)",
+        "distillation": "loss=Loss(distillation=...)",
         "recalibration_images": "recalibration=Recalibration(images=...)",
         "recalibration_levels": "recalibration=Recalibration(levels=...)",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -49,6 +50,15 @@ class Server(Executor, Protocol):
         """Prepare the level again before the next forward, because weights or statistics are about to change."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a network: its arguments, and what it returned."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
 class LevelRunner:
     """The networks of a subspace, the statistics and ranges of their levels, and the executor that runs them.
 
@@ -70,6 +80,7 @@ class LevelRunner:
         self.server: Server | None = None
         self._executor: Executor | None = None  # inside a block
         self._rows: dict[str, int] | None = None  # inside a block
+        self._recorded: list[Call] | None = None  # inside a block
         self._statistics: dict[float, dict[str, Tensor]] = {}
         self._statistics_weights = ""
         self._ranges: dict[float, dict[str, Tensor]] = {}
@@ -200,7 +211,23 @@ class LevelRunner:
         if self._rows is not None and self._executor is None:  # and not while statistics are collected
             self._rows[part.prefix] = self._rows.get(part.prefix, 0) + (samples_in(args, kwargs) or 0)
         with part.runs():
-            return executor.run(part, full, args, kwargs)
+            output = executor.run(part, full, args, kwargs)
+        if self._recorded is not None:
+            self._recorded.append(Call(args, kwargs, output))
+        return output
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[list[Call]]:
+        """Inside the block, keep every call of the networks.
+
+        Yields:
+            The calls, in their order.
+        """
+        before, self._recorded = self._recorded, []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = before
 
     @contextlib.contextmanager
     def _running(self, executor: Executor) -> Iterator[None]:
@@ -218,7 +245,7 @@ class LevelRunner:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy that is made inside of a block, such as a teacher in a step, is not at the level of the block.
-        return {**self.__dict__, "_executor": None, "_rows": None}
+        return {**self.__dict__, "_executor": None, "_rows": None, "_recorded": None}
 
     @contextlib.contextmanager
     def counting_rows(self) -> Iterator[Callable[[int], None]]:

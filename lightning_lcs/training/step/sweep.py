@@ -10,16 +10,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.running.gradients import GradientSum, gradients_set_back
+from lightning_lcs.subspace.running.level_runner import Call
 from lightning_lcs.subspace.running.own_backward import OwnBackwardError, own_backward_refused
 from lightning_lcs.subspace.running.training_level import TrainingLevel
 from lightning_lcs.subspace.weights.endpoints import is_norm
 from lightning_lcs.subspace.weights.layers import layer_of
 from lightning_lcs.training.data.loaders import batch_size
 from lightning_lcs.training.endpoint_groups import all_parameters
+from lightning_lcs.training.options import Distillation
+from lightning_lcs.training.step.distillation import distillation_loss, taught_by
 from lightning_lcs.training.step.split_batch import divide
 from lightning_lcs.training.step.sweep_options import SweepOptions
 from lightning_lcs.training.target import guarded
@@ -37,6 +42,12 @@ UNDIVIDED = (
     "a batch of {samples} samples is not divided over {levels} levels, which would leave a level fewer than two: each "
     "level ran on all of it, which takes as long as {levels} steps"
 )
+
+
+Run = tuple[tuple[Any, ...], float]
+"""The arguments of a step at one of its levels, and the weight of the loss."""
+Lessons = dict[int, list[Any]]
+"""What the teacher gives, by the identity of the arguments of the step."""
 
 
 class Sweep:
@@ -72,6 +83,7 @@ class Sweep:
         self._level: TrainingLevel | None = None  # of the forward whose backward comes next
         self._direct = False
         self._told = False
+        self._distillation: Distillation | None = None  # of the present step
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one micro-batch at every level that was drawn for it."""
@@ -79,41 +91,74 @@ class Sweep:
         # Completed batches are counted: a batch that failed and is repeated after a resume draws the same levels.
         done = loop.epoch_loop.batch_progress.total.completed
         visited = self.options.alphas(self.seed, done)
-        *alphas, last = visited
+        last = visited[-1]
         runs = self._runs(visited, args)
         strength = self._strength()
         self._gradients = GradientSum()
         layers = [part.prefix + layer_of(name) for part in self.model.parts for name in part.compressed]
         drawn = functools.partial(self.options.layer_values, self.seed, done, layers=layers)
-        losses: dict[float, Tensor] = {}
-        if alphas:
-            arguments = ([given for given, _ in runs[:-1]], kwargs)
-            with apart(
-                self.trainer, self.module, self.model, arguments=arguments, earlier=self._snapshot
-            ) as self._snapshot:
-                for alpha, (given, weight) in zip(alphas, runs, strict=False):
-                    step = functools.partial(original, *given, **kwargs)
-                    extra = functools.partial(self._extra, alpha, strength, drawn(alpha), weight, step)
-                    try:
-                        loss = extra()
-                    except OwnBackwardError as error:
-                        self._check_own(error)
-                        self._snapshot.restore()
-                        self._direct = True
-                        loss = extra()
-                    if loss is not None:
-                        losses[alpha] = loss
-                    self._snapshot.restore()
+        self._distillation = self._distillation_now()
+        lessons, losses = self._others(original, kwargs, visited, runs, strength, drawn)
         with (
             guarded(self.model, last, "training_step") as guard,
             self.model.runner.training_level(last, strength=strength, direct=True, drawn=drawn(last)) as self._level,
+            self._recording() as calls,
         ):
             output = self._last(last, original, *runs[-1][0], **kwargs)
-            guard.skipped = loss_of(output) is None
+            loss = loss_of(output)
+            guard.skipped = loss is None
         self._log(losses, self.options.drawn(visited))
-        return self._with_terms(output, runs[-1][1])
+        given, weight = runs[-1]
+        return self._with_terms(output, self._taught(last, loss, calls, lessons.get(id(given))), weight)
 
-    def _runs(self, visited: Sequence[float], args: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], float]]:
+    def _others(
+        self,
+        original: Callable[..., Any],
+        kwargs: dict[str, Any],
+        visited: Sequence[float],
+        runs: Sequence[Run],
+        strength: float,
+        drawn: Callable[[float], Mapping[str, float]],
+    ) -> tuple[Lessons, dict[float, Tensor]]:
+        """Run the step at all levels but the last; before that at alpha = 1, where this is their teacher.
+
+        Returns:
+            The outputs of the teacher, and the losses by level.
+        """
+        lessons: Lessons = {}
+        losses: dict[float, Tensor] = {}
+        pupils = self._pupils(visited, runs)
+        if len(visited) == 1 and not pupils:
+            return lessons, losses
+        arguments = ([given for given, _ in (runs if pupils else runs[:-1])], kwargs)
+        # A teacher and its pupils, and so all levels, draw the same random numbers: they see the same augmentation.
+        alike: Callable[[], contextlib.AbstractContextManager[None]] = isolate_rng if pupils else contextlib.nullcontext
+        with apart(
+            self.trainer, self.module, self.model, arguments=arguments, earlier=self._snapshot
+        ) as self._snapshot:
+            for given in pupils:
+                with alike():
+                    lessons[id(given)] = self._lesson(functools.partial(original, *given, **kwargs), strength)
+                self._snapshot.restore()
+            for alpha, (given, weight) in zip(visited[:-1], runs, strict=False):
+                step = functools.partial(original, *given, **kwargs)
+                lesson = lessons.get(id(given))
+                extra = functools.partial(self._extra, alpha, strength, drawn(alpha), weight, step, lesson)
+                try:
+                    with alike():
+                        loss = extra()
+                except OwnBackwardError as error:
+                    self._check_own(error)
+                    self._snapshot.restore()
+                    self._direct = True
+                    with alike():
+                        loss = extra()
+                if loss is not None:
+                    losses[alpha] = loss
+                self._snapshot.restore()
+        return lessons, losses
+
+    def _runs(self, visited: Sequence[float], args: tuple[Any, ...]) -> list[Run]:
         """The arguments and the weight of the loss of each level of a step, in the same order."""
         shares = self.options.shares
         if shares is not None:
@@ -127,6 +172,54 @@ class Sweep:
                 warn(UNDIVIDED.format(samples=batch_size(args[0]), levels=len(visited)))
         return [(args, weight) for weight in self.options.weights([1.0 / len(visited)] * len(visited))]
 
+    def _distillation_now(self) -> Distillation | None:
+        """The options of distillation, once it has begun."""
+        options = self.options.distillation
+        if options is None or options.start == 0.0:
+            return options
+        off = "loss=Loss(distillation=Distillation(start=0))"
+        return options if self._progress(f"start={options.start:g}", off) >= options.start else None
+
+    def _pupils(self, visited: Sequence[float], runs: Sequence[Run]) -> list[tuple[Any, ...]]:
+        """The different arguments of a step for which the full network is a teacher."""
+        if self._distillation is None or self._distillation.teacher is not None:
+            return []
+        full = self.model.mode.is_full
+        compressed = [given for alpha, (given, _) in zip(visited, runs, strict=True) if not full(alpha)]
+        return list({id(given): given for given in compressed}.values())
+
+    def _lesson(self, step: Callable[[], Any], strength: float) -> list[Any]:
+        """What the network gives at alpha = 1 in a step."""
+        parameters = all_parameters(self.module, self.model.endpoint_pairs(), self.trainer.optimizers)
+        # A step that makes gradients of its own needs them here as well.
+        grads = torch.enable_grad() if self._direct else torch.no_grad()
+        with (
+            gradients_set_back(parameters, Tensor.clone),
+            guarded(self.model, 1.0, "training_step") as guard,
+            self.model.runner.training_level(1.0, strength=strength, direct=True),
+            self.model.runner.recording() as calls,
+            grads,
+        ):
+            guard.skipped = loss_of(step()) is None
+            return [tree_map_only(Tensor, Tensor.detach, call.output) for call in calls]
+
+    def _recording(self) -> contextlib.AbstractContextManager[list[Call]]:
+        """Record the calls of the networks, where distillation compares their outputs."""
+        return contextlib.nullcontext([]) if self._distillation is None else self.model.runner.recording()
+
+    def _taught(
+        self, alpha: float, loss: Tensor | None, calls: Sequence[Call], lesson: Sequence[Any] | None
+    ) -> Tensor | None:
+        """The loss of a level together with the distance from its teacher, where it has one."""
+        options = self._distillation
+        if loss is None or options is None:
+            return loss
+        if options.teacher is not None:
+            lesson = taught_by(options, calls)
+        elif lesson is None or self.model.mode.is_full(alpha):
+            return loss
+        return (1.0 - options.weight) * loss + options.weight * distillation_loss(options, calls, lesson)
+
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the module's ``backward`` of the last level, and add the gradients of the others."""
         level, self._level = self._level, None
@@ -138,7 +231,13 @@ class Sweep:
             original(loss, *args, **kwargs)
 
     def _extra(
-        self, alpha: float, strength: float, drawn: Mapping[str, float], weight: float, step: Callable[[], Any]
+        self,
+        alpha: float,
+        strength: float,
+        drawn: Mapping[str, float],
+        weight: float,
+        step: Callable[[], Any],
+        lesson: Sequence[Any] | None,
     ) -> Tensor | None:
         """Run the step and its backward pass at a level that Lightning does not see; the loss, or ``None``.
 
@@ -156,14 +255,15 @@ class Sweep:
                 alpha, gradients, strength=strength, direct=self._direct, drawn=drawn
             ) as level,
         ):
-            with own:
+            with own, self._recording() as calls:
                 loss = loss_of(step())
             guard.skipped = loss is None
-            if loss is None:
+            trained = self._taught(alpha, loss, calls, lesson)
+            if loss is None or trained is None:
                 return None
             # What the step left is of a backward of its own, which Lightning clears before that of the loss.
             with gradients_set_back(parameters, lambda _: None), level.in_backward():
-                self._backward(weight * loss)
+                self._backward(weight * trained)
                 self._gradients.take(parameters)
             return loss.detach()
 
@@ -186,13 +286,22 @@ class Sweep:
         """The share of a level's sparsity that applies at this step."""
         if self.options.warmup == 0.0:
             return 1.0
+        return self.options.strength(self._progress(f"warmup={self.options.warmup:g}", "sampling=Sampling(warmup=0)"))
+
+    def _progress(self, given: str, off: str) -> float:
+        """The share of all training steps that is done.
+
+        Args:
+            given: The option that is such a share, with its value.
+            off: The argument that turns it off.
+        """
         total = self.trainer.estimated_stepping_batches
         if not 0 < total < math.inf:
             raise ValueError(
-                f"warmup={self.options.warmup:g} is a share of all training steps, and the training data has no "
-                "length: set Trainer(max_steps=...), or LCSCallback(sampling=Sampling(warmup=0))"
+                f"{given} is a share of all training steps, and the training data has no length: set "
+                f"Trainer(max_steps=...), or LCSCallback({off})"
             )
-        return self.options.strength(self.trainer.global_step / total)
+        return float(self.trainer.global_step / total)
 
     def _backward(self, loss: Tensor) -> None:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -200,13 +309,13 @@ class Sweep:
             scaled = loss / self.trainer.accumulate_grad_batches
             self._original_backward(scaled if scaler is None else scaler.scale(scaled))
 
-    def _with_terms(self, output: Any, weight: float) -> Any:
+    def _with_terms(self, output: Any, trained: Tensor | None, weight: float) -> Any:
         """The step's output, whose gradients are those of its part of the whole loss and whose value is unchanged."""
         loss = loss_of(output)
         terms = [] if loss is None else [*self._diversity(), *self._penalty()]
-        if loss is None or (weight == 1.0 and not terms):
+        if loss is None or trained is None or (trained is loss and weight == 1.0 and not terms):
             return output
-        part = weight * loss + (torch.stack(terms).sum() if terms else 0.0)
+        part = weight * trained + (torch.stack(terms).sum() if terms else 0.0)
         nothing = part - part.detach()
         # An infinite loss minus itself is not a number; the shown loss stays infinite.
         loss = loss.detach() + torch.where(nothing.isnan(), part, nothing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
@@ -21,7 +22,7 @@ from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS
 from lightning_lcs.subspace.weights.line import Line
-from lightning_lcs.training.options import LOSS_REDUCTIONS, SPLIT_SAMPLER, Loss, Sampling
+from lightning_lcs.training.options import LOSS_REDUCTIONS, SPLIT_SAMPLER, Distillation, Loss, Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class SweepOptions:
         reduction: A key of :data:`LOSS_REDUCTIONS`.
         diversity_weight: The weight of the squared cosine between the endpoints.
         scale_penalty: The weight of the L1 norm of the scales of all norms.
+        distillation: How compressed levels learn from a teacher; ``None`` if they do not.
     """
 
     mode: Mode
@@ -51,6 +53,7 @@ class SweepOptions:
     reduction: str = "mean"
     diversity_weight: float = 0.0
     scale_penalty: float = 0.0
+    distillation: Distillation | None = None
 
     @property
     def visits_full(self) -> bool:
@@ -130,4 +133,5 @@ def sweep_options(mode: Mode, subspace: str, sampling: Sampling, loss: Loss, lin
         reduction=loss.reduction,
         diversity_weight=line.diversity_weight,
         scale_penalty=loss.scale_penalty,
+        distillation=None if loss.distillation is None else cast(Distillation, loss.distillation),
     )

@@ -1,0 +1,105 @@
+"""Distillation: compressed levels learn what the full network, or a teacher, gives for the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lcs.subspace.running.level_runner import Call
+from lightning_lcs.training.options import Distillation
+
+_OWN = "give Loss(distillation=Distillation(loss=...)) a function of the outputs of student and teacher"
+
+
+@torch.no_grad()
+def taught_by(options: Distillation, calls: Sequence[Call]) -> list[Any]:
+    """What the teacher of the options gives for the calls of a network; it follows the network to its device."""
+    teacher = options.teacher
+    assert teacher is not None
+    device = next((value.device for call in calls for value in _tensors((call.args, call.kwargs))), None)
+    teacher.to(device).eval()
+    return [teacher(*call.args, **call.kwargs) for call in calls]
+
+
+def distillation_loss(options: Distillation, calls: Sequence[Call], lesson: Sequence[Any]) -> Tensor:
+    """The mean distance between the outputs of a level and those of its teacher.
+
+    Args:
+        options: The distance.
+        calls: The calls of the network in the step at a compressed level.
+        lesson: The outputs of the teacher for the same calls.
+
+    Raises:
+        ValueError: The outputs can't be compared.
+    """
+    if len(calls) != len(lesson):
+        raise ValueError(
+            f"distillation: training_step called the network {len(calls)} times at a compressed level and "
+            f"{len(lesson)} times at alpha = 1; leave distillation out"
+        )
+    losses = [
+        soft_cross_entropy(call.output, output, options.temperature)
+        if isinstance(options.loss, str)
+        else options.loss(call.output, output)
+        for call, output in zip(calls, lesson, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def soft_cross_entropy(student: Any, teacher: Any, temperature: float = 1.0) -> Tensor:
+    """The cross-entropy of a student's classes under the probabilities of its teacher (arXiv 1503.02531, section 2).
+
+    Args:
+        student: The output of the student. Its logits are the output itself, the entry "logits" of a mapping, or the
+            first tensor of floats in it. Classes lie along dimension 1 of four and more dimensions, and along the last
+            of fewer.
+        teacher: The same of the teacher.
+        temperature: Divides the logits of both, above 0. The result is multiplied by its square, which keeps the size
+            of the gradients. The default is 1.
+
+    Returns:
+        The mean over all but the classes.
+
+    Raises:
+        ValueError: An output holds no tensor of floats, the shapes differ, or there is one class.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lcs.training.step.distillation import soft_cross_entropy
+        >>> even = torch.zeros(2, 4)
+        >>> round(float(soft_cross_entropy(even, {"logits": even})), 4)
+        1.3863
+    """
+    ours, theirs = _logits(student), _logits(teacher)
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"distillation: the outputs of student and teacher have shapes {tuple(ours.shape)} and "
+            f"{tuple(theirs.shape)}; {_OWN}"
+        )
+    dim = 1 if ours.ndim > 3 else -1
+    if ours.ndim == 0 or ours.shape[dim] < 2:
+        raise ValueError(f"distillation: outputs of shape {tuple(ours.shape)} hold no classes; {_OWN}")
+    probabilities = (theirs / temperature).softmax(dim)
+    return -(probabilities * (ours / temperature).log_softmax(dim)).sum(dim).mean() * temperature**2
+
+
+def _logits(output: Any) -> Tensor:
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
+        output = output["logits"]
+    found = next((value for value in _tensors(output) if value.is_floating_point()), None)
+    if found is None:
+        raise ValueError(f"distillation: an output of type {type(output).__name__} holds no tensor of floats; {_OWN}")
+    return found.to(torch.promote_types(found.dtype, torch.float32))  # half precision is too coarse for a softmax
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _tensors(entry)
