@@ -47,9 +47,9 @@ class Sampling:
             a bit width of its own; only in quantized mode with a point), "weighted_draws" (each draw is an end with
             probability 2/5, and between the ends the mode draws levels more often that are hard to train: shares kept
             on a logarithmic scale, and the two lowest bit widths twice as often), "weighted" (such draws, of which a
-            third is 0, and alpha = 1) or "weighted_sandwich" (both ends, and such draws between them). A list of levels in [0, 1] makes every step visit exactly these. The default is
-            "sandwich" in structured mode, "biased_endpoints" on a line in unstructured mode, and "uniform_draws"
-            otherwise.
+            third is 0, and alpha = 1) or "weighted_sandwich" (both ends, and such draws between them). A list of levels
+            in [0, 1] makes every step visit exactly these. The default is "sandwich" in structured mode,
+            "biased_endpoints" on a line in unstructured mode, and "uniform_draws" otherwise.
         alphas_per_step: The number of levels per step, at least 1 (at least 2 for the sandwich rules). The default is 4
             for these and for "uniform", 2 for "weighted", and 1 for the other samplers.
         levels: The number of evenly spaced levels to which drawn widths and sparsities are rounded, at least 3; 0
