@@ -58,10 +58,11 @@ def add_statistics(
     """
     found: dict[str, None] = {}
     for callback in trainer.checkpoint_callbacks:
-        paths = (getattr(callback, name, "") for name in ("best_model_path", "last_model_path"))
-        found |= dict.fromkeys(os.path.realpath(path) if os.path.exists(path) else str(path) for path in paths if path)
+        named = (getattr(callback, name, "") for name in ("best_model_path", "last_model_path"))
+        found |= dict.fromkeys(os.path.realpath(path) if os.path.exists(path) else str(path) for path in named if path)
+    paths = trainer.strategy.broadcast(list(found))  # other ranks may not see the files
     known = {model.runner.statistics_weights: model.statistics} if model.runner.statistics_fit() else {}
-    for path in found:
+    for path in paths:
         reason = _add_to_file(trainer, module, model, collect, path, known)
         if reason:
             warn(INCOMPLETE.format(path=path, reason=reason))

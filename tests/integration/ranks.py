@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -79,14 +80,18 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     ranks, rank = options.pop("ranks"), int(os.environ.get("RANK", 0))
     strategy = DDPStrategy(process_group_backend="gloo", **options.pop("ddp", {})) if ranks > 1 else "auto"
     run_options = options.pop("trainer", {})
+    # Of two epochs, the first has the larger loss: the file that is kept is not that of the last weights.
+    files = [ModelCheckpoint(folder, "first", monitor="val_loss", mode="max")] if options.pop("files", False) else []
     callback = lcs(target="net", **options)
     run = trainer(
         folder,
         callback,
         counter,
+        *files,
         strategy=strategy,
         devices=ranks,
         use_distributed_sampler=False,
+        enable_checkpointing=bool(files),
         logger=CSVLogger(folder, "logs", "run"),  # whose folder Lightning asks all ranks for
         **{"max_epochs": 2, **run_options},
     )

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_lcs import SubspaceModel
-from tests.integration.ranks import Headed
+from tests.integration.ranks import BATCHES, GLOBAL_BATCH, Headed
+from tests.integration.support import digits
 
 # The sum of two halves of a batch against the whole, in float32, over eight steps: 3e-8 measured.
 TOLERANCE = 1e-5
@@ -83,7 +85,7 @@ def alone(folder):
 @pytest.fixture(scope="module")
 def together(folder):
     options = [{**options, "ddp": ddp} for options, ddp in ALIKE]
-    return run(folder / "two", 2, [*options, *BY_MODE, {"subspace": "line", "batch_norm": True}])
+    return run(folder / "two", 2, [*options, *BY_MODE, {"subspace": "line", "batch_norm": True, "files": True}])
 
 
 def test_two_processes_train_as_one(alone, together):
@@ -116,6 +118,18 @@ def test_other_modes_and_batch_norm(folder, alone, together):
     first, second = with_batch_norm
     check_ranks_agree(first, second)
     assert len(first["statistics"]) == 2
+    path = folder / "two" / str(len(together) - 1) / "first.ckpt"
+    module = Headed(nn.BatchNorm2d)
+    model = SubspaceModel.from_checkpoint(path, module)
+    assert not torch.equal(module.head.weight, first["weights"]["head.weight"]), "of an earlier epoch"
+    assert model.statistics.keys() == first["statistics"].keys()
+    assert model.runner.statistics_fit()
+    # Of all images: those that both ranks collected from.
+    images = digits(0, GLOBAL_BATCH * BATCHES).tensors[0]
+    collected = model.statistics
+    model.recalibrate(images.split(GLOBAL_BATCH // 2), list(collected))
+    for level, tensors in collected.items():
+        assert largest_difference(tensors, model.statistics[level]) <= TOLERANCE
     model = SubspaceModel.from_checkpoint(
         folder / "two" / str(len(together) - 1) / "last.ckpt", Headed(torch.nn.BatchNorm2d)
     )
