@@ -19,6 +19,7 @@ from lightning_lcs.subspace.weights.norms import check_norm
 from lightning_lcs.training.adoption import Adoption
 from lightning_lcs.training.checks import (
     agreed,
+    check_averages,
     check_monitors,
     check_optimizers,
     check_setup,
@@ -241,6 +242,7 @@ class LCSCallback(pl.Callback):
         model = self.adopted(pl_module)
         check_optimizers(trainer.optimizers)
         check_groups(model.endpoint_pairs(), trainer.optimizers)
+        check_averages(trainer, model.endpoint_pairs())
         # Weights may have been loaded since the endpoints were made.
         sort_untrained(trainer, pl_module, model, self.seed)
         model.start_endpoints()

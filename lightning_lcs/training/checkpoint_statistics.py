@@ -100,11 +100,14 @@ def _add_to_file(
         if not known.get(present):
             collect()
             known[present] = model.statistics
+            # Running statistics, which a file of averages has from other weights.
+            buffers = {name: value.detach().cpu().clone() for name, value in module.named_buffers() if name in weights}
+            weights |= buffers
         state = dataclasses.replace(state, statistics=known[present], statistics_weights=present)
     model.runner.ranges = ranges
     model.runner.set_statistics(*before)
     model.runner.forget()
-    checkpoint[CHECKPOINT_KEY] = {**to_data(state), "targets": data["targets"]}
+    checkpoint |= {"state_dict": weights, CHECKPOINT_KEY: {**to_data(state), "targets": data["targets"]}}
     return str(trainer.strategy.broadcast(_write(trainer, path, checkpoint) if trainer.is_global_zero else ""))
 
 

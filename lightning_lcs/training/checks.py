@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.weights.line import Line
+from lightning_lcs.training.user_code.isolation import averages_weights
 from lightning_lcs.utils.warning import warn
 
 # Classes are compared by name, because users import them from either of Lightning's two namespaces.
@@ -24,8 +25,6 @@ _STRATEGIES = {
     "ModelParallelStrategy": "shards parameters, and a level is cut from whole ones",
 }
 _CALLBACKS = {
-    "WeightAveraging": "saves averages of the full network only, beside a second endpoint and batch-norm statistics "
-    "that belong to other weights",
     "StochasticWeightAveraging": "replaces the weights after the last curve, and the second endpoint and batch-norm "
     "statistics belong to those before",
     "ModelPruning": "makes its own weights out of masks in every forward, from which no level can be cut",
@@ -64,6 +63,23 @@ def check_setup(trainer: Trainer, module: LightningModule) -> None:
         for name in _names(other) & set(_CALLBACKS):
             kind = type(other).__name__
             raise ValueError(f"{kind} {_CALLBACKS[name]}: take it out of the trainer, or train without LCSCallback")
+
+
+def check_averages(trainer: Trainer, pairs: Sequence[Any]) -> None:
+    """Refuse averages of one end of a line.
+
+    Args:
+        trainer: Its callbacks may average the weights.
+        pairs: The pairs of endpoints; none of a point.
+
+    Raises:
+        ValueError: The subspace is a line, and a callback averages.
+    """
+    if pairs and any(map(averages_weights, trainer.callbacks)):  # type: ignore[attr-defined]
+        raise ValueError(
+            "WeightAveraging averages the parameters of the full network only, and not the second endpoints of a line: "
+            "use LCSCallback(subspace='point'), or take it out of the trainer"
+        )
 
 
 def warn_of_old_namespace() -> None:

@@ -19,6 +19,7 @@ from lightning_lcs.training.curves.measurement import Measurement
 from lightning_lcs.training.curves.recalibration import Recalibrator
 from lightning_lcs.training.data.loader_state import Start
 from lightning_lcs.training.target import NeverRanError
+from lightning_lcs.training.user_code.isolation import averages_weights
 from lightning_lcs.training.user_code.patches import Patches, StandIn
 from lightning_lcs.utils.warning import warn
 
@@ -193,24 +194,32 @@ class Upkeep:
         model = self.adoption.model
         if model is None:
             return
-        held = bool(model.statistics) and model.runner.statistics_fit()
+        held, waits = bool(model.statistics) and model.runner.statistics_fit(), False
         if self._running and trainer.state.fn == "fit" and not self._failed and not held:
-            if not self.adoption.options.visits_full:
+            path = getattr(trainer.save_checkpoint, "path", None)
+            # The weights that averages replace in the file are not the present ones.
+            averaged = any(map(averages_weights, trainer.callbacks))  # type: ignore[attr-defined]
+            waits = averaged or (may_wait(trainer, path) and not self.every_checkpoint)
+            if not averaged and not self.adoption.options.visits_full:
                 self.recalibrator.run_running(trainer, module, model)
-            if self.every_checkpoint or not may_wait(trainer, getattr(trainer.save_checkpoint, "path", None)):
+            if not waits:
                 self._collect(trainer, module, model)
-            else:
-                model.statistics = {}
-        checkpoint[CHECKPOINT_KEY] = {**_state_of(model), "targets": list(self.adoption.targets)}
+        checkpoint[CHECKPOINT_KEY] = {**_state_of(model, waits), "targets": list(self.adoption.targets)}
 
     def _collect(self, trainer: Trainer, module: LightningModule, model: SubspaceModel) -> None:
         self.recalibrator.run(trainer, module, model, also=self.measurement.alphas)
+
+    def _collect_all(self, trainer: Trainer, module: LightningModule, model: SubspaceModel) -> None:
+        """Collect the statistics of alpha = 1, too, where training steps do not."""
+        if not self.adoption.options.visits_full:
+            self.recalibrator.run_running(trainer, module, model)
+        self._collect(trainer, module, model)
 
     def _finish_files(self, trainer: Trainer, module: LightningModule, original: Callable[..., Any]) -> Any:
         """After the module's own hook at the end of training: add statistics to checkpoints that wait for them."""
         result, model = original(), self.adoption.adopted(module)
         if self.recalibrator.needed(model):
-            add_statistics(trainer, module, model, lambda: self._collect(trainer, module, model))
+            add_statistics(trainer, module, model, partial(self._collect_all, trainer, module, model))
         return result
 
     @contextlib.contextmanager
@@ -230,10 +239,16 @@ class Upkeep:
             evaluate_level(trainer, module, model, 0.0, max_batches=1)
 
 
-def _state_of(model: SubspaceModel) -> dict[str, Any]:
-    """What a checkpoint holds of a model, without statistics of other weights; a warning says so."""
+def _state_of(model: SubspaceModel, waits: bool) -> dict[str, Any]:
+    """What a checkpoint holds of a model, without statistics of other weights.
+
+    Args:
+        model: The model.
+        waits: Whether the file gets statistics later; otherwise a warning says that it has none.
+    """
     state = model.subspace_state()
-    if model.runner.statistics_fit():
+    if not waits and model.runner.statistics_fit():
         return state
-    warn(LEFT_OUT)
+    if not waits:
+        warn(LEFT_OUT)
     return {**state, "statistics": [], "statistics_weights": ""}

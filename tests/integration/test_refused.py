@@ -37,20 +37,22 @@ def check_refused(folder, module, train, val, match, *others, before=(), **optio
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(
-            lambda: callbacks.EMAWeightAveraging(),
-            marks=pytest.mark.skipif(older_lightning, reason="Lightning before 2.6 has no EMAWeightAveraging"),
-        ),
         lambda: StochasticWeightAveraging(swa_lrs=0.1),
         lambda: ModelPruning("l1_unstructured", amount=0.5),
     ],
-    ids=["ema", "swa", "pruning"],
+    ids=["swa", "pruning"],
 )
 def test_callbacks_in_either_order(tmp_path, train, val, make):
     other = make()
     check_refused(tmp_path, Module(), train, val, f"{type(other).__name__} .*: take it out of the trainer", other)
     first = make()
     check_refused(tmp_path, Module(), train, val, "take it out of the trainer", before=[first])
+
+
+@pytest.mark.skipif(older_lightning, reason="Lightning before 2.6 has no EMAWeightAveraging")
+def test_averages_of_one_end_of_a_line(tmp_path, train, val):
+    averages = callbacks.EMAWeightAveraging()
+    check_refused(tmp_path, Module(), train, val, r"second endpoints of a line: .*subspace='point'", averages)
 
 
 class Draws(Module):

@@ -20,7 +20,7 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.training.data.loader_state import left_as_found, loaders_of
 from lightning_lcs.training.data.loaders import batch_size
 from lightning_lcs.training.target import guarded
-from lightning_lcs.training.user_code.isolation import apart, users_callbacks
+from lightning_lcs.training.user_code.isolation import apart, averages_weights, users_callbacks
 from lightning_lcs.training.user_code.patches import Patches, StandIn, is_overridden
 from lightning_lcs.training.user_code.snapshot import Snapshot
 
@@ -63,7 +63,11 @@ def evaluate_level(
         steps = _Steps(before_first, after_batch, stack.enter_context(model.runner.counting_rows()))
         patches.set(module, f"{kind}_step", StandIn(getattr(module, f"{kind}_step"), steps.run))
         users = users_callbacks(trainer)
-        others = [callback for callback in trainer.callbacks if callback not in users]  # type: ignore[attr-defined]
+        others = [
+            callback
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if callback not in users and not averages_weights(callback)
+        ]
         _silence(patches, others, kind, ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end"))
         log = _log_over_ranks if trainer.world_size > 1 else _log
         stage = RunningStage.SANITY_CHECKING if trainer.sanity_checking else stage

@@ -73,6 +73,14 @@ def users_callbacks(trainer: Trainer) -> list[Callback]:
     return [callback for callback in trainer.callbacks if _is_users(callback)]  # type: ignore[attr-defined]
 
 
+def averages_weights(callback: Callback) -> bool:
+    """Whether a callback is Lightning's ``WeightAveraging``, in either namespace.
+
+    It exchanges the weights for their averages in each validation, exactly, and in checkpoints.
+    """
+    return any(kind.__name__ == "WeightAveraging" for kind in type(callback).__mro__)
+
+
 def _is_users(callback: Callback) -> bool:
     kinds = [kind for kind in type(callback).__mro__ if kind.__name__ not in ("Callback", "LambdaCallback")]
     packages = {kind.__module__.partition(".")[0] for kind in kinds}
