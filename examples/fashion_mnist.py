@@ -26,7 +26,9 @@ METHODS = ("plain", "point", "line")
 def train(method: str, folder: Path, epochs: int, data: FashionMNISTDataModule) -> None:
     L.seed_everything(0)
     module = Classifier("resnet10t", in_chans=1)
-    lcs = LCSCallback(mode="structured", subspace="point" if method == "plain" else method)
+    lcs = LCSCallback(
+        mode="structured", subspace="point" if method == "plain" else method, recalibration={"images": 2048}
+    )
     checkpoint = ModelCheckpoint(folder, filename="model", save_last=False, enable_version_counter=False)
     options = {"logger": CSVLogger(folder, name="", version=""), "max_epochs": epochs, "enable_model_summary": False}
     # The plain network is trained without the callback, then cut to the same widths and recalibrated.

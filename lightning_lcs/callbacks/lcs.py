@@ -126,7 +126,7 @@ class LCSCallback(pl.Callback):
         )
         if self.recalibration.images == 0 and not self.options.visits_full:
             raise ValueError(
-                "Recalibration(images=0) needs a sampler that visits alpha = 1 at every step; use, for example, 2048 "
+                "Recalibration(images=0) needs a sampler that visits alpha = 1 at every step; use, for example, 512 "
                 "images"
             )
         warn_of_old_namespace()

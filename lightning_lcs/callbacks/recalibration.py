@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS
+from lightning_lcs.subspace.running.calibration import DEFAULT_IMAGES, DEFAULT_LEVELS
 from lightning_lcs.training.checks import warn_of_old_namespace
 from lightning_lcs.training.curves.recalibration import Recalibrator
 from lightning_lcs.training.target import find_subspace_model
@@ -28,7 +28,7 @@ class BatchNormRecalibration(pl.Callback):
         alphas: The levels to keep: their number (evenly spaced over [0, 1], at least 2), or a list of levels in
             [0, 1]. The default is 25.
         images: The approximate number of training images that each level sees; 0 for no statistics. The default is
-            2048.
+            512.
         seed: The seed of the choice of images. The default is 0.
 
     Raises:
@@ -40,7 +40,9 @@ class BatchNormRecalibration(pl.Callback):
         [0.0, 0.5, 1.0]
     """
 
-    def __init__(self, alphas: int | Sequence[float] = DEFAULT_LEVELS, images: int = 2048, seed: int = 0) -> None:
+    def __init__(
+        self, alphas: int | Sequence[float] = DEFAULT_LEVELS, images: int = DEFAULT_IMAGES, seed: int = 0
+    ) -> None:
         warn_of_old_namespace()
         self.recalibrator = Recalibrator(alphas, images, seed)
 

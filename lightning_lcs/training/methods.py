@@ -120,12 +120,22 @@ def paper_settings(mode: str, subspace: str) -> dict[str, Any]:
             start="independent",
             diversity_weight=1.0,
         ),
-        "sampling": Sampling(sampler=PER_LAYER if mode == "quantized" and subspace == "point" else None, levels=0),
+        "sampling": _paper_sampling(mode, subspace),
         "loss": Loss(reduction="sum"),
     }
     if mode == "unstructured":
         settings["alphas"] = [(kept - 0.025) / 0.975 for kept in PAPER_SHARES_KEPT]
     return settings
+
+
+def _paper_sampling(mode: str, subspace: str) -> Sampling:
+    if mode == "structured":
+        return Sampling(sampler="sandwich", levels=0)
+    if mode == "quantized":
+        return Sampling(sampler=PER_LAYER if subspace == "point" else "uniform_draws", levels=0)
+    if subspace == "line":
+        return Sampling(sampler="biased_endpoints", warmup_schedule="linear", levels=0)
+    return Sampling(sampler="uniform_draws", warmup_schedule="delayed", levels=0)
 
 
 def _number(text: str) -> float:

@@ -12,7 +12,7 @@ from lightning_lcs.functional.sampling import SAMPLERS, VISIT_FULL, step_generat
 from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.option_places import model_places
-from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS, level_grid
+from lightning_lcs.subspace.running.calibration import DEFAULT_IMAGES, DEFAULT_LEVELS, level_grid
 from lightning_lcs.utils.options import parse_options
 
 
@@ -49,7 +49,7 @@ class Sampling:
             on a logarithmic scale, and the two lowest bit widths twice as often), "weighted" (such draws, of which a
             third is 0, and alpha = 1) or "weighted_sandwich" (both ends, and such draws between them). A list of levels
             in [0, 1] makes every step visit exactly these. The default is "sandwich" in structured mode,
-            "biased_endpoints" on a line in unstructured mode, and "uniform_draws" otherwise.
+            "weighted_draws" in unstructured mode, and "uniform_draws" in quantized mode.
         alphas_per_step: The number of levels per step, at least 1 (at least 2 for the sandwich rules). The default is 4
             for these and for "uniform", 2 for "weighted", and 1 for the other samplers.
         levels: The number of evenly spaced levels to which drawn widths and sparsities are rounded, at least 3; 0
@@ -64,8 +64,8 @@ class Sampling:
             inputs of layers are not quantized yet. The default is 0.8 in unstructured and quantized mode. Structured
             mode has no warm-up.
         warmup_schedule: "linear" (the compression grows steadily), "cubic" (it grows fast at first and slowly at the
-            end) or "delayed" (there is none until the warm-up is over). The default is "linear" on a line in
-            unstructured mode, and "delayed" otherwise.
+            end) or "delayed" (there is none until the warm-up is over). The default is "linear" in unstructured mode,
+            and "delayed" in quantized mode.
 
     Raises:
         ValueError: An option is outside its range.
@@ -264,7 +264,7 @@ class Recalibration:
 
     Args:
         images: The number of training images from which the statistics of each level are taken; 0 for none, so that
-            every level runs on the statistics of alpha = 1, with a loss of accuracy. The default is 2048.
+            every level runs on the statistics of alpha = 1, with a loss of accuracy. The default is 512.
         levels: The levels whose statistics are kept: their number (evenly spaced over [0, 1], at least 2), or a list of
             levels in [0, 1]. An alpha that is asked for later runs at the nearest of them. The default is 25.
         every_checkpoint: Whether the statistics are collected for each checkpoint when it is written, which takes one
@@ -280,13 +280,13 @@ class Recalibration:
         512
     """
 
-    images: int = 2048
+    images: int = DEFAULT_IMAGES
     levels: int | Sequence[float] = DEFAULT_LEVELS
     every_checkpoint: bool = False
 
     def __post_init__(self) -> None:
         if self.images < 0:
-            raise ValueError(f"Recalibration(images={self.images}) is negative; use, for example, 2048")
+            raise ValueError(f"Recalibration(images={self.images}) is negative; use, for example, {DEFAULT_IMAGES}")
         level_grid(self.levels)  # refuses what is not a grid
         if not isinstance(self.levels, int):
             object.__setattr__(self, "levels", tuple(self.levels))

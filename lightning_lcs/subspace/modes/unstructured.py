@@ -126,10 +126,8 @@ class Unstructured(Mode):
         return self.sparsity(alpha)
 
     def sampling(self, subspace: str) -> SamplingDefaults:
-        """As in arXiv 2110.04252: a line draws its ends half of the time, a point draws evenly after a dense start."""
-        if subspace == "line":
-            return SamplingDefaults("biased_endpoints", warmup=0.8, warmup_schedule="linear")
-        return SamplingDefaults("uniform_draws", warmup=0.8, warmup_schedule="delayed")
+        """One level per step, with sparse ones more often (examples/training_settings.py), and a linear warm-up."""
+        return SamplingDefaults("weighted_draws", warmup=0.8, warmup_schedule="linear")
 
     def weighted(self, draw: float) -> float:
         """The logarithm of the share that is kept is drawn evenly, so that every factor of it has as many steps."""

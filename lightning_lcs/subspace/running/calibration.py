@@ -17,6 +17,8 @@ from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.running.level_weights import LevelWeights, level_tensors
 
 DEFAULT_LEVELS = 25
+# More change the accuracy of no level by more than its error; examples/recalibration_images.py shows it.
+DEFAULT_IMAGES = 512
 
 
 def level_grid(alphas: int | Sequence[float]) -> list[float]:

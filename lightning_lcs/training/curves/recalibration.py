@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS, level_grid
+from lightning_lcs.subspace.running.calibration import DEFAULT_IMAGES, DEFAULT_LEVELS, level_grid
 from lightning_lcs.subspace.running.gradients import gradients_set_back
 from lightning_lcs.subspace.state import LevelTensors
 from lightning_lcs.training.curves.progress import counted, progress
@@ -29,16 +29,18 @@ class Recalibrator:
 
     Args:
         alphas: The levels to keep: their number (evenly spaced), or the levels. The default is 25.
-        images: The number of training images that each level sees; 0 for no statistics. The default is 2048.
+        images: The number of training images that each level sees; 0 for no statistics. The default is 512.
         seed: The seed of the choice of images.
 
     Raises:
         ValueError: ``images`` is negative, or ``alphas`` is not a grid in [0, 1].
     """
 
-    def __init__(self, alphas: int | Sequence[float] = DEFAULT_LEVELS, images: int = 2048, seed: int = 0) -> None:
+    def __init__(
+        self, alphas: int | Sequence[float] = DEFAULT_LEVELS, images: int = DEFAULT_IMAGES, seed: int = 0
+    ) -> None:
         if images < 0:
-            raise ValueError(f"images={images} is negative; use, for example, 2048")
+            raise ValueError(f"images={images} is negative; use, for example, {DEFAULT_IMAGES}")
         self.alphas = level_grid(alphas)
         self.images = images
         self.seed = seed
