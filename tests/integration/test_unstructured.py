@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import LCSCallback, SubspaceModel, Unstructured
-from lightning_lcs.functional.sampling import biased_endpoints, step_generator, uniform_draws
+from lightning_lcs.functional.sampling import SAMPLERS, biased_endpoints, step_generator, uniform_draws
 from tests.integration.support import Data, Module, Net, digits, group_norm, lcs, loader, trainer
 
 
@@ -23,16 +23,31 @@ def test_frequencies_of_the_samplers():
     assert sum(uniform) / steps == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize(("subspace", "schedule"), [("line", "linear"), ("point", "delayed")])
-def test_each_update_is_that_of_the_level_drawn(tmp_path, train, subspace, schedule):
+def weighted_draws(generator, count):
+    """What the default sampler draws: between the ends, the logarithm of the share that is kept is even."""
+    drawn = SAMPLERS["weighted_draws"](generator, count)
+    return [alpha if alpha in (0.0, 1.0) else (0.1 * 10.0**alpha - 0.1) / 0.9 for alpha in drawn]
+
+
+@pytest.mark.parametrize(
+    ("subspace", "sampler", "schedule"),
+    [
+        ("line", weighted_draws, "linear"),
+        ("point", weighted_draws, "linear"),
+        ("line", biased_endpoints, "linear"),
+        ("point", uniform_draws, "delayed"),
+    ],
+)
+def test_each_update_is_that_of_the_level_drawn(tmp_path, train, subspace, sampler, schedule):
     """Three steps of SGD by hand: sampled, warmed up, masked, one backward each."""
     torch.manual_seed(0)
     module = Module(Net(group_norm))
     mode = Unstructured(max_sparsity=0.9, dense=())
     own = SubspaceModel(copy.deepcopy(module.net), mode=mode, subspace=subspace, line={"parameters": "all"})
-    callback = lcs(mode=mode, subspace=subspace, line={"parameters": "all"}, sampling={"warmup": 0.5}, alphas=2, seed=3)
+    given = {} if sampler is weighted_draws else {"sampler": sampler.__name__, "warmup_schedule": schedule}
+    sampling = {"warmup": 0.5, **given}
+    callback = lcs(mode=mode, subspace=subspace, line={"parameters": "all"}, sampling=sampling, alphas=2, seed=3)
     trainer(tmp_path, callback, max_steps=3).fit(module, loader(digits(0, 48)), loader(digits(48, 16)))
-    sampler = biased_endpoints if subspace == "line" else uniform_draws
     own.train()
     for step, (images, labels) in enumerate(loader(digits(0, 48))):
         (alpha,) = sampler(step_generator(3, step), 1)
