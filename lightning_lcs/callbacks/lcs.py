@@ -13,7 +13,7 @@ from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.curves.curve import CurvePoint
 from lightning_lcs.subspace.mode import Mode
-from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
+from lightning_lcs.subspace.modes.registry import check_subspace, name_of, parse_mode
 from lightning_lcs.subspace.weights.line import Line
 from lightning_lcs.subspace.weights.norms import check_norm
 from lightning_lcs.training.adoption import Adoption
@@ -31,6 +31,7 @@ from lightning_lcs.training.curves.recalibration import Recalibrator
 from lightning_lcs.training.endpoint_groups import check_groups
 from lightning_lcs.training.methods import method_settings, paper_settings
 from lightning_lcs.training.options import Loss, Recalibration, Sampling, places
+from lightning_lcs.training.recipes import filled, recipe_for
 from lightning_lcs.training.saving import Saving
 from lightning_lcs.training.step.bare_step import sort_untrained
 from lightning_lcs.training.step.sweep_options import SweepOptions
@@ -71,6 +72,9 @@ class LCSCallback(pl.Callback):
         recalibration: How the batch-norm statistics of each level are collected. The default is ``Recalibration()``.
         every_n_epochs: Measure the curve after every n-th epoch as well, at least 1. The default is to measure it at
             the last validation only.
+        recipe: "fast" (a step costs about as much as a plain step) or "best" (quality first, at the price of two to
+            three plain steps). Options of ``sampling`` and ``loss`` that you give hold; the others are those of the
+            recipe. The default is ``None``: the defaults of the mode.
         seed: The seed of the sampled levels and of the choice of recalibration images. The default is 0.
 
     Attributes:
@@ -103,6 +107,7 @@ class LCSCallback(pl.Callback):
         loss: Loss | Mapping[str, Any] = Loss(),  # noqa: B008
         recalibration: Recalibration | Mapping[str, Any] = Recalibration(),  # noqa: B008
         every_n_epochs: int | None = None,
+        recipe: str | None = None,
         seed: int = 0,
     ) -> None:
         self.mode = parse_mode(mode)
@@ -110,8 +115,9 @@ class LCSCallback(pl.Callback):
         self.target = target
         self.norm = check_norm(norm)
         self.line = parse_options(Line, line, "line")
-        self.sampling = parse_options(Sampling, sampling, "sampling")
-        self.loss = parse_options(Loss, loss, "loss")
+        chosen = {} if recipe is None else recipe_for(recipe, name_of(self.mode))
+        self.sampling = filled(parse_options(Sampling, sampling, "sampling"), chosen.get("sampling", {}))
+        self.loss = filled(parse_options(Loss, loss, "loss"), chosen.get("loss", {}))
         self.recalibration = parse_options(Recalibration, recalibration, "recalibration")
         self.seed = seed
         self._adoption = Adoption(
