@@ -91,9 +91,7 @@ def _add_to_file(
     tensors = _pairs(module, model, weights, state)
     if tensors is None:
         return "it does not hold all weights of the network"
-    before = model.runner.statistics, model.runner.statistics_weights
-    ranges = model.runner.ranges
-    with _exchanged(tensors):
+    with _statistics_set_back(model), _exchanged(tensors):
         model.runner.forget()
         model.runner.ranges = state.ranges
         present = model.runner.fingerprint()
@@ -104,9 +102,6 @@ def _add_to_file(
             buffers = {name: value.detach().cpu().clone() for name, value in module.named_buffers() if name in weights}
             weights |= buffers
         state = dataclasses.replace(state, statistics=known[present], statistics_weights=present)
-    model.runner.ranges = ranges
-    model.runner.set_statistics(*before)
-    model.runner.forget()
     checkpoint |= {"state_dict": weights, CHECKPOINT_KEY: {**to_data(state), "targets": data["targets"]}}
     return str(trainer.strategy.broadcast(_write(trainer, path, checkpoint) if trainer.is_global_zero else ""))
 
@@ -151,6 +146,19 @@ def _pairs(
     complete = all((weight.data_ptr(), weight.shape) in found for weight in model.runner.weights())
     fitting = all(value.shape == other.shape for value, other in pairs)
     return pairs if complete and fitting else None
+
+
+@contextlib.contextmanager
+def _statistics_set_back(model: SubspaceModel) -> Iterator[None]:
+    """After the block, a model has the statistics and ranges that it had before."""
+    before = model.runner.statistics, model.runner.statistics_weights
+    ranges = model.runner.ranges
+    try:
+        yield
+    finally:
+        model.runner.ranges = ranges
+        model.runner.set_statistics(*before)
+        model.runner.forget()
 
 
 @contextlib.contextmanager

@@ -171,8 +171,9 @@ def even_but_last(count: int) -> tuple[float, ...]:
 class Distillation:
     """Options of distillation: compressed levels also learn what the full network gives for the same samples.
 
-    The loss of a compressed level is ``(1 - weight) * loss + weight * distance``. The full network learns from labels
-    alone, and gives its outputs in a forward without gradients.
+    The loss of a compressed level is ``(1 - weight) * loss + weight * distance``, with the distance between the outputs
+    of the last call of the network in the step. The full network learns from labels alone, and gives its outputs in a
+    forward without gradients.
 
     Args:
         loss: The distance: "logits" (the cross-entropy under the teacher's probabilities), or a function of the outputs

@@ -55,7 +55,7 @@ def by_hand(module, mode, levels, batches, teacher=None):
     """The mean of the losses at levels, each on its own batch, back-propagated in plain torch."""
     model = SubspaceModel(module.net, IMAGES[:2].double(), mode=mode, subspace="point").train()
     for alpha, (images, labels) in zip(levels, batches, strict=True):
-        full = model.mode.is_full(alpha)
+        full = alpha == 1.0
         with torch.no_grad(), model.runner.training_level(1.0, direct=True):
             lesson = model(images) if teacher is None else teacher(images)
         with model.runner.training_level(alpha):
@@ -175,6 +175,28 @@ def test_all_else_is_as_in_a_run_without_it(tmp_path):
     for values in (found, metrics):
         for name, value in values[0].items():
             torch.testing.assert_close(values[1][name], value, rtol=0.0, atol=1e-6)
+
+
+class Adversarial(Doubles):
+    """Moves the images along the gradient of the loss first."""
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        images = images.double().requires_grad_()
+        (direction,) = torch.autograd.grad(self.loss(self.net(images), labels), images)
+        return self.loss(self.net((images + direction.sign()).detach()), labels)
+
+
+def test_a_step_that_makes_gradients_of_its_own_has_a_teacher_too(tmp_path):
+    counts = []
+
+    def distance(student, teacher):
+        counts.append(teacher.requires_grad)
+        return (student - teacher).square().mean()
+
+    options = {"distillation": Distillation(loss=distance)}
+    step(tmp_path, Adversarial(), subspace="point", sampling=HALF_LINE, loss=options)
+    assert counts == [False] * 2, "the last of two calls at each of two levels"
 
 
 class Twice(Doubles):

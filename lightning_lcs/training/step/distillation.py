@@ -25,7 +25,9 @@ def taught_by(options: Distillation, calls: Sequence[Call]) -> list[Any]:
 
 
 def distillation_loss(options: Distillation, calls: Sequence[Call], lesson: Sequence[Any]) -> Tensor:
-    """The mean distance between the outputs of a level and those of its teacher.
+    """The mean distance between the outputs of a level and those of its teacher, in the last call of each network.
+
+    Earlier calls may have served gradients of the step's own, after which nothing can be taught through them.
 
     Args:
         options: The distance.
@@ -40,11 +42,10 @@ def distillation_loss(options: Distillation, calls: Sequence[Call], lesson: Sequ
             f"distillation: training_step called the network {len(calls)} times at a compressed level and "
             f"{len(lesson)} times at alpha = 1; leave distillation out"
         )
+    last = {call.network: (call.output, output) for call, output in zip(calls, lesson, strict=True)}
     losses = [
-        soft_cross_entropy(call.output, output, options.temperature)
-        if isinstance(options.loss, str)
-        else options.loss(call.output, output)
-        for call, output in zip(calls, lesson, strict=True)
+        soft_cross_entropy(*outputs, options.temperature) if isinstance(options.loss, str) else options.loss(*outputs)
+        for outputs in last.values()
     ]
     return torch.stack(losses).mean()
 

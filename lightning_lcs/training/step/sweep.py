@@ -83,6 +83,7 @@ class Sweep:
         self._level: TrainingLevel | None = None  # of the forward whose backward comes next
         self._direct = False
         self._told = False
+        self._lessons_with_gradients = False
         self._distillation: Distillation | None = None  # of the present step
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -137,8 +138,18 @@ class Sweep:
             self.trainer, self.module, self.model, arguments=arguments, earlier=self._snapshot
         ) as self._snapshot:
             for given in pupils:
-                with alike():
-                    lessons[id(given)] = self._lesson(functools.partial(original, *given, **kwargs), strength)
+                teach = functools.partial(self._lesson, functools.partial(original, *given, **kwargs), strength)
+                try:
+                    with alike():
+                        lessons[id(given)] = teach()
+                except RuntimeError as error:
+                    # A step that makes gradients of its own fails without, and for others they are a cost.
+                    if self._lessons_with_gradients or " grad" not in str(error):
+                        raise
+                    self._snapshot.restore()
+                    self._lessons_with_gradients = True
+                    with alike():
+                        lessons[id(given)] = teach()
                 self._snapshot.restore()
             for alpha, (given, weight) in zip(visited[:-1], runs, strict=False):
                 step = functools.partial(original, *given, **kwargs)
@@ -184,15 +195,13 @@ class Sweep:
         """The different arguments of a step for which the full network is a teacher."""
         if self._distillation is None or self._distillation.teacher is not None:
             return []
-        full = self.model.mode.is_full
-        compressed = [given for alpha, (given, _) in zip(visited, runs, strict=True) if not full(alpha)]
+        compressed = [given for alpha, (given, _) in zip(visited, runs, strict=True) if alpha < 1.0]
         return list({id(given): given for given in compressed}.values())
 
     def _lesson(self, step: Callable[[], Any], strength: float) -> list[Any]:
         """What the network gives at alpha = 1 in a step."""
         parameters = all_parameters(self.module, self.model.endpoint_pairs(), self.trainer.optimizers)
-        # A step that makes gradients of its own needs them here as well.
-        grads = torch.enable_grad() if self._direct else torch.no_grad()
+        grads = torch.enable_grad() if self._lessons_with_gradients else torch.no_grad()
         with (
             gradients_set_back(parameters, Tensor.clone),
             guarded(self.model, 1.0, "training_step") as guard,
@@ -216,7 +225,7 @@ class Sweep:
             return loss
         if options.teacher is not None:
             lesson = taught_by(options, calls)
-        elif lesson is None or self.model.mode.is_full(alpha):
+        elif lesson is None or alpha == 1.0:
             return loss
         return (1.0 - options.weight) * loss + options.weight * distillation_loss(options, calls, lesson)
 
