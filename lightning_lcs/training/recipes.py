@@ -13,7 +13,7 @@ Recipe = Mapping[str, Mapping[str, Any]]
 """The options of a recipe by group, such as "sampling"."""
 
 _CUBIC = {"warmup": 0.5, "warmup_schedule": "cubic"}
-# Recipe -> mode -> options; "" stands for modes of other packages. examples/training_settings.py compares them.
+# Recipe -> mode -> options; "" stands for modes of other packages. examples/settings/compare.py compares them.
 RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "fast": {
         "structured": {"sampling": {"split": True}},

@@ -167,7 +167,7 @@ def test_validate_from_a_checkpoint(tmp_path, pl, theirs, data, trainer):
         assert found.metrics == pytest.approx(expected.metrics, abs=METRIC_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["EMAWeightAveraging", "StochasticWeightAveraging", "ModelPruning"])
+@pytest.mark.parametrize("name", ["StochasticWeightAveraging", "ModelPruning"])
 def test_what_is_refused(pl, theirs, data, trainer, name):
     kind = getattr(pl.callbacks, name, None)
     if kind is None:
@@ -175,6 +175,17 @@ def test_what_is_refused(pl, theirs, data, trainer, name):
     options = {"StochasticWeightAveraging": {"swa_lrs": 0.1}, "ModelPruning": {"pruning_fn": "l1_unstructured"}}
     with pytest.raises(ValueError, match=f"{name} .*: take it out of the trainer"):
         trainer(lcs(), kind(**options.get(name, {}))).fit(theirs(), datamodule=data)
+
+
+def test_averages_of_one_end_of_a_line_are_refused_and_of_a_point_are_saved(pl, theirs, data, trainer, tmp_path):
+    kind = getattr(pl.callbacks, "EMAWeightAveraging", None)
+    if kind is None:
+        pytest.skip(f"{pl.__name__} {pl.__version__} has no EMAWeightAveraging")
+    with pytest.raises(ValueError, match=r"second endpoints of a line: .*subspace='point'"):
+        trainer(lcs(), kind()).fit(theirs(), datamodule=data)
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="model")
+    trainer(lcs(subspace="point"), kind(), saving).fit(theirs(), datamodule=data)
+    assert SubspaceModel.from_checkpoint(tmp_path / "model.ckpt", theirs()).runner.statistics_fit()
 
 
 def test_configure_callbacks(theirs, data, trainer):

@@ -157,7 +157,7 @@ def test_a_callback_without_a_subspace_takes_that_of_the_wrapper(tmp_path):
     callback = LCSCallback(mode="unstructured", alphas=2, sampling={"warmup": 0})
     module = wrapped(Net(), mode="unstructured", subspace="point", line={"diversity_weight": 0.5})
     trainer(tmp_path, callback).fit(module, datamodule=Data())
-    assert (callback.subspace_model.subspace, callback.options.sampler) == ("point", "uniform_draws")
+    assert (callback.subspace_model.subspace, callback.options.sampler) == ("point", "weighted_draws")
     assert callback.options.diversity_weight == 0.5
 
 

@@ -72,7 +72,9 @@ TYPE_CHECKING = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import
     ("importer", "imported"),
     [
         ("graph.channels.dims", "lightning_lcs.model"),
-        ("subspace.norms", "lightning_lcs.io.checkpoint"),
+        ("subspace.weights.norms", "lightning_lcs.io.checkpoint"),
+        ("subspace.part", "lightning_lcs.subspace.running.level_runner"),
+        ("training.data.loaders", "lightning_lcs.training.upkeep"),
         ("model", "timm"),
         ("callbacks.lcs", "wandb"),
     ],

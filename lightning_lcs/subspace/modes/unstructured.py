@@ -126,7 +126,7 @@ class Unstructured(Mode):
         return self.sparsity(alpha)
 
     def sampling(self, subspace: str) -> SamplingDefaults:
-        """One level per step, with sparse ones more often (examples/training_settings.py), and a linear warm-up."""
+        """One level per step, with sparse ones more often (examples/settings/compare.py), and a linear warm-up."""
         return SamplingDefaults("weighted_draws", warmup=0.8, warmup_schedule="linear")
 
     def weighted(self, draw: float) -> float:

@@ -17,7 +17,7 @@ from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.running.level_weights import LevelWeights, level_tensors
 
 DEFAULT_LEVELS = 25
-# More change the accuracy of no level by more than its error; examples/recalibration_images.py shows it.
+# More change the accuracy of no level by more than its error; examples/settings/recalibration_images.py shows it.
 DEFAULT_IMAGES = 512
 
 
