@@ -1,6 +1,6 @@
 """How many training images the batch-norm statistics of a level need: its accuracy with each number of them.
 
-    python examples/settings/recalibration_images.py --models resnet10t mobilenetv3_small_050 --modes structured unstructured
+    python examples/settings/recalibration_images.py --models resnet10t --modes structured unstructured
 
 Each network is trained for three epochs on 6,000 images of Fashion-MNIST, with split batches. Then the statistics of
 three levels are collected from other draws of images, three for each number, and the network is tried on 5,000 images.

@@ -73,7 +73,7 @@ TYPE_CHECKING = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import
     [
         ("graph.channels.dims", "lightning_lcs.model"),
         ("subspace.weights.norms", "lightning_lcs.io.checkpoint"),
-        ("subspace.part", "lightning_lcs.subspace.running.level_runner"),
+        ("subspace.part", "lightning_lcs.subspace.mode"),
         ("training.data.loaders", "lightning_lcs.training.upkeep"),
         ("model", "timm"),
         ("callbacks.lcs", "wandb"),
