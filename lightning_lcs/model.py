@@ -43,9 +43,8 @@ from lightning_lcs.utils.options import checked_keywords, parse_options
 from lightning_lcs.utils.warning import warn
 
 NO_STATISTICS = (
-    "{path} holds no batch-norm statistics of its levels, so that each runs on those of alpha = 1, with a loss of "
-    "accuracy: it was written during a training that did not reach its end, or with Recalibration(images=0); "
-    "recalibrate() with training images collects them"
+    "{path} holds no batch-norm statistics of its levels: it was written during a training that did not reach its end, "
+    "or with Recalibration(images=0). Until recalibrate() with training images collects them, {until}"
 )
 
 
@@ -587,7 +586,10 @@ class SubspaceModel(nn.Module):
         networks, weights = state.networks_in(module, weights, strict)
         model = cls._from_state(state, networks, module, weights, strict)
         if not state.statistics and model.runner.needs_data(model.runner.grid(DEFAULT_LEVELS)):
-            warn(NO_STATISTICS.format(path=os.fspath(checkpoint)))
+            until = "levels run on those of alpha = 1, with a loss of accuracy"
+            if model.mode.observes_inputs:
+                until += ", and not at all where training has not observed the inputs of layers"
+            warn(NO_STATISTICS.format(path=os.fspath(checkpoint), until=until))
             model.runner.evaluation.warns = False  # once is enough
         return model
 

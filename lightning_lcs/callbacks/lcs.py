@@ -23,6 +23,7 @@ from lightning_lcs.training.checks import (
     check_monitors,
     check_optimizers,
     check_setup,
+    check_teacher,
     only_callback,
     warn_of_old_namespace,
 )
@@ -73,8 +74,8 @@ class LCSCallback(pl.Callback):
         every_n_epochs: Measure the curve after every n-th epoch as well, at least 1. The default is to measure it at
             the last validation only.
         recipe: "fast" (a step costs about as much as a plain step) or "best" (quality first, at the price of two to
-            three plain steps). Options of ``sampling`` and ``loss`` that you give hold; the others are those of the
-            recipe. The default is ``None``: the defaults of the mode.
+            three plain steps). Options of ``sampling`` and ``loss`` that differ from their defaults hold; the others
+            are those of the recipe. The default is ``None``: the defaults of the mode.
         seed: The seed of the sampled levels and of the choice of recalibration images. The default is 0.
 
     Attributes:
@@ -249,6 +250,8 @@ class LCSCallback(pl.Callback):
         check_optimizers(trainer.optimizers)
         check_groups(model.endpoint_pairs(), trainer.optimizers)
         check_averages(trainer, model.endpoint_pairs())
+        if self.options.distillation is not None:
+            check_teacher(self.options.distillation.teacher, model)
         # Weights may have been loaded since the endpoints were made.
         sort_untrained(trainer, pl_module, model, self.seed)
         model.start_endpoints()

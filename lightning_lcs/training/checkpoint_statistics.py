@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_lcs.io.checkpoint import CHECKPOINT_KEY, from_data, to_data
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.state import LevelTensors, SubspaceState
+from lightning_lcs.training.user_code.isolation import averages_weights
 from lightning_lcs.utils.warning import warn
 
 INCOMPLETE = (
@@ -22,6 +23,10 @@ INCOMPLETE = (
     "collects them once it is opened, and Recalibration(every_checkpoint=True) collects them whenever a checkpoint is "
     "written"
 )
+
+
+Known = dict[str, tuple[LevelTensors, dict[str, Tensor]]]
+"""Statistics of levels, and the running statistics and other buffers of the module, by the fingerprint of weights."""
 
 
 def may_wait(trainer: Trainer, path: Any) -> bool:
@@ -43,7 +48,7 @@ def may_wait(trainer: Trainer, path: Any) -> bool:
 
 
 def add_statistics(
-    trainer: Trainer, module: LightningModule, model: SubspaceModel, collect: Callable[[], None]
+    trainer: Trainer, module: LightningModule, model: SubspaceModel, collect: Callable[[], None], complete: bool
 ) -> None:
     """Add statistics to the best and the last file of each checkpoint callback, where they lack them.
 
@@ -55,13 +60,17 @@ def add_statistics(
         module: The module that was trained.
         model: Its subspace model; its statistics are afterwards what they were.
         collect: Collects statistics of the present weights into the model.
+        complete: Whether the model holds statistics of all levels, of its present weights.
     """
     found: dict[str, None] = {}
     for callback in trainer.checkpoint_callbacks:
         named = (getattr(callback, name, "") for name in ("best_model_path", "last_model_path"))
         found |= dict.fromkeys(os.path.realpath(path) if os.path.exists(path) else str(path) for path in named if path)
     paths = trainer.strategy.broadcast(list(found))  # other ranks may not see the files
-    known = {model.runner.statistics_weights: model.statistics} if model.runner.statistics_fit() else {}
+    known: Known = {}
+    # Of averages, the running statistics in a file may be those of other weights: they are collected anew, too.
+    if complete and not any(map(averages_weights, trainer.callbacks)):  # type: ignore[attr-defined]
+        known[model.runner.statistics_weights] = model.statistics, {}
     for path in paths:
         reason = _add_to_file(trainer, module, model, collect, path, known)
         if reason:
@@ -74,11 +83,11 @@ def _add_to_file(
     model: SubspaceModel,
     collect: Callable[[], None],
     path: str,
-    known: dict[str, LevelTensors],
+    known: Known,
 ) -> str:
     """Add statistics to one file where it lacks them; the reason why this is not possible, or an empty text.
 
-    Statistics are ``known`` by the fingerprint of their weights, so that files of equal weights share them.
+    What is ``known`` serves all files of equal weights.
     """
     checkpoint, reason = _read(trainer, path) if trainer.is_global_zero else ({}, "")
     # All ranks collect, also where they do not see the file.
@@ -95,14 +104,13 @@ def _add_to_file(
         model.runner.forget()
         model.runner.ranges = state.ranges
         present = model.runner.fingerprint()
-        if not known.get(present):
+        if present not in known:
             collect()
-            known[present] = model.statistics
-            # Running statistics, which a file of averages has from other weights.
             buffers = {name: value.detach().cpu().clone() for name, value in module.named_buffers() if name in weights}
-            weights |= buffers
-        state = dataclasses.replace(state, statistics=known[present], statistics_weights=present)
-    checkpoint |= {"state_dict": weights, CHECKPOINT_KEY: {**to_data(state), "targets": data["targets"]}}
+            known[present] = model.statistics, buffers
+        statistics, buffers = known[present]
+        state = dataclasses.replace(state, statistics=statistics, statistics_weights=present)
+    checkpoint |= {"state_dict": weights | buffers, CHECKPOINT_KEY: {**to_data(state), "targets": data["targets"]}}
     return str(trainer.strategy.broadcast(_write(trainer, path, checkpoint) if trainer.is_global_zero else ""))
 
 
@@ -143,7 +151,12 @@ def _pairs(
             if part.prefix + name in state.endpoint_0
         ]
     found = {(value.data_ptr(), value.shape) for value, _ in pairs}
-    complete = all((weight.data_ptr(), weight.shape) in found for weight in model.runner.weights())
+    # Weights that a module leaves out of its files on purpose, such as those of a frozen backbone, are as they were.
+    strict = getattr(module, "strict_loading", True)
+    complete = all(
+        (weight.data_ptr(), weight.shape) in found or not (strict or weight.requires_grad)
+        for weight in model.runner.weights()
+    )
     fitting = all(value.shape == other.shape for value, other in pairs)
     return pairs if complete and fitting else None
 

@@ -82,6 +82,20 @@ def check_averages(trainer: Trainer, pairs: Sequence[Any]) -> None:
         )
 
 
+def check_teacher(teacher: torch.nn.Module | None, model: SubspaceModel) -> None:
+    """Refuse a teacher for distillation that is the network itself or a part of it.
+
+    Raises:
+        ValueError: They share parameters.
+    """
+    own = {id(weight) for weight in model.runner.weights()}
+    if teacher is not None and any(id(parameter) in own for parameter in teacher.parameters()):
+        raise ValueError(
+            "Distillation(teacher=...) is the network that is trained: leave teacher out, and the full width teaches, "
+            "or give a copy (copy.deepcopy), which does not change"
+        )
+
+
 def warn_of_old_namespace() -> None:
     """Warn that an imported ``pytorch_lightning`` below 2.0 can't run the callbacks of this package.
 

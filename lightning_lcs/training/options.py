@@ -172,13 +172,14 @@ class Distillation:
     """Options of distillation: compressed levels also learn what the full network gives for the same samples.
 
     The loss of a compressed level is ``(1 - weight) * loss + weight * distance``, with the distance between the outputs
-    of the last call of the network in the step. The full network learns from labels alone, and gives its outputs in a
+    of the last call of a network in the step. The full network learns from labels alone, and gives its outputs in a
     forward without gradients.
 
     Args:
-        loss: The distance: "logits" (the cross-entropy under the teacher's probabilities), or a function of the outputs
-            of student and teacher, as the network returns them, that returns a tensor with one entry. The default is
-            "logits".
+        loss: The distance: "logits" (the cross-entropy under the teacher's probabilities of classes, of which each
+            sample has one), or a function of the outputs of student and teacher, as the network returns them, that
+            returns a tensor with one entry. Classes lie along dimension 1 of the output, or along the last of three in
+            the entry "logits" of a mapping. The default is "logits".
         weight: The weight of the distance, in (0, 1]; 1 leaves the labels out. The default is 0.5.
         temperature: Divides the logits of both, above 0. The default is 1.
         start: The share of all training steps after which distillation begins, in [0, 1): the full network teaches
@@ -207,6 +208,8 @@ class Distillation:
                 f"Distillation(loss={self.loss!r}) is not known; give 'logits', or a function of the outputs of the "
                 "student and the teacher"
             )
+        if self.teacher is not None and not isinstance(self.teacher, nn.Module):
+            raise ValueError(f"Distillation(teacher={self.teacher!r}) is not a network; give an nn.Module")
         if not 0.0 < self.weight <= 1.0:
             raise ValueError(f"Distillation(weight={self.weight!r}) is not in (0, 1]; use, for example, 0.5")
         if not self.temperature > 0.0:
@@ -229,8 +232,9 @@ class Loss:
             mean of the others). The default is "mean".
         scale_penalty: The weight of the L1 norm of the scales of the normalization layers, at least 0. It is 1e-5 in
             network slimming. The default is 0.
-        distillation: How compressed levels learn from the full network: "logits", or a :class:`Distillation` or a
-            mapping of its options. The default is ``None``: from labels alone.
+        distillation: How compressed levels learn from the full network: "logits", a function of the outputs of student
+            and teacher, or a :class:`Distillation` or a mapping of its options. The default is ``None``: from labels
+            alone.
 
     Raises:
         ValueError: An option is outside its range.
@@ -243,12 +247,12 @@ class Loss:
 
     reduction: str = "mean"
     scale_penalty: float = 0.0
-    distillation: Distillation | Mapping[str, Any] | str | None = None
+    distillation: Distillation | Mapping[str, Any] | str | Callable[[Any, Any], Tensor] | None = None
 
     def __post_init__(self) -> None:
         given = self.distillation
         if given is not None:
-            given = {"loss": given} if isinstance(given, str) else given
+            given = {"loss": given} if isinstance(given, str) or callable(given) else given
             object.__setattr__(self, "distillation", parse_options(Distillation, given, "distillation"))
         if self.reduction not in LOSS_REDUCTIONS:
             raise ValueError(

@@ -65,4 +65,7 @@ def filled(group: Group, options: Mapping[str, Any]) -> Group:
     """
     defaults = {field.name: field.default for field in dataclasses.fields(group)}  # type: ignore[arg-type]
     missing = {name: value for name, value in options.items() if getattr(group, name) == defaults[name]}
-    return dataclasses.replace(group, **missing)  # type: ignore[type-var]
+    try:
+        return dataclasses.replace(group, **missing)  # type: ignore[type-var]
+    except ValueError as error:
+        raise ValueError(f"the options given do not go with the recipe, which sets {missing}: {error}") from error

@@ -194,13 +194,15 @@ class Upkeep:
         model = self.adoption.model
         if model is None:
             return
-        held, waits = bool(model.statistics) and model.runner.statistics_fit(), False
+        fit = bool(model.statistics) and model.runner.statistics_fit()
+        # Where alpha = 1 is compressed, a validation or an earlier file may have left its statistics alone.
+        held, waits = fit and self.recalibrator.is_covered(model), False
         if self._running and trainer.state.fn == "fit" and not self._failed and not held:
             path = getattr(trainer.save_checkpoint, "path", None)
             # The weights that averages replace in the file are not the present ones.
             averaged = any(map(averages_weights, trainer.callbacks))  # type: ignore[attr-defined]
             waits = averaged or (may_wait(trainer, path) and not self.every_checkpoint)
-            if not averaged and not self.adoption.options.visits_full:
+            if not averaged and not fit and not self.adoption.options.visits_full:
                 self.recalibrator.run_running(trainer, module, model)
             if not waits:
                 self._collect(trainer, module, model)
@@ -219,7 +221,8 @@ class Upkeep:
         """After the module's own hook at the end of training: add statistics to checkpoints that wait for them."""
         result, model = original(), self.adoption.adopted(module)
         if self.recalibrator.needed(model):
-            add_statistics(trainer, module, model, partial(self._collect_all, trainer, module, model))
+            complete = model.runner.statistics_fit() and self.recalibrator.is_covered(model)
+            add_statistics(trainer, module, model, partial(self._collect_all, trainer, module, model), complete)
         return result
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lcs import SubspaceModel
+from lightning_lcs.subspace.running import calibration
 from tests.integration.support import Module, digits, lcs, loader, older_lightning, trainer
 
 pytestmark = pytest.mark.skipif(older_lightning, reason="Lightning before 2.6 has no EMAWeightAveraging")
@@ -75,6 +76,26 @@ def test_a_file_of_an_earlier_epoch_has_statistics_of_its_own_averages(tmp_path)
     for level, tensors in kept.items():
         for name, value in tensors.items():
             torch.testing.assert_close(opened.statistics[level][name], value, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("every", [1, 3])
+def test_running_statistics_in_a_file_are_those_of_the_averages(tmp_path, mode, every):
+    """Also where a file is written before the validation of the same averages."""
+    torch.manual_seed(0)
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=5)
+    averages = callbacks.EMAWeightAveraging(decay=0.5, update_every_n_steps=every)
+    callback = lcs(mode=mode, subspace="point")
+    run = trainer(tmp_path, callback, averages, saving, max_epochs=2, enable_checkpointing=True)
+    run.fit(Module(), loader(digits(0, 48)), loader(VALIDATION))
+    opened = SubspaceModel.from_checkpoint(saving.best_model_path, Module())
+    if mode == "structured":
+        return  # every step updates them at full width, and Lightning averages them
+    found = {name: value.clone() for name, value in opened.module.named_buffers() if "running" in name}
+    with opened.runner.collecting() as collector, torch.no_grad():
+        expected = calibration.collect(collector, digits(0, 48).tensors[0].split(16), [1.0], opened)[1.0]
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[f"{opened.parts[0].prefix}{name}"], rtol=0.0, atol=1e-5)
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path):

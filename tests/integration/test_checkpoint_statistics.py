@@ -100,6 +100,20 @@ def lcs_of(run):
     return run.callbacks[0].subspace_model
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_all_files_of_the_same_weights_have_the_statistics_of_all_levels(tmp_path, mode):
+    torch.manual_seed(0)
+    callback, twice = lcs(**MODES[mode]), ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_last=True)
+    trainer(tmp_path, callback, twice, max_epochs=2, enable_checkpointing=True).fit(
+        Module(), loader(digits(0, 48)), loader(VALIDATION)
+    )
+    weights = {path: subspace_in(path)["statistics_weights"] for path in (twice.best_model_path, twice.last_model_path)}
+    for path, fingerprint in weights.items():
+        model = SubspaceModel.from_checkpoint(path, Module())
+        assert model.statistics.keys() == callback.subspace_model.statistics.keys()
+        assert model.runner.statistics_weights == fingerprint == model.runner.fingerprint()
+
+
 class Stops(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 2:
@@ -170,9 +184,22 @@ class Partial(Numbered):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if "head" not in k}
 
 
-def test_a_file_without_all_weights_stays_as_it_is(tmp_path):
+def test_a_file_without_weights_that_were_trained_stays_as_it_is(tmp_path):
     with pytest.warns(UserWarning, match="does not hold all weights of the network"):
         fit(tmp_path, lcs(subspace="point"), module=Partial())
+
+
+@pytest.mark.filterwarnings("ignore:.*stay whole at every level")
+def test_a_file_without_frozen_weights_gets_statistics(tmp_path):
+    torch.manual_seed(0)
+    module = Partial()
+    module.net.head.requires_grad_(False)
+    fit(tmp_path, lcs(subspace="point"), module=module)
+    other = Partial()
+    other.net.head.load_state_dict(module.net.head.state_dict())
+    for path in (tmp_path / "first/epoch=0.ckpt", tmp_path / "last/epoch=2.ckpt"):
+        assert SubspaceModel.from_checkpoint(path, other).runner.statistics_fit()
+        assert subspace_in(path)["statistics"]
 
 
 def test_a_file_that_was_taken_away_is_not_missed(tmp_path):

@@ -260,15 +260,43 @@ def test_training_data_without_a_length_have_no_shares_of_steps(tmp_path):
         run.fit(Doubles(), loader(Endless()))
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (2, 5, 3), (2, 3, 4, 4)])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 3, 4, 4)])
 def test_classes_lie_where_losses_of_torch_have_them(shape):
     student, teacher = torch.randn(2, *shape, dtype=torch.float64)
-    classes = 1 if len(shape) > 3 else -1
-    ours, theirs = student.movedim(classes, -1).reshape(-1, 3), teacher.movedim(classes, -1).reshape(-1, 3)
-    expected = functional.cross_entropy(ours, theirs.softmax(-1)).item()
+    expected = functional.cross_entropy(student, teacher.softmax(1)).item()
     assert soft_cross_entropy((student,), [teacher]).item() == pytest.approx(expected, rel=1e-6)
+    # A score per sample before the logits is none of them.
+    assert soft_cross_entropy((student[:, 0, ...].flatten(), student), teacher).item() == pytest.approx(expected)
+
+
+def test_classes_of_tokens_lie_last():
+    student, teacher = torch.randn(2, 2, 5, 3, dtype=torch.float64)
+    expected = functional.cross_entropy(student.transpose(1, 2), teacher.transpose(1, 2).softmax(1)).item()
+    assert soft_cross_entropy({"logits": student}, {"logits": teacher}).item() == pytest.approx(expected)
 
 
 def test_outputs_without_floats_are_refused():
     with pytest.raises(ValueError, match="an output of type dict holds no tensor of floats"):
         soft_cross_entropy({"boxes": torch.ones(2, 3, dtype=torch.int64)}, torch.ones(2, 3))
+    with pytest.raises(ValueError, match="an output of type Tensor holds no tensor of floats in two or more"):
+        soft_cross_entropy(torch.ones(4), torch.ones(4))
+
+
+def test_the_network_itself_is_no_teacher(tmp_path):
+    module = Doubles()
+    with pytest.raises(ValueError, match=r"Distillation\(teacher=\.\.\.\) is the network that is trained"):
+        step(tmp_path, module, subspace="point", loss={"distillation": {"teacher": module.net}})
+    step(tmp_path, module, subspace="point", loss={"distillation": {"teacher": copy.deepcopy(module.net)}})
+
+
+def test_a_teacher_follows_the_inputs_to_their_type(tmp_path):
+    torch.manual_seed(0)
+    teacher = Net(group_norm)
+    step(tmp_path, Doubles(), subspace="point", loss={"distillation": {"teacher": teacher}})
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float64}
+
+
+def test_a_function_alone_is_the_distance_and_has_to_return_a_tensor(tmp_path):
+    assert Loss(distillation=soft).distillation.loss is soft
+    with pytest.raises(ValueError, match=r"the function <lambda> returned 0\.5; return a tensor with one entry"):
+        step(tmp_path, Doubles(), subspace="point", loss={"distillation": lambda student, teacher: 0.5})

@@ -52,9 +52,8 @@ class Server(Executor, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a network: its name, its arguments, and what it returned."""
+    """One call of a network: its arguments, and what it returned."""
 
-    network: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
@@ -214,7 +213,7 @@ class LevelRunner:
         with part.runs():
             output = executor.run(part, full, args, kwargs)
         if self._recorded is not None:
-            self._recorded.append(Call(part.name, args, kwargs, output))
+            self._recorded.append(Call(args, kwargs, output))
         return output
 
     @contextlib.contextmanager

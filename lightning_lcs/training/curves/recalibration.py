@@ -69,6 +69,10 @@ class Recalibrator:
         """
         return self.images > 0 and model.runner.needs_data([*self.alphas, *also])
 
+    def is_covered(self, model: SubspaceModel) -> bool:
+        """Whether a model holds statistics of all levels that are kept."""
+        return set(model.runner.grid(self.alphas)) <= model.statistics.keys()
+
     def run(self, trainer: Trainer, module: LightningModule, model: SubspaceModel, also: Sequence[float] = ()) -> None:
         """Collect the statistics of all levels now.
 

@@ -16,16 +16,17 @@ _OWN = "give Loss(distillation=Distillation(loss=...)) a function of the outputs
 
 @torch.no_grad()
 def taught_by(options: Distillation, calls: Sequence[Call]) -> list[Any]:
-    """What the teacher of the options gives for the calls of a network; it follows the network to its device."""
+    """What the teacher of the options gives for the calls of networks; it follows their inputs to device and dtype."""
     teacher = options.teacher
     assert teacher is not None
-    device = next((value.device for call in calls for value in _tensors((call.args, call.kwargs))), None)
-    teacher.to(device).eval()
+    given = list(_tensors([(call.args, call.kwargs) for call in calls]))
+    dtype = next((value.dtype for value in given if value.is_floating_point()), None)
+    teacher.to(device=given[0].device if given else None, dtype=dtype).eval()
     return [teacher(*call.args, **call.kwargs) for call in calls]
 
 
 def distillation_loss(options: Distillation, calls: Sequence[Call], lesson: Sequence[Any]) -> Tensor:
-    """The mean distance between the outputs of a level and those of its teacher, in the last call of each network.
+    """The distance between the outputs of a level and those of its teacher, in the last call of a network.
 
     Earlier calls may have served gradients of the step's own, after which nothing can be taught through them.
 
@@ -42,12 +43,14 @@ def distillation_loss(options: Distillation, calls: Sequence[Call], lesson: Sequ
             f"distillation: training_step called the network {len(calls)} times at a compressed level and "
             f"{len(lesson)} times at alpha = 1; leave distillation out"
         )
-    last = {call.network: (call.output, output) for call, output in zip(calls, lesson, strict=True)}
-    losses = [
-        soft_cross_entropy(*outputs, options.temperature) if isinstance(options.loss, str) else options.loss(*outputs)
-        for outputs in last.values()
-    ]
-    return torch.stack(losses).mean()
+    student, teacher = calls[-1].output, lesson[-1]
+    if isinstance(options.loss, str):
+        return soft_cross_entropy(student, teacher, options.temperature)
+    distance = options.loss(student, teacher)
+    if not isinstance(distance, Tensor) or distance.numel() != 1:
+        name = getattr(options.loss, "__name__", options.loss)
+        raise ValueError(f"distillation: the function {name} returned {distance!r}; return a tensor with one entry")
+    return distance.reshape(())
 
 
 def soft_cross_entropy(student: Any, teacher: Any, temperature: float = 1.0) -> Tensor:
@@ -55,8 +58,8 @@ def soft_cross_entropy(student: Any, teacher: Any, temperature: float = 1.0) -> 
 
     Args:
         student: The output of the student. Its logits are the output itself, the entry "logits" of a mapping, or the
-            first tensor of floats in it. Classes lie along dimension 1 of four and more dimensions, and along the last
-            of fewer.
+            first tensor in it of floats in two or more dimensions. Classes lie along dimension 1, as for torch's
+            cross-entropy; or along the last of three, if the logits are the entry of a mapping (tokens).
         teacher: The same of the teacher.
         temperature: Divides the logits of both, above 0. The result is multiplied by its square, which keeps the size
             of the gradients. The default is 1.
@@ -65,7 +68,7 @@ def soft_cross_entropy(student: Any, teacher: Any, temperature: float = 1.0) -> 
         The mean over all but the classes.
 
     Raises:
-        ValueError: An output holds no tensor of floats, the shapes differ, or there is one class.
+        ValueError: An output holds no logits, the shapes differ, or there is one class.
 
     Example:
         >>> import torch
@@ -80,8 +83,8 @@ def soft_cross_entropy(student: Any, teacher: Any, temperature: float = 1.0) -> 
             f"distillation: the outputs of student and teacher have shapes {tuple(ours.shape)} and "
             f"{tuple(theirs.shape)}; {_OWN}"
         )
-    dim = 1 if ours.ndim > 3 else -1
-    if ours.ndim == 0 or ours.shape[dim] < 2:
+    dim = -1 if ours.ndim == 3 and isinstance(student, Mapping) else 1
+    if ours.shape[dim] < 2:
         raise ValueError(f"distillation: outputs of shape {tuple(ours.shape)} hold no classes; {_OWN}")
     probabilities = (theirs / temperature).softmax(dim)
     return -(probabilities * (ours / temperature).log_softmax(dim)).sum(dim).mean() * temperature**2
@@ -90,9 +93,12 @@ def soft_cross_entropy(student: Any, teacher: Any, temperature: float = 1.0) -> 
 def _logits(output: Any) -> Tensor:
     if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
         output = output["logits"]
-    found = next((value for value in _tensors(output) if value.is_floating_point()), None)
+    found = next((value for value in _tensors(output) if value.is_floating_point() and value.ndim > 1), None)
     if found is None:
-        raise ValueError(f"distillation: an output of type {type(output).__name__} holds no tensor of floats; {_OWN}")
+        raise ValueError(
+            f"distillation: an output of type {type(output).__name__} holds no tensor of floats in two or more "
+            f"dimensions; {_OWN}"
+        )
     return found.to(torch.promote_types(found.dtype, torch.float32))  # half precision is too coarse for a softmax
 
 

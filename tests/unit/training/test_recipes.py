@@ -32,6 +32,11 @@ def test_a_mode_of_another_package_has_them_too():
     assert recipe_for("fast", "of another package") == {"sampling": {"split": True}}
 
 
+def test_options_that_do_not_go_with_a_recipe_are_refused_with_what_it_sets():
+    with pytest.raises(ValueError, match=r"do not go with the recipe, which sets \{'split': True\}: .*leave split out"):
+        LCSCallback(recipe="fast", sampling={"sampler": "uniform_draws"})
+
+
 def test_a_recipe_that_is_not_known_is_refused():
     with pytest.raises(ValueError, match=r"recipe='bset' is not known \(did you mean 'best'\?\); choose one of 'fast'"):
         LCSCallback(recipe="bset")
