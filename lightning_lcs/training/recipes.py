@@ -18,7 +18,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "fast": {
         "structured": {"sampling": {"split": True}},
         "unstructured": {"sampling": {"sampler": "weighted_draws", "warmup": 0.5}},
-        "quantized": {"sampling": {"sampler": "weighted_draws", "warmup": 0.3}},
+        "quantized": {},
         "": {"sampling": {"split": True}},
     },
     "best": {
