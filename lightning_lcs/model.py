@@ -590,7 +590,7 @@ class SubspaceModel(nn.Module):
             if model.mode.observes_inputs:
                 until += ", and not at all where training has not observed the inputs of layers"
             warn(NO_STATISTICS.format(path=os.fspath(checkpoint), until=until))
-            model.runner.evaluation.warns = False  # once is enough
+            model.runner.evaluation.warns = False  # it has been said
         return model
 
     def save(

@@ -165,15 +165,9 @@ class Mode:
         return SamplingDefaults()
 
     def weighted(self, draw: float) -> float:
-        """The level for a uniform draw, such that levels that are hard to train are drawn more often.
+        """The level for a uniform draw in (0, 1), ascending with it, for the samplers whose names begin with "weighted".
 
-        It serves the samplers "weighted_draws" and "weighted_sandwich". By default levels are drawn evenly.
-
-        Args:
-            draw: A uniform draw, in (0, 1).
-
-        Returns:
-            The level, in [0, 1], ascending with the draw.
+        Levels that are hard to train are to be drawn more often. By default all levels are drawn evenly.
         """
         return draw
 
