@@ -165,7 +165,7 @@ class Mode:
         return SamplingDefaults()
 
     def weighted(self, draw: float) -> float:
-        """The level for a uniform draw in (0, 1), ascending with it, for the samplers whose names begin with "weighted".
+        """The level for a uniform draw in (0, 1), ascending with it, for samplers whose names begin with "weighted".
 
         Levels that are hard to train are to be drawn more often. By default all levels are drawn evenly.
         """
