@@ -114,6 +114,7 @@ def test_a_warm_up_over_data_without_a_length_says_what_is_missing(tmp_path, val
         ({"mode": "unstructured", "sampling": {"warmup": 1.5}}, "warmup=1.5"),
         ({"mode": "unstructured", "sampling": {"warmup_schedule": "cosine"}}, "warmup_schedule='cosine'"),
         ({"mode": "structured", "sampling": {"warmup": 0.5}}, "structured mode trains all widths"),
+        ({"mode": "structured", "sampling": {"warmup_schedule": "cubic"}}, "structured mode trains all widths"),
         ({"sampling": {"sampler": "none"}}, "sampler='none'"),
         ({"mode": "unstructured", "sampling": {"alphas_per_step": 0}}, "alphas_per_step=0"),
     ],

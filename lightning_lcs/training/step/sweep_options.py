@@ -118,10 +118,12 @@ def sweep_options(mode: Mode, subspace: str, sampling: Sampling, loss: Loss, lin
     count = sampling.levels_per_step(sampler)
     if isinstance(sampler, str):
         SAMPLERS[sampler](step_generator(0, 0), count)  # refuses a count that is too small for the default sampler
-    if not mode.warms_up and sampling.warmup:
-        raise ValueError(
-            f"Sampling(warmup={sampling.warmup!r}): structured mode trains all widths from the first step; leave it out"
-        )
+    for option in ("warmup", "warmup_schedule"):
+        if not mode.warms_up and getattr(sampling, option):
+            raise ValueError(
+                f"Sampling({option}={getattr(sampling, option)!r}): structured mode trains all widths from the first "
+                "step; leave it out"
+            )
     return SweepOptions(
         mode=mode,
         sampler=sampler,
