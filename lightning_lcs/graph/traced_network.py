@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
@@ -26,6 +28,8 @@ from lightning_lcs.graph.verify import check_faithful, fixed_sizes, is_faithful_
 ENDPOINT_NAME = "lcs_endpoint_0"
 # Number of forms whose programs are kept. The first ones are never dropped: the plan was made from them.
 MAX_FORMS, KEPT_FORMS = 64, 4
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 # Number of programs that are tried when a call comes with new sizes.
 MAX_TRIED = 3
 _MADE_AGAIN = ("_programs", "_fixed", "_untraced", "_children", "_owners", "_kept")
@@ -55,6 +59,22 @@ def training_flags(module: nn.Module, mode: bool) -> Iterator[None]:
     finally:
         for child, flag in flags:
             child.training = flag
+
+
+def _not_compiled(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a method that ``torch.compile`` calls and does not look into.
+
+    ``torch.compiler.disable`` does the same, and imports the compiler at once, which takes a second.
+    """
+
+    @functools.wraps(method)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if not disabled:
+            disabled.append(torch.compiler.disable(method))  # type: ignore[no-untyped-call]
+        return disabled[0](*args, **kwargs)
+
+    disabled: list[Callable[Arguments, Result]] = []
+    return call
 
 
 class TracedNetwork:
@@ -88,6 +108,7 @@ class TracedNetwork:
         self._children: list[nn.Module] = []
         self._owners: dict[str, tuple[nn.Module, str]] = {}
 
+    @_not_compiled
     def program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         """The program for a call and the present training flags, traced when it is first needed.
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lightning_lcs.graph.traced_network import TracedNetwork
 from tests.integration.beside import Mine, fit
 from tests.integration.support import lcs
 
@@ -38,12 +37,6 @@ def whole(module):
     return torch.compile(module, backend="eager")
 
 
-@pytest.fixture
-def _tracing_is_not_compiled(monkeypatch):
-    """Dynamo takes 20 seconds to look through our tracing; one test lets it."""
-    monkeypatch.setattr(TracedNetwork, "program", torch.compiler.disable(TracedNetwork.program))
-
-
 def check_trained_as_uncompiled(folder, compiled, **options):
     limits = {"limit_train_batches": 1, "limit_val_batches": 1}
     # Two levels: every other one is compiled anew.
@@ -64,12 +57,10 @@ def test_compiled_in_place(tmp_path):
     check_trained_as_uncompiled(tmp_path, in_place)
 
 
-@pytest.mark.usefixtures("_tracing_is_not_compiled")
 def test_a_compiled_module(tmp_path):
     check_trained_as_uncompiled(tmp_path, whole)
 
 
-@pytest.mark.usefixtures("_tracing_is_not_compiled")
 def test_a_wrapped_network_that_is_named(tmp_path):
     check_trained_as_uncompiled(tmp_path, wrapped, target="net._orig_mod")
 

@@ -14,8 +14,6 @@ pytestmark = pytest.mark.filterwarnings(BATCH_NORM_WARNING)
 # Different kinds of layers, one or two of each: what they have that others have not.
 FEW = {
     "test_byobnet@32": "three kinds of bottlenecks",
-    "cs3darknet_focus_s@32": "stages in two branches",
-    "dpn48b@32": "residual and dense paths",
     "edgenext_xx_small@32": "transposed attention",
     "gmlp_ti16_224@224": "gates over places",
     "hgnetv2_b0@32": "many branches joined",

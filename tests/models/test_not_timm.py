@@ -30,7 +30,6 @@ def rand(*shape: int) -> Tensor:
         "resnet18@64",
         "shufflenet_v2_x0_5@64",
         "squeezenet1_1@96",
-        "googlenet@96",
         "lraspp_mobilenet_v3_large@64",
         "deeplabv3_mobilenet_v3_large@64",
     ],
