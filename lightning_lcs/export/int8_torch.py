@@ -136,9 +136,11 @@ def _products_overflow() -> bool:
         product = torch.ops.onednn.qlinear_pointwise(
             inputs, 1.0, 0, packed, torch.ones(1), no_offset, None, 1.0, 0, torch.float32, "none", [], ""
         )
-    except (AttributeError, NotImplementedError, RuntimeError):
+    except (AttributeError, NotImplementedError):
         # Without these kernels (on ARM, for example) the compiler makes no integers.
         return False
+    except RuntimeError:
+        return True  # It can't be told: 7 bits are right on every processor, and the result says so.
     return bool(product.item() != 64 * 255 * 127)
 
 
