@@ -59,8 +59,7 @@ class SubspaceModel(nn.Module):
         example_inputs: A tensor or a tuple of arguments. By default the first call serves.
         mode: The compression mode: "structured", "unstructured", "quantized", or a mode object with options. The
             default is "structured".
-        subspace: "line" or "point". The default is a point in structured and quantized mode, and a line in unstructured
-            mode (a point where the network has no parameter that may lie on the line).
+        subspace: "line" or "point". The default is that of the mode: a point for those of this package.
         line: The options of the line, as a :class:`Line` or a mapping. The default is ``Line()``.
         norm: "keep", or "instance" or "group" to replace the network's batch norms, in place, by norms that need no
             statistics. The default is "keep".

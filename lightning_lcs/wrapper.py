@@ -37,8 +37,7 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
         num_classes: The number of classes. The default is 10.
         mode: The compression mode: "structured", "unstructured", "quantized", a mode object, or a mapping of its name
             and options. The default is "structured".
-        subspace: "line" or "point". The default is a point in structured and quantized mode, and a line in unstructured
-            mode (a point where the network has no parameter that may lie on the line).
+        subspace: "line" or "point". The default is that of the mode: a point for those of this package.
         pretrained: Whether to start from timm's published weights, which are downloaded; on a line both endpoints start
             there. The default is false.
         in_chans: The number of channels of the images, for timm models. The default is 3.

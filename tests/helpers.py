@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_lcs.functional.quantization import fake_quantize, least_error_range
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.modes import Structured
 
@@ -20,6 +21,11 @@ def relative(ours: Tensor, expected: Tensor) -> float:
     assert ours.shape == expected.shape, f"{tuple(ours.shape)} against {tuple(expected.shape)}"
     difference = (ours - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
     return difference.item() if torch.isfinite(difference) else float("inf")
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """A weight as quantized mode rounds it by default: with a range of least error for each output in dimension 0."""
+    return fake_quantize(weight, *least_error_range(weight, bits, per_channel=True), bits)
 
 
 def scramble(module: nn.Module) -> nn.Module:

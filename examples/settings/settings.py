@@ -1,6 +1,8 @@
 """The settings of the training step that compare.py compares, by mode and name; `None` is plain training."""
 
-from lightning_lcs import Quantized
+from typing import Any
+
+from lightning_lcs import Quantized, Unstructured
 
 # The widths 0.25, 0.5, 0.75 and 1; the shares 0.025, 0.05, 0.1, 0.25 and 1; and 3 to 8 bits.
 ALPHAS = {
@@ -8,65 +10,106 @@ ALPHAS = {
     "unstructured": [(share - 0.025) / 0.975 for share in (0.025, 0.05, 0.1, 0.25, 1.0)],
     "quantized": [bits / 6 for bits in range(1, 7)],
 }
-CUBIC = {"warmup": 0.5, "warmup_schedule": "cubic"}
 HALF = {"reduction": "full_half"}
 TAUGHT = {**HALF, "distillation": "logits"}
-PER_CHANNEL = Quantized(per_channel=True)
-SETTINGS = {
-    "structured": {
+LATE = {**HALF, "distillation": {"start": 0.3}}
+SANDWICH = {"sampler": "weighted_sandwich", "alphas_per_step": 3}
+
+
+def widths() -> dict[str, Any]:
+    three = {"alphas_per_step": 3}
+    return {
         "plain": None,
         "default": {},
-        "3 levels, full half": {"sampling": {"alphas_per_step": 3}, "loss": HALF},
-        "3 levels, full half, distillation": {"sampling": {"alphas_per_step": 3}, "loss": TAUGHT},
-        "3 levels, full half, distillation from 0.3": {
-            "sampling": {"alphas_per_step": 3},
-            "loss": {**HALF, "distillation": {"start": 0.3}},
-        },
+        "recipe fast": {"recipe": "fast"},
+        "recipe best": {"recipe": "best"},
+        "4 levels, mean": {"sampling": {"alphas_per_step": 4}, "loss": {"reduction": "mean"}},
+        "3 levels, full half": {"sampling": three, "loss": HALF},
+        "3 levels, full half, distillation": {"sampling": three, "loss": TAUGHT},
+        "3 levels, full half, distillation from 0.3": {"sampling": three, "loss": LATE},
+        "4 levels, full half": {"sampling": {"alphas_per_step": 4}, "loss": HALF},
         "2 levels, full half": {"sampling": {"sampler": "weighted"}, "loss": HALF},
         "2 levels, full half, distillation": {"sampling": {"sampler": "weighted"}, "loss": TAUGHT},
         "split batch": {"sampling": {"split": True}},
         "split batch, distillation": {"sampling": {"split": True}, "loss": {"distillation": "logits"}},
-    },
-    "unstructured": {
-        "the paper's line": {"subspace": "line", "sampling": {"sampler": "biased_endpoints"}},
+        **{f"width {width} alone": {"sampling": {"sampler": [(width - 0.25) / 0.75]}} for width in (0.25, 0.5, 0.75)},
+    }
+
+
+def shares() -> dict[str, Any]:
+    warmups = {
+        "linear 0.8": {"warmup": 0.8, "warmup_schedule": "linear"},
+        "linear 0.5": {"warmup": 0.5, "warmup_schedule": "linear"},
+        "cubic 0.5": {"warmup": 0.5, "warmup_schedule": "cubic"},
+    }
+    modes = {
+        "uniform": Unstructured(layer_density="uniform"),
+        "ERK": Unstructured(layer_density="erk"),
+        "global": Unstructured(scope="global", layer_density="uniform"),
+    }
+    # Name -> the options of a step, without the warm-up.
+    steps: dict[str, dict[str, Any]] = {
+        "1 level": {"sampling": {"sampler": "weighted_draws"}},
+        "1 level, as in the paper": {"sampling": {"sampler": "biased_endpoints"}},
+        "split batch": {"sampling": {"split": True}},
+        "2 levels, full half": {"sampling": {"sampler": "weighted"}, "loss": HALF},
+        "2 levels, full half, distillation": {"sampling": {"sampler": "weighted"}, "loss": TAUGHT},
+        "3 levels, full half": {"sampling": SANDWICH, "loss": HALF},
+        "3 levels, full half, distillation": {"sampling": SANDWICH, "loss": TAUGHT},
+        **{
+            f"share {share} alone": {"sampling": {"sampler": [(share - 0.025) / 0.975]}}
+            for share in (0.025, 0.05, 0.1, 0.25)
+        },
+    }
+    return {
         "default": {},
-        "line, warm-up 0.5": {"subspace": "line", "sampling": {"warmup": 0.5}},
-        "line, cubic 0.5": {"subspace": "line", "sampling": CUBIC},
-        "point, cubic 0.5": {"subspace": "point", "sampling": {"sampler": "weighted_draws", **CUBIC}},
-        "line, split batch, cubic 0.5": {"subspace": "line", "sampling": {"split": True, **CUBIC}},
-        "point, split batch, cubic 0.5": {"subspace": "point", "sampling": {"split": True, **CUBIC}},
-        "point, 2 levels, full half, cubic 0.5": {
-            "subspace": "point",
-            "sampling": {"sampler": "weighted", **CUBIC},
-            "loss": HALF,
+        "recipe fast": {"recipe": "fast"},
+        "recipe best": {"recipe": "best"},
+        **{
+            f"{step}, {subspace}, {warmup}, {density}": {
+                "mode": mode,
+                "subspace": subspace,
+                **options,
+                "sampling": {**options["sampling"], **given},
+            }
+            for step, options in steps.items()
+            for subspace in ("line", "point")
+            for warmup, given in warmups.items()
+            for density, mode in modes.items()
         },
-        "point, 2 levels, full half, cubic 0.5, distillation": {
-            "subspace": "point",
-            "sampling": {"sampler": "weighted", **CUBIC},
-            "loss": TAUGHT,
+    }
+
+
+def bits() -> dict[str, Any]:
+    modes = {
+        "min to max": Quantized(per_channel=False, weight_range="minmax", input_range="minmax"),
+        "min to max, per channel": Quantized(weight_range="minmax", input_range="minmax"),
+        "weights of least error": Quantized(per_channel=False, input_range="minmax"),
+        "least error": Quantized(per_channel=False),
+        "least error, per channel": Quantized(),
+    }
+    # Name -> the options of a step.
+    steps: dict[str, dict[str, Any]] = {
+        "1 level": {"sampling": {"sampler": "uniform_draws", "warmup": 0.8}},
+        "1 level, weighted, inputs from 0.3": {"sampling": {"sampler": "weighted_draws", "warmup": 0.3}},
+        "2 levels, full half, inputs from 0.3": {"sampling": {"sampler": "weighted", "warmup": 0.3}, "loss": HALF},
+        "3 levels, inputs from 0.3": {"sampling": {**SANDWICH, "warmup": 0.3}},
+        **{
+            f"{count} bits alone, inputs from {start}": {"sampling": {"sampler": [(count - 2) / 6], "warmup": start}}
+            for count in (3, 4, 6, 8)
+            for start in (0.3, 0.8)
         },
-        "point, 3 levels, full half, cubic 0.5": {
-            "subspace": "point",
-            "sampling": {"sampler": "weighted_sandwich", "alphas_per_step": 3, **CUBIC},
-            "loss": HALF,
-        },
-        "the share 0.05 alone": {
-            "subspace": "point",
-            "sampling": {"sampler": [ALPHAS["unstructured"][1]], **CUBIC},
-        },
-    },
-    "quantized": {
+    }
+    return {
         "default": {},
-        "weighted draws, warm-up 0.3": {"sampling": {"sampler": "weighted_draws", "warmup": 0.3}},
-        "per channel": {"mode": PER_CHANNEL},
-        "per channel, weighted draws, warm-up 0.3": {
-            "mode": PER_CHANNEL,
-            "sampling": {"sampler": "weighted_draws", "warmup": 0.3},
+        "recipe fast": {"recipe": "fast"},
+        "recipe best": {"recipe": "best"},
+        **{
+            f"{step}, {ranges}": {"mode": mode, "subspace": "point", **options}
+            for step, options in steps.items()
+            for ranges, mode in modes.items()
         },
-        "per channel, 3 levels, warm-up 0.3": {
-            "mode": PER_CHANNEL,
-            "sampling": {"sampler": "weighted_sandwich", "alphas_per_step": 3, "warmup": 0.3},
-        },
-        "3 bits alone, per channel": {"mode": PER_CHANNEL, "sampling": {"sampler": [1 / 6], "warmup": 0.3}},
-    },
-}
+    }
+
+
+SETTINGS = {"structured": widths(), "unstructured": shares(), "quantized": bits()}

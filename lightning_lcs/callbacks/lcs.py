@@ -56,9 +56,8 @@ class LCSCallback(pl.Callback):
     Args:
         mode: The compression mode: "structured", "unstructured", "quantized", or a mode object such as
             ``Structured(min_width=0.25)``. The default is "structured".
-        subspace: "line" (two endpoints) or "point" (one set of weights for all levels). The default is a point in
-            structured and quantized mode, and a line in unstructured mode (a point where the network has no parameter
-            that may lie on the line).
+        subspace: "line" (two endpoints) or "point" (one set of weights for all levels). The default is that of the
+            mode: a point for those of this package.
         target: The network: a path in the module, a list of paths (networks that the step calls separately), or "self"
             for the module's own forward. The default is the only child with trainable parameters that is not a metric
             and not a loss.

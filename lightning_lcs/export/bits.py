@@ -16,7 +16,7 @@ from lightning_lcs.export.packing import pack_bits, unpack_bits
 from lightning_lcs.export.registry import ExportedFile
 from lightning_lcs.export.tensor_files import check_state, read_tensors, write_tensors
 from lightning_lcs.functional.channels import swap_channels
-from lightning_lcs.functional.quantization import affine_parameters, dequantize, quantize, value_range
+from lightning_lcs.functional.quantization import affine_parameters, dequantize, quantize
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.forward import hook_inputs, layers_at
@@ -64,17 +64,15 @@ def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, Quantized
     part, mode = model.parts[0], model.mode
     if not isinstance(mode, Quantized):
         raise ValueError(f"quantized weights need a subspace in quantized mode, and the mode of this one is {mode}")
-    bits_of = layer_bits(part, Level(mode, alpha))
+    bits_of, ranges = layer_bits(part, Level(mode, alpha)), mode.weight_ranges(part)
     found = {}
     with torch.no_grad():
         for name in part.compressed:
             value, bits = part.on_line(name, alpha).detach().cpu(), bits_of(layer_of(name))
-            groups = part.transposed.get(name) if mode.per_channel else None
-            value = value if groups is None else swap_channels(value, groups)
-            scale, zero_point = affine_parameters(*value_range(value, mode.per_channel), bits)
-            integers = quantize(value, scale, zero_point, bits)
-            integers = integers if groups is None else swap_channels(integers, groups).contiguous()
-            found[name] = QuantizedWeight(integers, scale, zero_point, bits, groups)
+            value = ranges.swapped(name, value)
+            scale, zero_point = affine_parameters(*ranges(name, value, bits), bits)
+            integers = ranges.swapped(name, quantize(value, scale, zero_point, bits)).contiguous()
+            found[name] = QuantizedWeight(integers, scale, zero_point, bits, ranges.groups.get(name))
     return found
 
 

@@ -7,7 +7,7 @@ For the same reason NaN is not checked there; it reaches the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,57 @@ def zero_count(numel: int, sparsity: float) -> int:
             f"sparsity={sparsity!r} is not in [0, 1): it is the share of zeros, and 1 would leave no weights"
         )
     return math.floor(sparsity * numel + 1e-6)
+
+
+def even_sparsities(shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[str, float]:
+    """The same share of zeros for every weight.
+
+    Args:
+        shapes: The shapes of the weights, by name.
+        sparsity: Share of zeros, in [0, 1).
+    """
+    return dict.fromkeys(shapes, sparsity)
+
+
+def erdos_renyi_sparsities(shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[str, float]:
+    """Shares of zeros that leave small weights denser: the Erdős-Rényi kernel (ERK, arXiv 1911.11134, section 3).
+
+    The share kept of a weight is proportional to the sum of the lengths of its dimensions, divided by their product.
+    Weights for which this would be more than 1 are whole.
+
+    Args:
+        shapes: The shapes of the weights, by name.
+        sparsity: Share of zeros among all entries together, in [0, 1).
+
+    Returns:
+        The share of zeros of each weight, by name, in [0, 1).
+
+    Example:
+        >>> from lightning_lcs.functional.sparsity import erdos_renyi_sparsities
+        >>> found = erdos_renyi_sparsities({"first": (16, 8, 3, 3), "second": (64, 32, 3, 3)}, 0.9)
+        >>> {name: round(share, 3) for name, share in found.items()}
+        {'first': 0.643, 'second': 0.916}
+    """
+    if sparsity == 0.0:
+        return even_sparsities(shapes, sparsity)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    sums = {name: sum(shape) for name, shape in shapes.items()}
+    kept = (1.0 - sparsity) * sum(sizes.values())
+    whole: set[str] = set()
+    while True:
+        others = sums.keys() - whole
+        factor = (kept - sum(sizes[name] for name in whole)) / max(1, sum(sums[name] for name in others))
+        full = {name for name in others if factor * sums[name] >= sizes[name]}
+        if not full:
+            return {name: 0.0 if name in whole else 1.0 - factor * sums[name] / sizes[name] for name in shapes}
+        whole |= full
+
+
+# Ways to divide the zeros of a sparsity among weights of given shapes.
+LAYER_SPARSITIES: Mapping[str, Callable[[Mapping[str, Sequence[int]], float], dict[str, float]]] = {
+    "uniform": even_sparsities,
+    "erk": erdos_renyi_sparsities,
+}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from lightning_lcs.graph.tracing import example_inputs
-from lightning_lcs.subspace.modes.registry import parse_mode
+from lightning_lcs.subspace.modes.registry import saved_mode
 from lightning_lcs.subspace.state import LevelTensors, SubspaceState
 
 CHECKPOINT_KEY = "lightning_lcs"
@@ -56,7 +56,7 @@ def from_data(data: Mapping[str, Any]) -> SubspaceState:
     if missing:
         raise ValueError(f"the subspace in the checkpoint is incomplete: it lacks {', '.join(missing)}")
     return SubspaceState(
-        mode=parse_mode(data["mode"]),
+        mode=saved_mode(data["mode"]),
         subspace=data["subspace"],
         line_parameters=data["line_parameters"],
         norm=data["norm"],

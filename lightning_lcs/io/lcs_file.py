@@ -21,7 +21,7 @@ from lightning_lcs.io.plan_json import checked_name
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.curves.level_table import NamedLevel, table_from_data, table_to_data
 from lightning_lcs.subspace.mode import Level, Mode
-from lightning_lcs.subspace.modes.registry import check_subspace, parse_mode
+from lightning_lcs.subspace.modes.registry import check_subspace, saved_mode
 from lightning_lcs.subspace.part import TOGETHER, Part
 from lightning_lcs.subspace.state import SubspaceState
 
@@ -221,7 +221,7 @@ class Content:
                 f"{VERSION}; install the version that wrote it"
             )
         self.header = header
-        self.mode: Mode = parse_mode(header["mode"])
+        self.mode: Mode = saved_mode(header["mode"])
         expected = _OF_NETWORK if self.mode.runs_as_graph else _OF_TENSORS
         if header.keys() - {"frozen"} != set(expected):
             raise ValueError(f"its header has the keys {sorted(header)} instead of {sorted(expected)}")

@@ -82,6 +82,7 @@ class Mode:
         has_discrete_levels: Whether there are so few levels that draws of a training step are not rounded.
         draws_per_layer: Whether single layers may draw levels of their own (on a point).
         warms_up: Whether the compression may grow over the first steps of the training.
+        former_defaults: The defaults of options that files do not hold which were written before these changed.
         keeping_options: The names of the options that keep layers as they are.
         sorts_channels: Whether the channels are sorted before the first training.
         pins_layers: Whether the options name layers that have one level; all of them may be named.
@@ -107,6 +108,7 @@ class Mode:
     has_discrete_levels: ClassVar[bool] = False
     draws_per_layer: ClassVar[bool] = False
     warms_up: ClassVar[bool] = True
+    former_defaults: ClassVar[dict[str, object]] = {}
     keeping_options: ClassVar[tuple[str, ...]] = ()
 
     @property

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from lightning_lcs.functional.subspace import endpoint_cosine, interpolate
@@ -16,6 +17,7 @@ from lightning_lcs.subspace.forward import Replaced, placed
 from lightning_lcs.subspace.weights.computed import ComputedWeight, computed_weights, source_names, without_effects
 from lightning_lcs.subspace.weights.endpoints import is_norm, user_parameters
 from lightning_lcs.subspace.weights.layers import single_input_layers, transposed_groups
+from lightning_lcs.subspace.weights.tied import tied_crosswise
 
 Value = TypeVar("Value")
 # The reason for which a weight is whole at every level, and for which channels are.
@@ -180,9 +182,24 @@ class Part:
         return found
 
     @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each compressed weight, by name."""
+
+        def find() -> dict[str, tuple[int, ...]]:
+            with torch.no_grad():
+                return {name: tuple(self.on_line(name, 1.0).shape) for name in self.compressed}
+
+        return self._of_compressed("shapes", find)
+
+    @property
     def transposed(self) -> Mapping[str, int]:
         """The number of groups of each compressed transposed convolution, by the name of its weight."""
         return self._of_compressed("transposed", lambda: transposed_groups(self.network.module, self.compressed))
+
+    @property
+    def crosswise(self) -> frozenset[str]:
+        """The compressed weights whose output channels are not those of another layer with the same weight."""
+        return self._of_compressed("crosswise", lambda: tied_crosswise(self.network.module, self.compressed))
 
     @property
     def computed(self) -> Mapping[str, ComputedWeight]:

@@ -48,7 +48,7 @@ def method_settings(name: str) -> dict[str, Any]:
             * "lec": network slimming: plain training with an L1 penalty on the scales of the norms; the network is cut
               afterwards to the channels of the largest scales in the whole network, without fine-tuning;
             * "width-0.5": a network for this width, trained with these channels alone;
-            * "sparsity-0.95": a network for this sparsity, which grows over 80 % of the training;
+            * "sparsity-0.95": a network for this sparsity, which grows over half of the training;
             * "bits-4": a network for this bit width.
 
     Returns:
@@ -67,7 +67,7 @@ def method_settings(name: str) -> dict[str, Any]:
     levels = list(SLIMMABLE_ALPHAS)
     plain = {"sampling": Sampling(sampler=[1.0])}
     kind, _, rest = name.partition("-")
-    published = {"loss": Loss(reduction="sum")} if kind == "paper" else {}
+    published = {"loss": Loss(reduction="sum" if kind == "paper" else "mean")}
     rounded = 0 if kind == "paper" else DEFAULT_LEVELS
     subspace_settings = _subspace_settings(name.removeprefix("paper-").split("-"), paper=kind == "paper")
     if subspace_settings is not None:
@@ -75,7 +75,7 @@ def method_settings(name: str) -> dict[str, Any]:
     if name == "plain":
         return {**fixed, **plain, "mode": "structured"}
     if name in ("us", "paper-us"):
-        sandwich = {"sampling": Sampling(sampler="sandwich", levels=rounded)}
+        sandwich = {"sampling": Sampling(sampler="sandwich", alphas_per_step=4, levels=rounded)}
         return {**fixed, **published, **sandwich, "mode": "structured", "recalibration": Recalibration(images=0)}
     if name in ("ns", "paper-ns"):
         every = {"sampling": Sampling(sampler=levels, levels=rounded), "recalibration": Recalibration(levels=levels)}
@@ -109,7 +109,8 @@ def _subspace_settings(words: list[str], paper: bool) -> dict[str, Any] | None:
 
 def paper_settings(mode: str, subspace: str) -> dict[str, Any]:
     """The options of :class:`LCSCallback` that the paper uses; see :meth:`LCSCallback.paper`."""
-    modes: dict[str, Mode] = {"unstructured": Unstructured(), "quantized": Quantized(edge_bits=32)}
+    quantized = Quantized(edge_bits=32, per_channel=False, weight_range="minmax", input_range="minmax")
+    modes: dict[str, Mode] = {"unstructured": Unstructured(layer_density="uniform"), "quantized": quantized}
     structured = mode == "structured"
     settings: dict[str, Any] = {
         "mode": modes.get(mode, mode),
@@ -130,12 +131,12 @@ def paper_settings(mode: str, subspace: str) -> dict[str, Any]:
 
 def _paper_sampling(mode: str, subspace: str) -> Sampling:
     if mode == "structured":
-        return Sampling(sampler="sandwich", levels=0)
+        return Sampling(sampler="sandwich", alphas_per_step=4, levels=0)
     if mode == "quantized":
         return Sampling(sampler=PER_LAYER if subspace == "point" else "uniform_draws", levels=0)
     if subspace == "line":
-        return Sampling(sampler="biased_endpoints", warmup_schedule="linear", levels=0)
-    return Sampling(sampler="uniform_draws", warmup_schedule="delayed", levels=0)
+        return Sampling(sampler="biased_endpoints", warmup=0.8, warmup_schedule="linear", levels=0)
+    return Sampling(sampler="uniform_draws", warmup=0.8, warmup_schedule="delayed", levels=0)
 
 
 def _number(text: str) -> float:

@@ -29,9 +29,9 @@ SPLIT_SAMPLER = "weighted_sandwich"
 # Name -> weights of the losses of the levels that a step visits, in ascending order, as a function of the shares of the
 # samples on which they run.
 LOSS_REDUCTIONS: Mapping[str, Callable[[Sequence[float]], list[float]]] = {
+    "full_half": _last_apart(0.5, 0.5),
     "mean": list,
     "sum": lambda shares: [1.0] * len(shares),
-    "full_half": _last_apart(0.5, 0.5),
     "full_plus_mean": _last_apart(1.0, 1.0),
 }
 
@@ -50,7 +50,7 @@ class Sampling:
             third is 0, and alpha = 1) or "weighted_sandwich" (both ends, and such draws between them). A list of levels
             in [0, 1] makes every step visit exactly these. The default is "sandwich" in structured mode,
             "weighted_draws" in unstructured mode, and "uniform_draws" in quantized mode.
-        alphas_per_step: The number of levels per step, at least 1 (at least 2 for the sandwich rules). The default is 4
+        alphas_per_step: The number of levels per step, at least 1 (at least 2 for the sandwich rules). The default is 3
             for these and for "uniform", 2 for "weighted", and 1 for the other samplers.
         levels: The number of evenly spaced levels to which drawn widths and sparsities are rounded, at least 3; 0
             leaves the draws as they are, as in the paper, which costs time on a GPU because it searches for new kernels
@@ -58,11 +58,11 @@ class Sampling:
         split: Whether the batch of a step is divided over its levels, instead of running whole at each of them: a step
             then costs about as much as a plain step. ``True`` gives half of the samples to the largest level and the
             rest to the others in equal parts; a list gives the share of each level, in ascending order of the levels.
-            The default sampler is then "weighted_sandwich" with 3 levels per step, in every mode. A batch that gives a
+            The default sampler is then "weighted_sandwich", in every mode. A batch that gives a
             level fewer than two samples runs whole at each level, with a warning. The default is ``False``.
         warmup: The share of all training steps, in [0, 1], over which sparsity grows to its level, or in which the
-            inputs of layers are not quantized yet. The default is 0.8 in unstructured and quantized mode. Structured
-            mode has no warm-up.
+            inputs of layers are not quantized yet. The default is 0.5 in unstructured and 0.8 in quantized mode.
+            Structured mode has no warm-up.
         warmup_schedule: "linear" (the compression grows steadily), "cubic" (it grows fast at first and slowly at the
             end) or "delayed" (there is none until the warm-up is over). The default is "linear" in unstructured mode,
             and "delayed" in quantized mode.
@@ -132,7 +132,7 @@ class Sampling:
             return self.alphas_per_step
         if sampler == "weighted":
             return 2
-        return (3 if self.split else 4) if sampler in VISIT_FULL else 1
+        return 3 if sampler in VISIT_FULL else 1
 
     def shares(self, count: int) -> tuple[float, ...] | None:
         """The share of the samples of each level of a step, ascending; ``None`` where each runs on all of them.
@@ -225,11 +225,11 @@ class Loss:
     """Options of the loss that a training step minimizes.
 
     Args:
-        reduction: "mean" (the mean of the losses of the levels that the step visits, so that a project keeps its
-            learning rate; on a split batch each sample has the same weight), "sum" (their sum, as in the paper;
-            gradients are then as many times larger as a step visits levels), "full_half" (the largest level has half of
-            the weight, and the others share the other half) or "full_plus_mean" (the loss of the largest level plus the
-            mean of the others). The default is "mean".
+        reduction: "full_half" (the largest level of the step has half of the weight, and the others share the other
+            half), "mean" (the mean of the losses of the levels; on a split batch each sample has the same weight),
+            "sum" (their sum, as in the paper; gradients are then as many times larger as a step visits levels) or
+            "full_plus_mean" (the loss of the largest level plus the mean of the others). With the first two, the
+            weights add up to 1, so that a project keeps its learning rate. The default is "full_half".
         scale_penalty: The weight of the L1 norm of the scales of the normalization layers, at least 0. It is 1e-5 in
             network slimming. The default is 0.
         distillation: How compressed levels learn from the full network: "logits", a function of the outputs of student
@@ -245,7 +245,7 @@ class Loss:
         'sum'
     """
 
-    reduction: str = "mean"
+    reduction: str = "full_half"
     scale_penalty: float = 0.0
     distillation: Distillation | Mapping[str, Any] | str | Callable[[Any, Any], Tensor] | None = None
 

@@ -12,23 +12,19 @@ Group = TypeVar("Group")
 Recipe = Mapping[str, Mapping[str, Any]]
 """The options of a recipe by group, such as "sampling"."""
 
-_CUBIC = {"warmup": 0.5, "warmup_schedule": "cubic"}
 # Recipe -> mode -> options; "" stands for modes of other packages. examples/settings/compare.py compares them.
 RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "fast": {
         "structured": {"sampling": {"split": True}},
-        "unstructured": {"sampling": {"sampler": "weighted_draws", "warmup": 0.5}},
+        "unstructured": {},
         "quantized": {},
         "": {"sampling": {"split": True}},
     },
     "best": {
-        "structured": {"sampling": {"alphas_per_step": 3}, "loss": {"reduction": "full_half"}},
-        "unstructured": {
-            "sampling": {"sampler": "weighted_sandwich", "alphas_per_step": 3, **_CUBIC},
-            "loss": {"reduction": "full_half"},
-        },
-        "quantized": {"sampling": {"sampler": "weighted_sandwich", "alphas_per_step": 3, "warmup": 0.3}},
-        "": {"sampling": {"sampler": "sandwich", "alphas_per_step": 3}, "loss": {"reduction": "full_half"}},
+        "structured": {},
+        "unstructured": {"sampling": {"sampler": "weighted_sandwich", "warmup_schedule": "cubic"}},
+        "quantized": {},
+        "": {"sampling": {"sampler": "sandwich"}},
     },
 }
 

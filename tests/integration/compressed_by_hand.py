@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs import SubspaceModel
-from lightning_lcs.functional.quantization import fake_quantize, value_range
+from lightning_lcs.functional.quantization import fake_quantize
+from tests.helpers import rounded
 
 # The same operations on equal tensors, aligned otherwise in memory, by another path through the code.
 SAME_OPS = 1e-5
@@ -24,7 +25,7 @@ def quantized_by_hand(model: SubspaceModel, alpha: float) -> nn.Module:
         weight = twin.get_parameter(name)
         bits = int(part.pinned.get(name, model.mode.bit_width(alpha)))
         with torch.no_grad():
-            weight.copy_(fake_quantize(weight, *value_range(weight), bits))
+            weight.copy_(rounded(weight, bits))
         path = name.rpartition(".")[0]
         if f"{path}.input_range" in model.statistics[level]:
             low, high = model.statistics[level][f"{path}.input_range"].unbind()

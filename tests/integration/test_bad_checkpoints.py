@@ -58,7 +58,7 @@ def test_another_version(path, tmp_path):
     [
         (
             {"mode": Structured(min_width=0.5)},
-            r"holds mode=\{'name': 'structured', 'min_width': 0.25\}, and this",
+            r"holds mode=\{'name': 'structured', 'min_width': 0.25, .*, and this",
         ),
         ({"subspace": "point"}, "holds subspace='line', and this model was built with subspace='point'"),
         (

@@ -64,7 +64,10 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
         (lambda: Sampling(split=[0.5, 0.5, 0.5]), r"with a sum of 1"),
         (lambda: Sampling(split=[0.5, 0.5, 0.0]), r"a share above 0"),
         (lambda: Sampling(warmup=1.5), r"Sampling\(warmup=1.5\) is not in \[0, 1\]"),
-        (lambda: Loss(reduction="max"), r"Loss\(reduction='max'\) is not known; choose one of 'mean', 'sum'"),
+        (
+            lambda: Loss(reduction="max"),
+            r"Loss\(reduction='max'\) is not known; choose one of 'full_half', 'mean', 'sum'",
+        ),
         (lambda: LCSCallback(sampling={"warm": 1}), r"sampling has no option 'warm' \(did you mean 'warmup'\?\)"),
         (lambda: SubspaceModel(Net(), line={"ends": 2}), r"line has no option 'ends'; its options are 'parameters'"),
         (lambda: Loss(scale_penalty=-1.0), r"Loss\(scale_penalty=-1.0\) is negative; 0 turns the term off"),

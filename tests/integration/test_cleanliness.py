@@ -125,7 +125,7 @@ def test_nothing_is_left_that_a_plain_run_would_not_leave(tmp_path, run, subspac
     )
 
 
-@pytest.mark.parametrize(("reduction", "factor"), [("mean", 1.0), ("sum", 4.0)])
+@pytest.mark.parametrize(("reduction", "factor"), [("full_half", 1.0), ("mean", 1.0), ("sum", 3.0)])
 def test_gradients_that_no_optimizer_knows_are_the_users(tmp_path, reduction, factor):
     """One that the user has put there stays, and one that nobody clears grows: here by 1 per loss and step."""
 

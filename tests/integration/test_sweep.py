@@ -33,15 +33,24 @@ def squared_cosine(model):
     return (w0 @ w1 / (w0.norm() * w1.norm())) ** 2
 
 
-def by_hand(net, batches, lr, accumulate, sampler, beta, seed, options, count=4):
-    """The weights after training on the sum of the levels' losses over ``count``, by autograd through every slice."""
+# The weights of the losses of three levels, in ascending order.
+WEIGHTS = {
+    "full_half": (0.25, 0.25, 0.5),
+    "mean": (1 / 3, 1 / 3, 1 / 3),
+    "sum": (1, 1, 1),
+    "full_plus_mean": (0.5, 0.5, 1),
+}
+
+
+def by_hand(net, batches, lr, accumulate, sampler, beta, seed, options, weights=WEIGHTS["full_half"]):
+    """The weights after training on a weighted sum of the levels' losses, by autograd through every slice."""
     model = SubspaceModel(copy.deepcopy(net), **options, seed=seed).train()
     optimizer = torch.optim.SGD(model.parameters(), lr)
     for index, (images, labels) in enumerate(batches):
         total = torch.zeros(())
-        for alpha in SAMPLERS[sampler](step_generator(seed, index), 4):
+        for alpha, weight in zip(SAMPLERS[sampler](step_generator(seed, index), 3), weights, strict=True):
             with model.at_alpha(alpha):
-                total = total + nn.functional.cross_entropy(model(images), labels) / count
+                total = total + weight * nn.functional.cross_entropy(model(images), labels)
         if options["subspace"] == "line":
             total = total + beta * squared_cosine(model)
         (total / accumulate).backward()
@@ -70,16 +79,14 @@ def by_hand(net, batches, lr, accumulate, sampler, beta, seed, options, count=4)
     ],
     ids=["point", "line-norm", "line-all", "line-all-accumulate", "point-accumulate", "line-uniform-accumulate"],
 )
-@pytest.mark.parametrize(("reduction", "count"), [("mean", 4), ("sum", 1)])
-def test_update_is_that_of_the_mean_or_the_sum_of_the_losses(
-    tmp_path, train, options, accumulate, sampler, beta, norm, reduction, count
-):
+@pytest.mark.parametrize("reduction", list(WEIGHTS))
+def test_update_is_that_of_the_weighted_losses(tmp_path, train, options, accumulate, sampler, beta, norm, reduction):
     net = Net(norm)
-    expected = by_hand(net, list(train), 0.1, accumulate, sampler, beta, 5, options, count)
+    expected = by_hand(net, list(train), 0.1, accumulate, sampler, beta, 5, options, WEIGHTS[reduction])
     module = Module(net)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     line = {**options.get("line", {}), "diversity_weight": beta}
-    how = {"sampling": {"sampler": sampler}, "loss": {"reduction": reduction}}
+    how = {"sampling": {"sampler": sampler}, "loss": {} if reduction == "full_half" else {"reduction": reduction}}
     callback = lcs(**{**options, **how, "line": line}, seed=5)
     trainer(tmp_path, callback, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(module, train, train)
     after = dict(net.named_parameters())
@@ -88,9 +95,6 @@ def test_update_is_that_of_the_mean_or_the_sum_of_the_losses(
         scale = expected[name].abs().max()
         assert (value - expected[name]).abs().max() <= UPDATE_TOLERANCE * scale, name
     assert any(not torch.equal(after[name], value) for name, value in before.items())
-
-
-WEIGHTS = {"mean": (0.25, 0.25, 0.5), "sum": (1, 1, 1), "full_half": (0.25, 0.25, 0.5), "full_plus_mean": (0.5, 0.5, 1)}
 
 
 @no_curve
@@ -103,7 +107,8 @@ def test_update_on_a_split_batch(tmp_path, train, reduction, accumulate):
     for index, (images, labels) in enumerate(train):
         alphas = SAMPLERS["sandwich"](step_generator(seed, index), 3)
         rows = spread(len(labels), (0.25, 0.25, 0.5))
-        for alpha, weight, own in zip(alphas, WEIGHTS[reduction], rows, strict=True):
+        weights = (0.25, 0.25, 0.5) if reduction == "mean" else WEIGHTS[reduction]  # of each sample the same
+        for alpha, weight, own in zip(alphas, weights, rows, strict=True):
             with model.at_alpha(alpha):
                 loss = nn.functional.cross_entropy(model(images[own]), labels[own])
             (weight * loss / accumulate).backward()
@@ -199,7 +204,7 @@ def test_training_visits_few_levels(tmp_path, train, monkeypatch):
     assert drawn == {number / 24 for number in range(25)} == set(default._upkeep.recalibrator.alphas)
     seen = recorded_alphas(monkeypatch)
     trainer(tmp_path, lcs(sampling={"levels": 4})).fit(Module(), train)
-    assert len(seen) == 12
+    assert len(seen) == 9
     assert set(seen) <= {0.0, 1 / 3, 2 / 3, 1.0}
     bits = LCSCallback("quantized", "point").options
     assert [bits.alphas(0, step) for step in range(50)] == [
@@ -223,10 +228,10 @@ def test_alphas_are_the_same_after_a_resume(tmp_path, train, val, monkeypatch):
     trainer(tmp_path, lcs(), max_epochs=2, limit_val_batches=0).fit(
         Module(), train, val, ckpt_path=first.checkpoint_callback.best_model_path
     )
-    assert len(uninterrupted) == 2 * 3 * 4
+    assert len(uninterrupted) == 2 * 3 * 3
     assert seen == uninterrupted
-    assert seen[:4] == SAMPLERS["sandwich"](step_generator(0, 0), 4)
-    assert seen[:4] != seen[4:8]
+    assert seen[:3] == SAMPLERS["sandwich"](step_generator(0, 0), 3)
+    assert seen[:3] != seen[3:6]
 
 
 PRECISIONS = {

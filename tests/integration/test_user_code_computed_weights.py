@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
 from lightning_lcs.export import load_bits, load_sparse, save_bits, save_sparse
-from lightning_lcs.functional.quantization import fake_quantize, value_range
-from tests.helpers import relative
+from lightning_lcs.functional.quantization import fake_quantize
+from tests.helpers import relative, rounded
 from tests.integration.compressed_by_hand import SAME_OPS, Recurrent, images
 from tests.integration.support import Module, Net, digits, group_norm, lcs, loader, trainer
 
@@ -82,8 +82,8 @@ class Straight(nn.Module):
         return self.change(weight)
 
 
-def rounded(weight: Tensor) -> Tensor:
-    return weight + (fake_quantize(weight.detach(), *value_range(weight), 3) - weight).detach()
+def straight_through(weight: Tensor) -> Tensor:
+    return weight + (rounded(weight.detach(), 3) - weight).detach()
 
 
 def sparse(weight: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def changed_by_hand(kind: str, model: SubspaceModel, change: Callable[[Tensor], 
 @deprecated
 @every_computed
 def test_weights_that_layers_compute_are_made_sparse_as_by_hand(tmp_path, kind):
-    mode = Unstructured(max_sparsity=0.5, dense=())
+    mode = Unstructured(layer_density="uniform", max_sparsity=0.5, dense=())
     model = SubspaceModel(COMPUTED[kind]().eval(), images(), mode=mode, subspace="point").eval()
     twin = changed_by_hand(kind, model, sparse)
     state = {name: value.clone() for name, value in model.module.state_dict().items()}
@@ -141,7 +141,7 @@ def test_weights_that_layers_compute_are_made_sparse_as_by_hand(tmp_path, kind):
 def test_weights_that_layers_compute_are_quantized_as_by_hand(tmp_path, kind):
     model = SubspaceModel(COMPUTED[kind]().eval(), images(), mode=Quantized(edge_bits=3), subspace="point").eval()
     model.recalibrate([images()], [0.0])
-    twin = changed_by_hand(kind, model, rounded)
+    twin = changed_by_hand(kind, model, straight_through)
     level = model.mode.snap(0.0)
     for name, limits in model.statistics[level].items():
         layer = twin.get_submodule(name.removesuffix(".input_range"))
@@ -167,9 +167,12 @@ def test_weights_that_layers_compute_are_quantized_as_by_hand(tmp_path, kind):
 @pytest.mark.parametrize("mode", ["quantized", "unstructured"])
 @every_computed
 def test_training_reaches_what_a_weight_is_computed_from(kind, mode, direct):
-    options = {"quantized": Quantized(edge_bits=3), "unstructured": Unstructured(max_sparsity=0.5, dense=())}
+    options = {
+        "quantized": Quantized(edge_bits=3),
+        "unstructured": Unstructured(layer_density="uniform", max_sparsity=0.5, dense=()),
+    }
     model = SubspaceModel(COMPUTED[kind](), images(), mode=options[mode], subspace="point").train()
-    change = rounded if mode == "quantized" else sparse
+    change = straight_through if mode == "quantized" else sparse
     twin = changed_by_hand(kind, model, change).train()
     # Inputs are not quantized until the warm-up is over.
     strength = 0.999999 if mode == "quantized" else 1.0
@@ -198,7 +201,7 @@ def original_of(name: str) -> str:
 @pytest.mark.parametrize("direct", [True, False])
 @every_computed
 def test_both_ends_of_a_line_of_computed_weights_are_trained(kind, direct):
-    mode, alpha = Unstructured(max_sparsity=0.5, dense=()), 0.25
+    mode, alpha = Unstructured(layer_density="uniform", max_sparsity=0.5, dense=()), 0.25
     line = {"parameters": "all", "start": "independent"}
     model = SubspaceModel(COMPUTED[kind](), images(), mode=mode, subspace="line", line=line).eval()
     part = model.parts[0]
@@ -208,7 +211,9 @@ def test_both_ends_of_a_line_of_computed_weights_are_trained(kind, direct):
         state[name].lerp_(endpoint.detach(), 1.0 - alpha)
     twin.load_state_dict(state)
     before = {name: value.detach().clone() for name, value in twin.named_parameters()}
-    change = SubspaceModel(twin, images(), mode=Unstructured(max_sparsity=0.375, dense=()), subspace="point").eval()
+    change = SubspaceModel(
+        twin, images(), mode=Unstructured(layer_density="uniform", max_sparsity=0.375, dense=()), subspace="point"
+    ).eval()
     with model.runner.training_level(alpha, direct=direct), change.runner.training_level(0.0, direct=True):
         for network in (model, change):
             network(images()).square().mean().backward()

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
 from lightning_lcs.export import export_int8, int8_network, load_bits, save_bits
-from lightning_lcs.functional.quantization import fake_quantize, value_range
-from tests.helpers import relative
+from lightning_lcs.functional.quantization import fake_quantize, least_error_range
+from tests.helpers import relative, rounded
 from tests.integration.compressed_by_hand import SAME_OPS, images, quantized_by_hand
 
 # Small networks are not faster with integers.
@@ -38,7 +38,7 @@ def test_each_output_channel_of_a_transposed_convolution_has_a_range(tmp_path, g
     # Outputs of very different size: a range along the inputs would lose the small ones.
     with torch.no_grad():
         net.up.weight.mul_(torch.logspace(-2, 0, 12 // groups).view(1, -1, 1, 1))
-    model = SubspaceModel(net, images(), mode=Quantized(per_channel=True), subspace="point").eval()
+    model = SubspaceModel(net, images(), mode=Quantized(), subspace="point").eval()
     model.recalibrate([images()], [0.0, 1.0])
     own, inputs, outputs = net.up.weight.detach(), 8 // groups, 12 // groups
     for alpha, bits in ((0.0, 3), (1.0, 8)):
@@ -46,8 +46,8 @@ def test_each_output_channel_of_a_transposed_convolution_has_a_range(tmp_path, g
         for group in range(groups):
             for output in range(outputs):
                 kernel = own[group * inputs : (group + 1) * inputs, output]
-                low, high = kernel.min(), kernel.max()
-                expected[group * inputs : (group + 1) * inputs, output] = fake_quantize(kernel, low, high, bits)
+                ends = least_error_range(kernel, bits)
+                expected[group * inputs : (group + 1) * inputs, output] = fake_quantize(kernel, *ends, bits)
         assert torch.equal(model.materialize(alpha).up.weight, expected)
         again = load_bits(save_bits(model, tmp_path / "level.safetensors", alpha).path, Upsampling(groups))
         assert torch.equal(again.up.weight, expected)
@@ -59,7 +59,7 @@ def test_each_output_channel_of_a_transposed_convolution_has_a_range(tmp_path, g
 
 
 def test_training_quantizes_a_transposed_convolution_per_output_channel():
-    model = SubspaceModel(Upsampling(2), images(), mode=Quantized(per_channel=True), subspace="point").train()
+    model = SubspaceModel(Upsampling(2), images(), mode=Quantized(), subspace="point").train()
     with model.runner.training_level(0.0, strength=0.5):
         loss = model(images()).square().mean()
         loss.backward()
@@ -67,11 +67,11 @@ def test_training_quantizes_a_transposed_convolution_per_output_channel():
     twin.zero_grad()
     with torch.no_grad():
         for layer, bits in ((twin.stem, 8), (twin.head, 8)):
-            layer.weight.copy_(fake_quantize(layer.weight, *value_range(layer.weight, per_channel=True), bits))
+            layer.weight.copy_(rounded(layer.weight, bits))
         for output in range(12):
             group, own = divmod(output, 6)
             kernel = twin.up.weight[4 * group : 4 * group + 4, own]
-            kernel.copy_(fake_quantize(kernel, kernel.min(), kernel.max(), 3))
+            kernel.copy_(fake_quantize(kernel, *least_error_range(kernel, 3), 3))
     twin(images()).square().mean().backward()
     for ours, theirs in zip(model.module.parameters(), twin.parameters(), strict=True):
         assert relative(ours.grad, theirs.grad) < SAME_OPS
@@ -193,7 +193,7 @@ def test_layers_that_get_their_input_by_name_have_it_quantized():
     twin = copy.deepcopy(model.module)
     with torch.no_grad():
         for layer in (twin.stem, twin.head):
-            layer.weight.copy_(fake_quantize(layer.weight, *value_range(layer.weight), 4))
+            layer.weight.copy_(rounded(layer.weight, 4))
         ranges = {name: value.unbind() for name, value in model.statistics[1.0].items()}
         x = twin.stem(fake_quantize(images(), *ranges["stem.input_range"], 4)).mean((2, 3))
         expected = twin.head(fake_quantize(x, *ranges["head.input_range"], 4))

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
 from lightning_lcs.export import load_bits, load_sparse, save_bits, save_sparse
-from lightning_lcs.functional.quantization import fake_quantize, value_range
-from tests.helpers import WHOLE_WARNING, relative
+from lightning_lcs.functional.quantization import fake_quantize, least_error_range
+from tests.helpers import WHOLE_WARNING, relative, rounded
 from tests.integration.support import Module, digits, lcs, loader, trainer
 
 pytestmark = pytest.mark.filterwarnings(WHOLE_WARNING)
@@ -128,7 +128,7 @@ def whole_lines(model: SubspaceModel) -> str:
 @pytest.mark.parametrize("case", CASES)
 def test_a_shared_parameter_is_sparse_everywhere_or_nowhere(tmp_path, case):
     build, options, layers, why = CASES[case]
-    mode = Unstructured(max_sparsity=0.75, **options)
+    mode = Unstructured(layer_density="uniform", max_sparsity=0.75, **options)
     model = SubspaceModel(build().eval(), images(), mode=mode, subspace="point").eval()
     assert {name.removesuffix(".weight") for name in model.parts[0].compressed} == layers
     assert (why is None) == ("one parameter with" not in whole_lines(model))
@@ -153,7 +153,9 @@ def test_a_shared_parameter_is_quantized_everywhere_or_nowhere(tmp_path, case):
         layer, bits = twin.get_submodule(name.removesuffix(".weight")), int(part.pinned.get(name, 3))
         if id(layer.weight) not in done:
             done.add(id(layer.weight))
-            layer.weight.data = fake_quantize(layer.weight, *value_range(layer.weight), bits).detach()
+            whole = case == "autoencoder" and name == "down.weight"
+            own = layer.weight.detach()
+            layer.weight.data = fake_quantize(own, *least_error_range(own, bits), bits) if whole else rounded(own, bits)
         low, high = model.statistics[model.mode.snap(0.0)][name.replace("weight", "input_range")].unbind()
         layer.register_forward_pre_hook(lambda _, args, grid=(low, high, bits): (fake_quantize(args[0], *grid),))
     check(model, twin, load_bits(save_bits(model, tmp_path / "l.safetensors", 0.0).path, build()).eval(), 0.0)
@@ -169,19 +171,23 @@ def test_layers_with_one_weight_have_the_same_bits(options, bits):
     model.recalibrate([images()], [0.0])
     assert [model.parts[0].pinned[name] for name in ("a.weight", "head.weight")] == [bits, bits]
     own, small = model.module.a.weight.detach(), model.materialize(0.0)
-    assert torch.equal(small.a.weight, fake_quantize(own, *value_range(own), bits))
+    assert torch.equal(small.a.weight, rounded(own, bits))
     with torch.no_grad(), model.at_alpha(0.0):
         assert relative(small(images()), model(images())) < SAME_OPS
     full = SubspaceModel(Stack("head"), mode=Quantized(layer_bits={"head": 32}), subspace="point")
     assert full.parts[0].compressed == ("stem.weight", "b.weight")
 
 
-def test_channels_with_ranges_of_their_own_are_not_shared_with_a_transposed_convolution():
-    mode = Quantized(per_channel=True)
-    model = SubspaceModel(Autoencoder().eval(), images(), mode=mode, subspace="point").eval()
+def test_a_weight_that_layers_hold_in_different_orders_has_one_range():
+    model = SubspaceModel(Autoencoder().eval(), images(), mode="quantized", subspace="point").eval()
     model.recalibrate([images()], [0.0])
-    assert model.parts[0].compressed == ("stem.weight", "middle.weight", "head.weight")
-    assert "down.weight: it holds its inputs in another dimension" in whole_lines(model)
+    own, small = model.module.down.weight.detach(), model.materialize(0.0)
+    assert torch.equal(small.down.weight, fake_quantize(own, *least_error_range(own, 3), 3))
+    weights = [parameter for name, parameter in model.module.named_parameters() if "weight" in name]
+    size = sum(-(-weight.numel() * (3 if weight.shape[:2] == (8, 8) else 8) // 8) for weight in weights)
+    others = sum(value.numel() for name, value in model.module.named_parameters() if "bias" in name)
+    # Five bytes for each of the ranges of the stem, the shared weight, the middle and the head.
+    assert model.efficiency(0.0).size_bytes == size + 5 * (8 + 1 + 8 + 10) + 4 * others
 
 
 def test_a_network_of_which_all_is_tied_to_an_embedding_is_refused():
@@ -192,7 +198,9 @@ def test_a_network_of_which_all_is_tied_to_an_embedding_is_refused():
 
 
 def test_both_layers_with_one_sparse_weight_multiply_by_fewer_entries():
-    model = SubspaceModel(Stack(), images(), mode=Unstructured(max_sparsity=0.75), subspace="point")
+    model = SubspaceModel(
+        Stack(), images(), mode=Unstructured(layer_density="uniform", max_sparsity=0.75), subspace="point"
+    )
     assert model.efficiency(0.0).macs == (640 + 100 + 100) // 4 + 100
     assert model.efficiency(0.0).params == (640 + 100) // 4 + 100 + 40
 

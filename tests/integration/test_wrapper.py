@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import IterableDataset
 
 from lightning_lcs import CompressibleSubspaceWrapper, LCSCallback, Line, Structured, SubspaceModel
+from lightning_lcs.subspace.modes.registry import mode_to_dict
 from tests.integration.support import Data, Module, Net, digits, lcs, loader, trainer
 
 IMAGES = digits(0, 8).tensors[0]
@@ -134,7 +135,7 @@ def test_from_checkpoint(tmp_path, kind):
 def test_hyperparameters_are_plain_data(mode):
     module = CompressibleSubspaceWrapper("test_resnet", in_chans=1, mode=mode)
     width = 0.25 if mode == "structured" else 0.5
-    assert module.hparams["mode"] == {"name": "structured", "min_width": width}
+    assert module.hparams["mode"] == mode_to_dict(Structured(min_width=width))
     assert module.subspace_model.mode == Structured(min_width=width)
     plain = (str, int, float, bool, dict, type(None))
     assert all(isinstance(value, plain) for value in module.hparams.values())

@@ -35,7 +35,7 @@ def test_a_line_of_norms_needs_a_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "expected"), [("structured", "point"), ("unstructured", "line"), ("quantized", "point")]
+    ("mode", "expected"), [("structured", "point"), ("unstructured", "point"), ("quantized", "point")]
 )
 def test_the_subspace_by_default_is_that_of_the_mode(mode: str, expected: str) -> None:
     assert SubspaceModel(Mlp(), mode=mode).subspace == expected

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lightning_lcs.functional.quantization import AffineGrid, affine_grid, fake_quantize, round_to_grid, value_range
+from lightning_lcs.functional.quantization import RANGES, AffineGrid, affine_grid, fake_quantize, round_to_grid
 
 # The momentum of the moving ranges (arXiv 2110.04252).
 MOMENTUM = 0.1
@@ -45,6 +45,7 @@ class Observing:
         prefix: The prefix of the network in qualified names.
         bits: The bits of each layer by its path.
         quantize: Whether the inputs are already quantized.
+        search: How the range of an input is found, a key of :data:`RANGES`.
         moves: Whether the ranges are updated. The default is ``True``.
     """
 
@@ -52,6 +53,7 @@ class Observing:
     prefix: str
     bits: LayerBits
     quantize: bool
+    search: str
     moves: bool = True
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ class Observing:
         key = range_key(self.prefix, path)
         ranges = self.ranges[self.bits.level(path)]
         if self.moves:
-            current, held = torch.stack(value_range(x)).float(), ranges.get(key)
+            current, held = torch.stack(RANGES[self.search](x, self.bits(path), False)).float(), ranges.get(key)
             ranges[key] = current if held is None else torch.lerp(held.to(current), current, MOMENTUM)
         low, high = ranges[key].unbind()
         return fake_quantize(x, low, high, self.bits(path)) if self.quantize else x
@@ -72,10 +74,11 @@ class Collecting:
     add: Callable[[str, Tensor], None]
     prefix: str
     bits: LayerBits
+    search: str
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
-        current = torch.stack(value_range(x)).float()
+        current = torch.stack(RANGES[self.search](x, self.bits(path), False)).float()
         self.add(range_key(self.prefix, path), current)
         low, high = current.unbind()
         return fake_quantize(x, low, high, self.bits(path))

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_lcs.functional.channels import swap_channels
-from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, round_to_grid, value_range
+from lightning_lcs.functional.quantization import RANGES, AffineGrid, affine_grids, fake_quantize, round_to_grid
 from lightning_lcs.functional.sampling import SamplingDefaults
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
@@ -19,9 +18,10 @@ from lightning_lcs.subspace.forward import Inputs
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
 from lightning_lcs.subspace.modes.registry import register_mode
+from lightning_lcs.subspace.modes.weight_ranges import WeightRanges
 from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.weights.layers import all_weights, layer_of
-from lightning_lcs.subspace.weights.tied import CROSSWISE, tied_crosswise, tied_parameters
+from lightning_lcs.subspace.weights.tied import tied_parameters
 
 
 @register_mode("quantized")
@@ -42,7 +42,12 @@ class Quantized(Mode):
         edge_bits: The bit width of the first convolution and the last linear layer at every alpha: 2..8, or 32 for full
             precision, as in the paper. The default is 8.
         per_channel: Whether each output channel of a weight has a range of its own, instead of one range per weight.
-            The default is false.
+            Weights that layers hold in different orders, as a convolution and a transposed one may, have one range.
+            The default is true.
+        weight_range: How the range of a weight is found: "minmax" (from its smallest to its largest value) or "mse"
+            (the range whose grid has the least squared error, which clips values; see :func:`least_error_range`). The
+            default is "mse".
+        input_range: The same of the inputs of layers, whose ranges are averages over batches. The default is "mse".
         layer_bits: The bit widths of single layers at every alpha, by path or pattern, such as ``{"layer4.*": 8}``;
             each is in 2..8, or 32. The first pattern that fits a layer holds, before ``edge_bits``. Layers that share
             a weight have the most bits that any of them is given. The default is none.
@@ -62,11 +67,18 @@ class Quantized(Mode):
     has_discrete_levels: ClassVar[bool] = True
     draws_per_layer: ClassVar[bool] = True
     keeping_options: ClassVar[tuple[str, ...]] = ("edge_bits", "layer_bits")
+    former_defaults: ClassVar[dict[str, object]] = {
+        "per_channel": False,
+        "weight_range": "minmax",
+        "input_range": "minmax",
+    }
 
     min_bits: int = 3
     max_bits: int = 8
     edge_bits: int = 8
-    per_channel: bool = False
+    per_channel: bool = True
+    weight_range: str = "mse"
+    input_range: str = "mse"
     layer_bits: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +94,11 @@ class Quantized(Mode):
         for option, bits in pinned.items():
             if bits not in (*range(2, 9), 32):
                 raise ValueError(f"{option}={bits!r} is neither in 2..8 nor 32, which is full precision")
+        for option in ("weight_range", "input_range"):
+            if getattr(self, option) not in RANGES:
+                raise ValueError(
+                    f"{option}={getattr(self, option)!r} is not known; choose one of {', '.join(map(repr, RANGES))}"
+                )
         object.__setattr__(self, "layer_bits", dict(self.layer_bits))
 
     def bit_width(self, alpha: float) -> int:
@@ -169,25 +186,21 @@ class Quantized(Mode):
             )
         tied = tied_parameters(module).values()
         fixed = {**_shared(edges, tied), **_shared(fixed, tied)}
-        whole = {name for name, bits in fixed.items() if bits == 32} | self._crosswise(module, every)
+        whole = {name for name, bits in fixed.items() if bits == 32}
         compressed = tuple(name for name in every if name not in whole)
         return Selected(compressed, {name: bits for name, bits in fixed.items() if name not in whole})
-
-    def _crosswise(self, module: nn.Module, every: tuple[str, ...]) -> frozenset[str]:
-        """The weights whose output channels are not those of another layer with the same weight."""
-        return tied_crosswise(module, every) if self.per_channel else frozenset()
-
-    def reasons(self, part: Part) -> dict[str, str]:
-        """Why weights can't have a range for each output channel."""
-        module = part.network.module
-        return dict.fromkeys(self._crosswise(module, all_weights(module)), CROSSWISE)
 
     def transform(
         self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
     ) -> QuantizedWeights:
         """Each weight rounded to the numbers that its bits can represent."""
-        transposed = part.transposed if self.per_channel else {}
-        return QuantizedWeights(part.compressed, layer_bits(part, level), self.per_channel, on_line, transposed)
+        return QuantizedWeights(part.compressed, layer_bits(part, level), self.weight_ranges(part), on_line)
+
+    def weight_ranges(self, part: Part) -> WeightRanges:
+        """How the ranges of the weights of a network are found."""
+        by_channel = frozenset(part.compressed) - part.crosswise if self.per_channel else frozenset()
+        groups = {name: groups for name, groups in part.transposed.items() if name in by_channel}
+        return WeightRanges(by_channel, groups, self.weight_range)
 
     def evaluation_inputs(self, part: Part, level: Level) -> Reading:
         """The inputs quantized with the stored ranges of the level."""
@@ -199,7 +212,7 @@ class Quantized(Mode):
         """The inputs quantized with moving ranges, once the warm-up is over."""
         visited = {self.bit_width(level.alpha), *map(int, level.drawn.values())}
         moving = {bits: ranges.setdefault(self.alpha(bits), {}) for bits in visited}
-        return Observing(moving, part.prefix, layer_bits(part, level), quantize=level.strength >= 1.0)
+        return Observing(moving, part.prefix, layer_bits(part, level), level.strength >= 1.0, self.input_range)
 
     def repeated_inputs(self, inputs: Inputs | None) -> Inputs | None:
         """The inputs quantized with the ranges of the forward, which stay as they are."""
@@ -207,12 +220,11 @@ class Quantized(Mode):
 
     def calibration_inputs(self, part: Part, level: Level, add: Callable[[str, Tensor], None]) -> Collecting:
         """The inputs quantized with the range of each batch."""
-        return Collecting(add, part.prefix, layer_bits(part, level))
+        return Collecting(add, part.prefix, layer_bits(part, level), self.input_range)
 
     def weight_bytes(self, part: Part, level: Level, name: str, value: Tensor, kept: int) -> int:
         """The integers, and for each range a float32 scale and an int8 zero point."""
-        outputs = value.shape[1] * part.transposed[name] if name in part.transposed else value.shape[0]
-        ranges = outputs if self.per_channel else 1
+        ranges = self.weight_ranges(part).count(name, value)
         return -(-kept * layer_bits(part, level)(layer_of(name)) // 8) + 5 * ranges
 
     def report(self, part: Part, alpha: float) -> list[str]:
@@ -247,49 +259,42 @@ class QuantizedWeights:
     Args:
         names: The names of the compressed weights.
         bits: The bits of each layer, by its path.
-        per_channel: Whether each output channel of a weight has a range of its own.
+        ranges: How the ranges of the weights are found.
         on_line: Gives a weight that is not compressed yet, by its name.
-        transposed: The number of groups of each transposed convolution, by the name of its weight, where channels have
-            ranges of their own.
     """
 
     def __init__(
-        self,
-        names: tuple[str, ...],
-        bits: LayerBits,
-        per_channel: bool,
-        on_line: Callable[[str], Tensor],
-        transposed: Mapping[str, int],
+        self, names: tuple[str, ...], bits: LayerBits, ranges: WeightRanges, on_line: Callable[[str], Tensor]
     ) -> None:
         self._names = names
         self._bits = bits
-        self._per_channel = per_channel
+        self._ranges = ranges
         self._on_line = on_line
-        self._transposed = transposed
         self._grids: dict[str, AffineGrid] = {}
         # The weights on the line, kept between the search for all their grids and the rounding of each.
         self._values: dict[str, Tensor] = {}
 
     def __call__(self, name: str) -> Tensor:
         """The weight rounded to its bits; gradients pass straight through."""
-        return self._swapped(name, self._rounded(name))
+        return self._ranges.swapped(name, self._rounded(name))
 
     def _rounded(self, name: str) -> Tensor:
         """The rounded weight with its outputs in dimension 0."""
-        value = self._values.pop(name) if name in self._values else self._swapped(name, self._on_line(name))
+        value = self._values.pop(name) if name in self._values else self._outputs_first(name)
         if value.device.type == "cpu":
             # One weight at a time, so that it is still in the processor's cache when it is rounded.
-            return fake_quantize(value, *value_range(value, self._per_channel), self._bits(layer_of(name)))
+            bits = self._bits(layer_of(name))
+            return fake_quantize(value, *self._ranges(name, value, bits), bits)
         if not self._grids:
-            self._values = {other: self._swapped(other, self._on_line(other)) for other in self._names if other != name}
+            self._values = {other: self._outputs_first(other) for other in self._names if other != name}
             weights = {name: value, **self._values}
-            ranges = {weight: value_range(values, self._per_channel) for weight, values in weights.items()}
-            self._grids = affine_grids(ranges, {weight: self._bits(layer_of(weight)) for weight in weights})
+            bits_of = {weight: self._bits(layer_of(weight)) for weight in weights}
+            ranges = {weight: self._ranges(weight, values, bits_of[weight]) for weight, values in weights.items()}
+            self._grids = affine_grids(ranges, bits_of)
         return round_to_grid(value, self._grids[name])
 
-    def _swapped(self, name: str, value: Tensor) -> Tensor:
-        """A weight with its outputs in dimension 0, or such a weight as its layer holds it."""
-        return swap_channels(value, self._transposed[name]) if name in self._transposed else value
+    def _outputs_first(self, name: str) -> Tensor:
+        return self._ranges.swapped(name, self._on_line(name))
 
     def gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
         """The gradient as it is."""

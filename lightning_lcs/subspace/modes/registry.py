@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from lightning_lcs.subspace.axis import Axis
-from lightning_lcs.subspace.mode import Mode, shown_options
+from lightning_lcs.subspace.mode import Mode
 
 SUBSPACES = ("line", "point")
 MODES: dict[str, type[Mode]] = {}
@@ -84,9 +84,24 @@ def parse_mode(mode: str | Mode | Mapping[str, Any]) -> Mode:
     return MODES[name](**options)
 
 
+def saved_mode(data: Mapping[str, Any]) -> Mode:
+    """The mode that a checkpoint or a file holds, as :func:`mode_to_dict` wrote it.
+
+    Files that were written before an option existed, or before its default changed, run as they did then.
+
+    Args:
+        data: The name of the mode and its options.
+
+    Raises:
+        ValueError: The name, or an option, is not known.
+    """
+    kind = MODES.get(str(data.get("name")))
+    return parse_mode({**(kind.former_defaults if kind else {}), **data})
+
+
 def mode_to_dict(mode: Mode) -> dict[str, Any]:
-    """Plain data (numbers and text) that :func:`parse_mode` reads back; safe in checkpoints and hyperparameters."""
-    options = shown_options(mode)
+    """Plain data (numbers and text) that :func:`saved_mode` reads back; safe in checkpoints and hyperparameters."""
+    options = {field.name: getattr(mode, field.name) for field in dataclasses.fields(mode)}  # type: ignore[arg-type]
     plain = {key: list(value) if isinstance(value, tuple) else copy.copy(value) for key, value in options.items()}
     return {"name": name_of(mode), **plain}
 

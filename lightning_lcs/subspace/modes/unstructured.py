@@ -14,6 +14,7 @@ from lightning_lcs.functional.channels import swap_channels
 from lightning_lcs.functional.sampling import SamplingDefaults
 from lightning_lcs.functional.sparsity import (
     BLOCK,
+    LAYER_SPARSITIES,
     block_mask,
     largest_mask,
     largest_masks,
@@ -35,7 +36,7 @@ DENSE_LAYERS = ("first", "last", "depthwise")
 @register_mode("unstructured")
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Unstructured(Mode):
-    """Sparsity: every weight of a layer keeps its entries of largest magnitude.
+    """Sparsity: every weight of a layer keeps its entries of largest magnitude, small weights a larger share of them.
 
     Layers are convolutions, linear and recurrent layers, and torch's attention.
 
@@ -52,6 +53,9 @@ class Unstructured(Mode):
             network together, at least one of each) or "block" (of each four consecutive inputs, as accelerators need it
             for their 2:4 pattern; both sparsities are then multiples of 0.25, and so is that of every level). The
             default is "layer".
+        layer_density: How the entries that are kept are divided among the weights with ``scope="layer"``: "uniform"
+            (each keeps the same share) or "erk" (small weights keep more; see :func:`erdos_renyi_sparsities`). The
+            default is "erk".
 
     Raises:
         ValueError: An option is outside its range.
@@ -64,13 +68,14 @@ class Unstructured(Mode):
     """
 
     axis: ClassVar[Axis] = Axis("sparsity", "Share of zeros", full=0.0)
-    default_subspace: ClassVar[str] = "line"
     keeping_options: ClassVar[tuple[str, ...]] = ("dense",)
+    former_defaults: ClassVar[dict[str, object]] = {"layer_density": "uniform"}
 
     max_sparsity: float = 0.975
     min_sparsity: float = 0.0
     dense: tuple[str, ...] = ("first", "last")
     scope: str = "layer"
+    layer_density: str = "erk"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_sparsity < 1.0:
@@ -90,6 +95,11 @@ class Unstructured(Mode):
             )
         if self.scope not in SCOPES:
             raise ValueError(f"scope={self.scope!r} is not known; choose one of {', '.join(map(repr, SCOPES))}")
+        if self.layer_density not in LAYER_SPARSITIES:
+            raise ValueError(
+                f"layer_density={self.layer_density!r} is not known; choose one of "
+                f"{', '.join(map(repr, LAYER_SPARSITIES))}"
+            )
         if self.scope == "block" and any(value % 0.25 for value in (self.min_sparsity, self.max_sparsity)):
             raise ValueError(
                 f"scope='block' with min_sparsity={self.min_sparsity!r} and max_sparsity={self.max_sparsity!r}: 0 to "
@@ -99,7 +109,9 @@ class Unstructured(Mode):
         object.__setattr__(self, "dense", tuple(self.dense))
 
     def sparsity(self, alpha: float) -> float:
-        """The share of zeros in each compressed weight at a level; in all of them together with ``scope="global"``.
+        """The share of zeros in all compressed weights together at a level.
+
+        With ``layer_density="uniform"`` or ``scope="block"``, it is the share in each of them.
 
         Args:
             alpha: The level, in [0, 1].
@@ -127,7 +139,7 @@ class Unstructured(Mode):
 
     def sampling(self, subspace: str) -> SamplingDefaults:
         """One level per step, with sparse ones more often (examples/settings/compare.py), and a linear warm-up."""
-        return SamplingDefaults("weighted_draws", warmup=0.8, warmup_schedule="linear")
+        return SamplingDefaults("weighted_draws", warmup=0.5, warmup_schedule="linear")
 
     def weighted(self, draw: float) -> float:
         """The logarithm of the share that is kept is drawn evenly, so that every factor of it has as many steps."""
@@ -158,8 +170,9 @@ class Unstructured(Mode):
         self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
     ) -> SparseWeights:
         """The largest entries of each weight, and zeros."""
-        sparsity = level.strength * self.sparsity(level.alpha)
-        return SparseWeights(part.compressed, sparsity, self.scope, on_line, part.transposed, known)
+        divide = LAYER_SPARSITIES[self.layer_density if self.scope == "layer" else "uniform"]
+        sparsities = divide(part.shapes, level.strength * self.sparsity(level.alpha))
+        return SparseWeights(sparsities, self.scope, on_line, part.transposed, known)
 
     def weight_bytes(self, part: Part, level: Level, name: str, value: Tensor, kept: int) -> int:
         """The entries that are kept, and one bit per entry that says which these are."""
@@ -178,8 +191,7 @@ class SparseWeights:
     """The weights of a network at a sparsity.
 
     Args:
-        names: The names of the compressed weights.
-        sparsity: The share of zeros, in [0, 1).
+        sparsities: The share of zeros of each compressed weight by its name, in [0, 1).
         scope: Among which entries the largest are kept; see :class:`Unstructured`.
         on_line: Gives a weight that is not compressed yet, by its name.
         transposed: The number of groups of each transposed convolution, by the name of its weight.
@@ -189,15 +201,13 @@ class SparseWeights:
 
     def __init__(
         self,
-        names: tuple[str, ...],
-        sparsity: float,
+        sparsities: Mapping[str, float],
         scope: str,
         on_line: Callable[[str], Tensor],
         transposed: Mapping[str, int],
         known: dict[str, Any] | None = None,
     ) -> None:
-        self.sparsity = sparsity
-        self._names = names
+        self._sparsities = sparsities
         self._scope = scope
         self._on_line = on_line
         self._transposed = transposed
@@ -208,7 +218,7 @@ class SparseWeights:
     def __call__(self, name: str) -> Tensor:
         """The weight with its smallest entries set to zero."""
         value = self._on_line(name)
-        if self.sparsity == 0.0:
+        if self._sparsities[name] == 0.0:
             return value
         threshold = self._threshold(name, value)
         if threshold is not None:
@@ -217,7 +227,7 @@ class SparseWeights:
 
     def gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
         """The gradient of the kept entries; zero for all others."""
-        if self.sparsity == 0.0:
+        if self._sparsities[name] == 0.0:
             return gradient
         # Entries above a threshold are not zero. Without a threshold, a kept entry may be zero.
         return gradient * (value.ne(0.0) if self._thresholds.get(name) is not None else self._masks[name])
@@ -226,14 +236,14 @@ class SparseWeights:
         """How many entries of a weight are kept."""
         value = self._on_line(name)
         if self._scope == "layer":
-            return value.numel() - zero_count(value.numel(), self.sparsity)
-        return int(self._mask(name, value).sum(dtype=torch.int64)) if self.sparsity else value.numel()
+            return value.numel() - zero_count(value.numel(), self._sparsities[name])
+        return int(self._mask(name, value).sum(dtype=torch.int64)) if self._sparsities[name] else value.numel()
 
     def _threshold(self, name: str, value: Tensor) -> float | None:
         """The magnitude up to which entries of a weight become zero; ``None`` if a mask decides instead."""
         read = self._reads_back or value.device.type == "cpu"
         if self._scope == "layer" and name not in self._thresholds and read:
-            zeros = zero_count(value.numel(), self.sparsity)
+            zeros = zero_count(value.numel(), self._sparsities[name])
             self._thresholds[name] = magnitude_threshold(value, zeros) if zeros else None
         return self._thresholds.get(name)
 
@@ -246,14 +256,14 @@ class SparseWeights:
 
     def _new_masks(self, name: str, value: Tensor) -> dict[str, Tensor]:
         if self._scope == "layer":
-            return {name: largest_mask(value, self.sparsity)}
+            return {name: largest_mask(value, self._sparsities[name])}
         if self._scope == "block":
-            return {name: self._block_mask(value, self._transposed.get(name))}
-        return largest_masks({other: self._on_line(other) for other in self._names}, self.sparsity)
+            return {name: self._block_mask(name, value)}
+        return largest_masks({other: self._on_line(other) for other in self._sparsities}, self._sparsities[name])
 
-    def _block_mask(self, value: Tensor, groups: int | None) -> Tensor:
-        """The mask of a weight whose blocks lie along its inputs; ``groups`` of a transposed convolution."""
-        kept = BLOCK - zero_count(BLOCK, self.sparsity)
+    def _block_mask(self, name: str, value: Tensor) -> Tensor:
+        """The mask of a weight whose blocks lie along its inputs."""
+        kept, groups = BLOCK - zero_count(BLOCK, self._sparsities[name]), self._transposed.get(name)
         if groups is None:
             return block_mask(value, kept)
         return swap_channels(block_mask(swap_channels(value, groups), kept), groups)

@@ -50,7 +50,7 @@ class SweepOptions:
     warmup_schedule: str
     levels: int = DEFAULT_LEVELS
     shares: tuple[float, ...] | None = None
-    reduction: str = "mean"
+    reduction: str = "full_half"
     diversity_weight: float = 0.0
     scale_penalty: float = 0.0
     distillation: Distillation | None = None
@@ -101,7 +101,7 @@ class SweepOptions:
 
 
 def sweep_options(mode: Mode, subspace: str, sampling: Sampling, loss: Loss, line: Line) -> SweepOptions:
-    """The options given, and for those that are ``None`` what arXiv 2110.04252 does in this mode.
+    """The options given, and for those that are ``None`` the defaults of the mode.
 
     Raises:
         ValueError: An option does not fit the mode or the subspace.

@@ -19,7 +19,8 @@ NETWORKS = {"resnet50": {}, "mobilenetv3_small_050": {}, "vit_tiny_patch16_224":
 
 def level(name, sparsity=0.9):
     network = scramble(timm.create_model(name, num_classes=10, **NETWORKS[name]))
-    model = SubspaceModel(network, mode=Unstructured(max_sparsity=sparsity), subspace="point").eval()
+    mode = Unstructured(max_sparsity=sparsity, layer_density="uniform")
+    model = SubspaceModel(network, mode=mode, subspace="point").eval()
     model.runner.evaluation.warns = False
     return model.materialize(0.0).eval()
 

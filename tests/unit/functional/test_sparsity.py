@@ -1,6 +1,7 @@
 """The mask of the largest entries, against an oracle in plain numpy."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lcs.functional import sparsity as functional
-from lightning_lcs.functional.sparsity import block_mask, largest_mask, largest_masks, magnitude_threshold, zero_count
+from lightning_lcs.functional.sparsity import (
+    block_mask,
+    erdos_renyi_sparsities,
+    largest_mask,
+    largest_masks,
+    magnitude_threshold,
+    zero_count,
+)
 
 
 def oracle(weight: np.ndarray, sparsity: float) -> np.ndarray:
@@ -155,3 +163,32 @@ def test_blocks_out_of_range():
         block_mask(torch.ones(2, 6), 2)
     with pytest.raises(ValueError, match=r"kept=0 is not in 1\.\.4"):
         block_mask(torch.ones(2, 8), 0)
+
+
+shapes = st.dictionaries(
+    st.text("abcdef", min_size=1, max_size=3),
+    st.lists(st.integers(1, 40), min_size=2, max_size=4).map(tuple),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(shapes, st.floats(0.0, 0.99))
+def test_shares_of_erdos_renyi_add_up_and_leave_small_weights_denser(sizes, sparsity):
+    found = erdos_renyi_sparsities(sizes, sparsity)
+    assert found.keys() == sizes.keys()
+    assert all(0.0 <= share < 1.0 for share in found.values())
+    numel = {name: math.prod(shape) for name, shape in sizes.items()}
+    total = sum(numel.values())
+    assert sum(found[name] * numel[name] for name in sizes) == pytest.approx(sparsity * total, abs=1e-6 * total)
+    density = {name: sum(shape) / numel[name] for name, shape in sizes.items()}
+    kept = {name: 1.0 - share for name, share in found.items()}
+    ranked = sorted(sizes, key=density.__getitem__)
+    assert all(kept[low] <= kept[high] + 1e-9 for low, high in pairwise(ranked))
+    sparse = [name for name in sizes if found[name] > 1e-9]
+    factors = [kept[name] / density[name] for name in sparse]
+    assert factors == pytest.approx(factors[:1] * len(factors), rel=1e-6)
+
+
+def test_nothing_is_removed_at_a_sparsity_of_zero():
+    assert erdos_renyi_sparsities({"a": (3, 4), "b": (64, 64, 3, 3)}, 0.0) == {"a": 0.0, "b": 0.0}

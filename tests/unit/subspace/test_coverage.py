@@ -67,7 +67,8 @@ def test_what_the_options_leave_out_is_reported_without_a_warning() -> None:
 
 def test_torchs_attention_is_made_sparse() -> None:
     x = torch.randn(2, 5, 16)
-    model = SubspaceModel(Attending(), x, mode=Unstructured(dense=()), subspace="point").eval()
+    mode = Unstructured(dense=(), layer_density="uniform")
+    model = SubspaceModel(Attending(), x, mode=mode, subspace="point").eval()
     small = model.materialize(0.0)
     weight = small.get_parameter("attention.in_proj_weight")
     assert int((weight == 0).sum()) == int(0.975 * weight.numel())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.modes import Structured
-from lightning_lcs.subspace.modes.registry import MODES, check_subspace, mode_to_dict, parse_mode
+from lightning_lcs.subspace.modes.registry import MODES, check_subspace, mode_to_dict, parse_mode, saved_mode
 
 # One addition and one product in float64.
 ROUNDING = 1e-15
@@ -105,6 +105,17 @@ def test_parsing_leaves_the_mapping_alone() -> None:
 def test_mode_survives_plain_data(lo: float) -> None:
     mode = Structured(min_width=lo)
     assert parse_mode(json.loads(json.dumps(mode_to_dict(mode)))) == mode
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_plain_data_holds_every_option_and_files_from_before_one_existed_run_as_they_did(name: str) -> None:
+    written = mode_to_dict(MODES[name]())
+    assert set(written) == {"name", *(field.name for field in dataclasses.fields(MODES[name]))}
+    assert saved_mode(written) == MODES[name]()
+    former = saved_mode({"name": name})
+    for option, value in MODES[name].former_defaults.items():
+        assert getattr(former, option) == value != getattr(MODES[name](), option)
+        assert getattr(saved_mode({"name": name, option: written[option]}), option) == written[option]
 
 
 def test_every_mode_has_a_name() -> None:

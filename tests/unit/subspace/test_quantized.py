@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lcs import Quantized, SubspaceModel
-from lightning_lcs.functional.quantization import fake_quantize, value_range
-from tests.helpers import relative
+from lightning_lcs.functional.quantization import fake_quantize, least_error_range, value_range
+from tests.helpers import relative, rounded
 from tests.integration.support import Net, group_norm
 
 # The same operations on equal tensors, aligned otherwise in memory, by another path through the code.
@@ -78,7 +78,7 @@ def test_a_level_is_the_network_with_every_layer_quantized_by_hand(images, alpha
         own = copy.deepcopy(getattr(net, name))
         if edge[name] < 32:
             with torch.no_grad():
-                own.weight.copy_(fake_quantize(own.weight, *value_range(own.weight), edge[name]))
+                own.weight.copy_(rounded(own.weight, edge[name]))
             x = fake_quantize(x, *model.statistics[level][f"{name}.input_range"].unbind(), edge[name])
         return own(x)
 
@@ -116,9 +116,10 @@ def test_ranges_move_per_level_and_start_from_the_first_batch(images):
     for batch in batches:
         with model.runner.training_level(0.5):
             model(batch)
-    expected = torch.stack(value_range(batches[0]))
-    for batch in batches[1:]:
-        expected = expected + 0.1 * (torch.stack(value_range(batch)) - expected)
+    ends = [torch.stack(least_error_range(batch, 8)) for batch in batches]
+    expected = ends[0]
+    for found in ends[1:]:
+        expected = expected + 0.1 * (found - expected)
     torch.testing.assert_close(model.runner.ranges[0.5]["conv1.input_range"], expected)
     assert set(model.runner.ranges) == {0.5}
 
@@ -129,7 +130,7 @@ def test_before_the_warm_up_has_ended_inputs_are_observed_and_weights_quantized(
         found = model(images)
     twin = copy.deepcopy(model.module)
     with torch.no_grad():
-        twin.conv2.weight.copy_(fake_quantize(twin.conv2.weight, *value_range(twin.conv2.weight), 5))
+        twin.conv2.weight.copy_(rounded(twin.conv2.weight, 5))
         assert relative(found, twin(images)) < SAME_OPS
     assert set(model.runner.ranges[0.5]) == {"conv2.input_range"}
 
@@ -189,13 +190,25 @@ def test_what_a_level_costs(images):
     assert large.size_bytes - small.size_bytes == model.module.conv2.weight.numel() // 2
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_ranges_from_the_smallest_to_the_largest_value(images, per_channel):
+    mode = Quantized(per_channel=per_channel, weight_range="minmax", input_range="minmax")
+    model = calibrated(Net(group_norm), images, mode, subspace="point")
+    for alpha, bits in ((0.0, 3), (1.0, 8)):
+        weight = model.module.conv2.weight.detach()
+        expected = fake_quantize(weight, *value_range(weight, per_channel), bits)
+        assert torch.equal(model.materialize(alpha).conv2.weight, expected)
+        ends = model.statistics[mode.snap(alpha)]["conv1.input_range"]
+        torch.testing.assert_close(ends, torch.stack(value_range(images)))
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
 def test_timm_models(name):
     # Without batch norm, whose recalibrated statistics alone would change the result of an untrained network.
     size = 224 if "vit" in name else 64
     net = timm.create_model(name, num_classes=5).eval()
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    model = calibrated(net, x, Quantized(per_channel=True), subspace="point")
+    model = calibrated(net, x, Quantized(), subspace="point")
     with torch.no_grad():
         full = net(x)
         errors = []
@@ -215,6 +228,8 @@ def test_timm_models(name):
         ({"min_bits": 6, "max_bits": 4}, "min_bits=6"),
         ({"edge_bits": 16}, "edge_bits=16"),
         ({"layer_bits": {"stem": 9}}, r"layer_bits\['stem'\]=9"),
+        ({"weight_range": "max"}, "weight_range='max' is not known; choose one of 'minmax', 'mse'"),
+        ({"input_range": None}, "input_range=None is not known"),
     ],
 )
 def test_options_out_of_range(options, match):
@@ -231,7 +246,7 @@ def test_bits_of_single_layers(images):
     small = model.materialize(1.0)
     for name, bits in (("conv2", 4), ("head", 6)):
         weight = getattr(model.module, name).weight
-        assert torch.equal(getattr(small, name).weight, fake_quantize(weight, *value_range(weight), bits))
+        assert torch.equal(getattr(small, name).weight, rounded(weight, bits))
     with pytest.raises(ValueError, match=r"layer_bits names 'stem\.\*', which fits no .*'conv1', 'conv2', 'head'"):
         SubspaceModel(Net(), mode=Quantized(layer_bits={"stem.*": 8}), subspace="point")
 
@@ -249,7 +264,7 @@ def test_layers_that_drew_bits_of_their_own(images):
     with torch.no_grad():
         for (name, held), bits in zip(ranges.items(), (8, 4, 6), strict=True):  # the first convolution keeps its 8
             layer = getattr(twin, name)
-            layer.weight.copy_(fake_quantize(layer.weight, *value_range(layer.weight), bits))
+            layer.weight.copy_(rounded(layer.weight, bits))
             low, high = held[f"{name}.input_range"].unbind()
             layer.register_forward_pre_hook(lambda _, args, r=(low, high, bits): (fake_quantize(args[0], *r),))
         assert relative(found, twin(images)) < SAME_OPS

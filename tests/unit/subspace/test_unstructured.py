@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_lcs import SubspaceModel, Unstructured
-from lightning_lcs.functional.sparsity import zero_count
+from lightning_lcs.functional.sparsity import LAYER_SPARSITIES, zero_count
 from lightning_lcs.subspace.modes import unstructured as unstructured_mode
 from tests.helpers import relative
 from tests.integration.support import Net, group_norm
@@ -18,8 +18,8 @@ SAME_OPS = 1e-5
 SPARSE = ("conv1.weight", "conv2.weight", "head.weight")
 
 
-def all_sparse(**options) -> Unstructured:
-    return Unstructured(dense=(), **options)
+def all_sparse(layer_density="uniform", **options) -> Unstructured:
+    return Unstructured(dense=(), layer_density=layer_density, **options)
 
 
 def line(net: nn.Module, mode: Unstructured, **options) -> SubspaceModel:
@@ -153,13 +153,14 @@ def test_a_forward_that_cannot_be_traced():
     assert model.efficiency(0.0).params < model.efficiency(1.0).params
 
 
+@pytest.mark.parametrize("density", ["uniform", "erk"])
 @pytest.mark.parametrize("name", ["mobilenetv2_050", "regnetx_002", "vit_tiny_patch16_224"])
-def test_timm_models(name):
+def test_timm_models(name, density):
     size = 224 if "vit" in name else 32
     net = timm.create_model(name, num_classes=5).eval()
     x = torch.randn(2, 3, size, size)
     model = SubspaceModel(
-        net, x, mode=Unstructured(max_sparsity=0.9), subspace="line", line={"parameters": "norm"}
+        net, x, mode=Unstructured(max_sparsity=0.9, layer_density=density), subspace="line", line={"parameters": "norm"}
     ).eval()
     model.runner.evaluation.warns = False
     with torch.no_grad():
@@ -169,9 +170,13 @@ def test_timm_models(name):
         assert relative(small(x), sparse) < SAME_OPS
         model.set_alpha(1.0)
         assert torch.equal(model(x), net(x))
-    for weight in model.parts[0].compressed:
-        parameter = small.get_parameter(weight)
-        assert int((parameter == 0).sum()) == zero_count(parameter.numel(), 0.9)
+    weights = {name: small.get_parameter(name) for name in model.parts[0].compressed}
+    shares = LAYER_SPARSITIES[density]({name: tuple(weight.shape) for name, weight in weights.items()}, 0.9)
+    zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
+    assert zeros == {name: zero_count(weight.numel(), shares[name]) for name, weight in weights.items()}
+    # Less than one entry of each weight is lost to rounding.
+    count = sum(weight.numel() for weight in weights.values())
+    assert 0.9 * count - len(weights) < sum(zeros.values()) <= 0.9 * count
 
 
 def test_what_belongs_to_structured_mode_is_refused(images):
@@ -188,6 +193,7 @@ def test_what_belongs_to_structured_mode_is_refused(images):
         ({"max_sparsity": 0.5, "min_sparsity": 0.6}, "min_sparsity=0.6"),
         ({"dense": ("stem",)}, "dense="),
         ({"scope": "channel"}, "scope='channel'"),
+        ({"layer_density": "ERK"}, "layer_density='ERK' is not known; choose one of 'uniform', 'erk'"),
         ({"scope": "block"}, "max_sparsity=0.975.*use max_sparsity=0.5 for the 2:4"),
     ],
 )
@@ -265,7 +271,7 @@ def test_entries_that_are_zero_themselves_learn_where_they_are_kept(images, scop
     net = Net(group_norm).train()
     with torch.no_grad():
         net.conv2.weight.zero_()
-    mode = Unstructured(dense=("first",), scope=scope, max_sparsity=0.5)
+    mode = Unstructured(dense=("first",), scope=scope, layer_density="uniform", max_sparsity=0.5)
     model = SubspaceModel(net, mode=mode, subspace="point")
     with model.runner.training_level(0.0, direct=direct):
         loss = model(images).square().sum()

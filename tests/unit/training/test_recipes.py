@@ -16,12 +16,13 @@ def test_every_recipe_is_a_callback(recipe, mode, subspace):
         for name, value in options.items():
             assert getattr(getattr(callback, group), name) == value
     default = LCSCallback(mode, subspace).options
-    assert (callback.options == default) == ((recipe, mode) == ("fast", "quantized"))
+    assert (callback.options == default) == (not recipe_for(recipe, mode))
 
 
 def test_options_that_are_given_hold():
     callback = LCSCallback("unstructured", recipe="best", sampling={"warmup": 0.2}, loss=Loss(reduction="sum"))
     assert (callback.sampling.warmup, callback.sampling.warmup_schedule) == (0.2, "cubic")
+    assert callback.sampling.sampler == "weighted_sandwich"
     assert callback.loss.reduction == "sum"
     assert filled(Sampling(alphas_per_step=2), {"alphas_per_step": 3, "levels": 9}) == Sampling(
         alphas_per_step=2, levels=9

@@ -1,0 +1,47 @@
+"""Ranges of quantized weights: one for a whole weight, or one for each output channel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lightning_lcs.functional.channels import swap_channels
+from lightning_lcs.functional.quantization import RANGES
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightRanges:
+    """How the ranges of the weights of a network are found.
+
+    Attributes:
+        by_channel: The names of the weights whose output channels have ranges of their own.
+        groups: The number of groups of those among them that are of transposed convolutions, by name.
+        search: How a range is found, a key of :data:`RANGES`.
+    """
+
+    by_channel: frozenset[str]
+    groups: Mapping[str, int]
+    search: str
+
+    def __call__(self, name: str, value: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """The ends of the ranges of a weight.
+
+        Args:
+            name: The name of the weight.
+            value: The weight with its outputs in dimension 0; see :meth:`swapped`.
+            bits: Number of bits, 2 to 8.
+
+        Returns:
+            Two scalars, or two tensors with an entry for each output.
+        """
+        return RANGES[self.search](value, bits, name in self.by_channel)
+
+    def swapped(self, name: str, value: Tensor) -> Tensor:
+        """A weight with its outputs in dimension 0 if these have ranges, or such a weight as its layer holds it."""
+        return swap_channels(value, self.groups[name]) if name in self.groups else value
+
+    def count(self, name: str, value: Tensor) -> int:
+        """The number of ranges of a weight as its layer holds it."""
+        return len(self.swapped(name, value)) if name in self.by_channel else 1
