@@ -77,12 +77,12 @@ class Clock(L.Callback):
 
 
 def _hand_written(network: nn.Module, loader: DataLoader) -> Iterator[None]:
-    """The same four losses in a plain PyTorch loop: one backward per level, one optimizer step."""
+    """The same three losses in a plain PyTorch loop: one backward per level, one optimizer step."""
     model = SubspaceModel(network, images(2, 1, 32), subspace="point").train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     for step, (x, y) in enumerate(loader):
         optimizer.zero_grad()
-        for alpha in sandwich(step_generator(0, step), 4):
+        for alpha in sandwich(step_generator(0, step), 3):
             with model.runner.training_level(alpha):
                 nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()

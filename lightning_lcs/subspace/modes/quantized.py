@@ -194,7 +194,7 @@ class Quantized(Mode):
         self, part: Part, level: Level, on_line: Callable[[str], Tensor], known: dict[str, Any] | None
     ) -> QuantizedWeights:
         """Each weight rounded to the numbers that its bits can represent."""
-        return QuantizedWeights(part.compressed, layer_bits(part, level), self.weight_ranges(part), on_line)
+        return QuantizedWeights(part.compressed, layer_bits(part, level), self.weight_ranges(part), on_line, known)
 
     def weight_ranges(self, part: Part) -> WeightRanges:
         """How the ranges of the weights of a network are found."""
@@ -261,15 +261,22 @@ class QuantizedWeights:
         bits: The bits of each layer, by its path.
         ranges: How the ranges of the weights are found.
         on_line: Gives a weight that is not compressed yet, by its name.
+        known: The known ranges of this level and these weights, by name; further ones are added. ``None`` keeps none.
     """
 
     def __init__(
-        self, names: tuple[str, ...], bits: LayerBits, ranges: WeightRanges, on_line: Callable[[str], Tensor]
+        self,
+        names: tuple[str, ...],
+        bits: LayerBits,
+        ranges: WeightRanges,
+        on_line: Callable[[str], Tensor],
+        known: dict[str, Any] | None = None,
     ) -> None:
         self._names = names
         self._bits = bits
         self._ranges = ranges
         self._on_line = on_line
+        self._known: dict[str, tuple[Tensor, Tensor]] = {} if known is None else known
         self._grids: dict[str, AffineGrid] = {}
         # The weights on the line, kept between the search for all their grids and the rounding of each.
         self._values: dict[str, Tensor] = {}
@@ -283,15 +290,18 @@ class QuantizedWeights:
         value = self._values.pop(name) if name in self._values else self._outputs_first(name)
         if value.device.type == "cpu":
             # One weight at a time, so that it is still in the processor's cache when it is rounded.
-            bits = self._bits(layer_of(name))
-            return fake_quantize(value, *self._ranges(name, value, bits), bits)
+            return fake_quantize(value, *self._range(name, value), self._bits(layer_of(name)))
         if not self._grids:
             self._values = {other: self._outputs_first(other) for other in self._names if other != name}
             weights = {name: value, **self._values}
-            bits_of = {weight: self._bits(layer_of(weight)) for weight in weights}
-            ranges = {weight: self._ranges(weight, values, bits_of[weight]) for weight, values in weights.items()}
-            self._grids = affine_grids(ranges, bits_of)
+            ranges = {weight: self._range(weight, values) for weight, values in weights.items()}
+            self._grids = affine_grids(ranges, {weight: self._bits(layer_of(weight)) for weight in weights})
         return round_to_grid(value, self._grids[name])
+
+    def _range(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        if name not in self._known:
+            self._known[name] = self._ranges(name, value, self._bits(layer_of(name)))
+        return self._known[name]
 
     def _outputs_first(self, name: str) -> Tensor:
         return self._ranges.swapped(name, self._on_line(name))

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lcs import Quantized, SubspaceModel
 from lightning_lcs.functional.quantization import fake_quantize, least_error_range, value_range
+from lightning_lcs.subspace.modes import weight_ranges
 from tests.helpers import relative, rounded
 from tests.integration.support import Net, group_norm
 
@@ -188,6 +189,32 @@ def test_what_a_level_costs(images):
     assert (small.bit_width, large.bit_width, small.params, small.macs) == (4, 8, large.params, large.macs)
     # Only conv2 changes: the first convolution and the head stay at 8 bits.
     assert large.size_bytes - small.size_bytes == model.module.conv2.weight.numel() // 2
+
+
+def test_a_level_set_again_remembers_the_ranges_of_its_weights(images, monkeypatch):
+    net = Net(group_norm).eval()
+    model = calibrated(net, images, subspace="point")
+    calls = []
+    original = weight_ranges.RANGES["mse"]
+    monkeypatch.setitem(weight_ranges.RANGES, "mse", lambda *args: calls.append(args) or original(*args))
+
+    def outputs():
+        with torch.no_grad():
+            model.set_alpha(0.3)
+            first = model(images)
+            model.set_alpha(0.6)
+            model(images)
+        return first
+
+    before = outputs()
+    assert len(calls) == 2 * len(model.parts[0].compressed)
+    assert torch.equal(outputs(), before)
+    assert len(calls) == 2 * len(model.parts[0].compressed)
+    with torch.no_grad():
+        net.conv2.weight.mul_(2.0)
+    with pytest.warns(UserWarning, match="other weights"):
+        assert not torch.equal(outputs(), before)
+    assert len(calls) == 4 * len(model.parts[0].compressed)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
