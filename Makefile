@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test processors cuda cuda-bench browser bolts packages oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long results-page env clean
+.PHONY: demo test processors cuda cuda-bench browser bolts packages oldest lint types contracts docs notebook notebook-refresh bench coverage fashion pretrained levels results results-long results-page settings settings-long env clean
 
 env: $(READY)
 
@@ -138,6 +138,13 @@ results-long: $(READY)  ## the same after 20 epochs
 	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(STRUCTURED)
 	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(UNSTRUCTURED) $(SHARES)
 	$(COMPARE) $(LONG) --folder runs/results/20 --seeds $(SEEDS) --methods $(QUANTIZED) --model.learning_rate=0.025
+
+COMPARE_SETTINGS = OMP_NUM_THREADS=1 $(BIN)/python examples/settings/compare.py --results docs/results/settings.json
+settings: $(READY)  ## settings of the training step on a small network: a minute per run; goes on where it was stopped
+	$(COMPARE_SETTINGS) --seeds $(SEEDS)
+
+settings-long: $(READY)  ## recipes against networks alone, cPreResNet, 20 epochs: 3 to 20 minutes per run; as above
+	$(COMPARE_SETTINGS) --seeds $(SEEDS) --task preresnet
 
 clean:
 	rm -rf .venv .venv-bolts .venv-oldest runs site

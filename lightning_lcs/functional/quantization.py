@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 MIN_BITS, MAX_BITS = 2, 8
-# The errors of ranges are compared in samples of about this size; of each channel in as many entries, at least.
-_SAMPLE, _ROW = 4096, 64
+# The errors of ranges are compared in samples of about this many entries; with ranges of channels, in this many of each
+# channel, or in fewer where there are more channels than fit into so many in all.
+_SAMPLE, _OF_CHANNEL, _OF_CHANNELS = 1 << 12, 64, 1 << 18
 
 
 def integer_range(bits: int) -> tuple[int, int]:
@@ -199,7 +200,8 @@ def least_error_range(x: Tensor, bits: int, per_channel: bool = False) -> tuple[
     """The range whose grid is nearest to the values of a tensor: some values are clipped so that all others are finer.
 
     The ranges that are tried are those of :func:`value_range` times 1, 0.95 and so on down to 0.25. Their squared
-    errors are taken from a sample of the values: every k-th one, about 4,096 in all, and 64 of each channel at least.
+    errors are taken from a sample of the values: every k-th one, about 4,096 in all, and 64 of each channel or, of more
+    than 4,096 channels, fewer.
 
     Args:
         x: Values of any shape.
@@ -236,9 +238,8 @@ def least_error_range(x: Tensor, bits: int, per_channel: bool = False) -> tuple[
 
 def _stride(size: int, rows: int) -> int:
     """The distance between the entries of a sample of rows of ``size``; it meets all columns of every inner shape."""
-    return next(
-        step for step in itertools.count(max(1, size // max(_ROW, _SAMPLE // rows))) if math.gcd(step, size) == 1
-    )
+    count = max(_SAMPLE // rows, min(_OF_CHANNEL, _OF_CHANNELS // rows), 8)
+    return next(step for step in itertools.count(max(1, size // count)) if math.gcd(step, size) == 1)
 
 
 # Ways to find the range of a tensor for a number of bits, each for the whole tensor or for its channels.

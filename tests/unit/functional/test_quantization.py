@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lcs.functional.quantization import (
     affine_grid,
@@ -246,6 +247,22 @@ def test_the_end_at_zero_of_a_one_sided_range_clips_nothing(sign):
     low, high = least_error_range(x, 8)
     assert float(low if sign < 0 else high) == pytest.approx(float(x[x.abs().argmax()]), rel=0.06)
     assert float(high if sign < 0 else low) * sign >= 0.0
+
+
+def test_the_sample_of_very_many_channels_stays_small():
+    """Of a head with tens of thousands of classes, ranges take little memory: its sample is tried sixteen times."""
+    x = torch.randn(30_000, 96, generator=torch.Generator().manual_seed(0))
+    tried = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            tried.append(found.numel() if isinstance(found, torch.Tensor) else 0)
+            return found
+
+    with Sizes():
+        least_error_range(x, 8, per_channel=True)
+    assert max(tried) <= 2 * x.numel()
 
 
 def test_more_bits_clip_less():
