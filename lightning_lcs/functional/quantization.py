@@ -223,14 +223,17 @@ def least_error_range(x: Tensor, bits: int, per_channel: bool = False) -> tuple[
     rows, size = (len(x), x[0].numel()) if per_channel else (1, x.numel())
     places = torch.arange(0, size, _stride(size, rows), device=x.device)
     sample = (x.detach().flatten(1)[:, places] if per_channel else x.detach().take(places).unsqueeze(0)).float()
-    ratios = torch.linspace(1.0, 0.25, 16, device=x.device).view(-1, 1)
-    lows, highs = ((ratios * end.reshape(-1).float()).unsqueeze(-1) for end in (low, high))
-    grid = affine_grid(lows.flatten(), highs.flatten(), bits)
-    tried = sample.repeat(len(ratios), 1)
-    errors = (round_to_grid(tried, grid) - tried).square().view(len(ratios), rows, -1).sum(-1) * (size / len(places))
+    # A smaller range has a smaller scale and the same zero point.
+    grid = affine_grid(low.reshape(-1, 1), high.reshape(-1, 1), bits)
+    ratios = torch.linspace(1.0, 0.25, 16, device=x.device).view(-1, 1, 1)
+    scales = ratios * grid.scale
+    exact = sample / scales
+    values = exact.round()
+    torch.minimum(values, grid.ends[1], out=values)
+    torch.maximum(values, grid.ends[0], out=values)
+    errors = values.sub_(exact).square_().mean(-1, keepdim=True) * scales.square() * size
     # A sample may miss the largest values, of which at least these two would be clipped.
-    largest = low.clamp(max=0.0).square() + high.clamp(min=0.0).square()
-    clipped = (1.0 - ratios).square() * largest.reshape(-1).float()
+    clipped = (1.0 - ratios).square() * (grid.ends[0].square() + grid.ends[1].square()) * grid.scale.square()
     # The first of equal errors is the widest range.
     ratio = ratios.flatten()[torch.maximum(errors, clipped).argmin(0)].view_as(low)
     return low * ratio, high * ratio
