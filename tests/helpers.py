@@ -28,6 +28,16 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
     return fake_quantize(weight, *least_error_range(weight, bits, per_channel=True), bits)
 
 
+def first_of_two_levels(model: SubspaceModel, x: Tensor) -> Tensor:
+    """The output at alpha = 0.3, after which the model has run at 0.6, too."""
+    with torch.no_grad():
+        model.set_alpha(0.3)
+        first: Tensor = model(x)
+        model.set_alpha(0.6)
+        model(x)
+    return first
+
+
 def scramble(module: nn.Module) -> nn.Module:
     """Random norm parameters, biases and running statistics: at their initial values wrong slices go unnoticed."""
     with torch.no_grad():

@@ -11,7 +11,7 @@ from lightning_lcs.subspace.compression import Selected
 from lightning_lcs.subspace.weights.computed import computed_weights, source_names
 from lightning_lcs.subspace.weights.layers import transposed_groups
 
-# The reason for which a weight that is tied crosswise is whole where blocks or channels have ranges of their own.
+# The reason for which a weight that is tied crosswise is whole where each block of inputs is compressed on its own.
 CROSSWISE = "it holds its inputs in another dimension"
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_lcs import Quantized, SubspaceModel
 from lightning_lcs.functional.quantization import fake_quantize, least_error_range, value_range
 from lightning_lcs.subspace.modes import weight_ranges
-from tests.helpers import relative, rounded
+from tests.helpers import first_of_two_levels, relative, rounded
 from tests.integration.support import Net, group_norm
 
 # The same operations on equal tensors, aligned otherwise in memory, by another path through the code.
@@ -198,22 +198,14 @@ def test_a_level_set_again_remembers_the_ranges_of_its_weights(images, monkeypat
     original = weight_ranges.RANGES["mse"]
     monkeypatch.setitem(weight_ranges.RANGES, "mse", lambda *args: calls.append(args) or original(*args))
 
-    def outputs():
-        with torch.no_grad():
-            model.set_alpha(0.3)
-            first = model(images)
-            model.set_alpha(0.6)
-            model(images)
-        return first
-
-    before = outputs()
+    before = first_of_two_levels(model, images)
     assert len(calls) == 2 * len(model.parts[0].compressed)
-    assert torch.equal(outputs(), before)
+    assert torch.equal(first_of_two_levels(model, images), before)
     assert len(calls) == 2 * len(model.parts[0].compressed)
     with torch.no_grad():
         net.conv2.weight.mul_(2.0)
     with pytest.warns(UserWarning, match="other weights"):
-        assert not torch.equal(outputs(), before)
+        assert not torch.equal(first_of_two_levels(model, images), before)
     assert len(calls) == 4 * len(model.parts[0].compressed)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_lcs import SubspaceModel, Unstructured
 from lightning_lcs.functional.sparsity import LAYER_SPARSITIES, zero_count
 from lightning_lcs.subspace.modes import unstructured as unstructured_mode
-from tests.helpers import relative
+from tests.helpers import first_of_two_levels, relative
 from tests.integration.support import Net, group_norm
 
 # The same operations on equal tensors, aligned otherwise in memory, by another path through the code.
@@ -291,20 +291,12 @@ def test_a_level_set_again_remembers_its_thresholds(images, monkeypatch):
     original = unstructured_mode.magnitude_threshold
     monkeypatch.setattr(unstructured_mode, "magnitude_threshold", lambda *args: calls.append(args) or original(*args))
 
-    def outputs():
-        with torch.no_grad():
-            model.set_alpha(0.3)
-            first = model(images)
-            model.set_alpha(0.6)
-            model(images)
-        return first
-
-    before = outputs()
+    before = first_of_two_levels(model, images)
     assert len(calls) == 2 * len(SPARSE)
-    assert torch.equal(outputs(), before)
+    assert torch.equal(first_of_two_levels(model, images), before)
     assert len(calls) == 2 * len(SPARSE)
     with torch.no_grad():
         net.conv1.weight.neg_()
         net.conv2.weight.mul_(2.0)
-    assert not torch.equal(outputs(), before)
+    assert not torch.equal(first_of_two_levels(model, images), before)
     assert len(calls) == 4 * len(SPARSE)
