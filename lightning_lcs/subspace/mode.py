@@ -3,8 +3,8 @@
 alpha lies in [0, 1] throughout: 1 is the full network, 0 the most compressed one.
 """
 
-from __future__ import annotations
-
+# Without annotations as text: jsonargparse evaluates those of a base class with the names that the module of the
+# subclass has, and validates no option of a mode of the user's own where one of them is missing.
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -47,7 +47,7 @@ class Level:
         (0.25, False)
     """
 
-    mode: Mode
+    mode: "Mode"
     alpha: float
     strength: float = 1.0
     drawn: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.reporting.html import page
 from lightning_lcs.reporting.runs import read_runs
 from lightning_lcs.reporting.terminal import print_curves
+from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.modes.registry import MODES, axes, register_mode
 from tests.helpers import relative
 from tests.integration.support import Module, Net, digits, group_norm, lcs, loader, trainer
@@ -115,3 +117,25 @@ def test_names_and_axes_are_refused_twice(low_rank):
     assert set(axes()) == {"width", "sparsity", "bit_width", "rank"}
     with pytest.raises(TypeError, match=r"min_rank is an option of a mode: give mode=LowRank\(min_rank=...\)"):
         LCSCallback(mode="low_rank", min_rank=0.5)
+
+
+def test_options_of_a_mode_of_ones_own_are_validated_in_yaml(tmp_path, monkeypatch):
+    """Although its module imports none of the names in the annotations of Mode."""
+    (tmp_path / "own_mode.py").write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "from lightning_lcs.subspace.mode import Mode\n"
+        "@dataclasses.dataclass(frozen=True, repr=False)\n"
+        "class Own(Mode):\n"
+        "    width: float = 0.25\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--mode", type=Mode)
+
+    def parsed(width):
+        return parser.parse_object({"mode": {"class_path": "own_mode.Own", "init_args": {"width": width}}})
+
+    assert parsed(0.5).mode.init_args.width == 0.5
+    with pytest.raises(ArgumentError, match="wide"):
+        parsed("wide")
