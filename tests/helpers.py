@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.functional.quantization import fake_quantize, least_error_range
+from lightning_lcs.functional.quantization import fake_quantize
+from lightning_lcs.functional.ranges import least_error_range
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.modes import Structured
 

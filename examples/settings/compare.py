@@ -44,14 +44,15 @@ def run(task: Task, mode: str, options: dict | None, seed: int, epochs: int) -> 
     L.seed_everything(seed, verbose=False)
     clock = Clock()
     train, val = task.loaders()
-    rate = 0.25 * task.learning_rate if mode == "quantized" and task.schedule == "cosine" else task.learning_rate
     given = {"mode": mode, "alphas": ALPHAS[mode], "seed": seed, **(options or {})}
+    # The paper trains bit widths with a quarter of the rate.
+    rate = given.pop("learning_rate", 0.25 if mode == "quantized" and task.schedule == "cosine" else 1.0)
     callbacks = [] if options is None else [LCSCallback(recalibration={"images": 1024, "levels": [0.0]}, **given)]
     trainer = L.Trainer(
         accelerator="cpu", callbacks=[*callbacks, clock], max_epochs=epochs, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, check_val_every_n_epoch=epochs,
     )  # fmt: skip
-    trainer.fit(Module(task, rate), train, val)
+    trainer.fit(Module(task, rate * task.learning_rate), train, val)
     found = [float(trainer.callback_metrics["val_acc"])]
     if callbacks:
         found = [point.metrics["val_acc"] for point in callbacks[0].curve]

@@ -42,7 +42,11 @@ class Module(L.LightningModule):
 
 def trained(name: str, mode: str, dataset) -> LCSCallback:
     L.seed_everything(0)
-    sampling = {"split": True, "warmup": None if mode == "structured" else 0.3}
+    sampling = {
+        "split": [0.25, 0.25, 0.5],
+        "sampler": "weighted_sandwich",
+        "warmup": None if mode == "structured" else 0.3,
+    }
     callback = LCSCallback(mode, subspace="point", sampling=sampling, recalibration={"images": 512, "levels": [0.0]})
     trainer = L.Trainer(
         accelerator="cpu", callbacks=[callback], max_epochs=3, logger=False, enable_checkpointing=False,

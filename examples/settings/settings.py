@@ -1,4 +1,7 @@
-"""The settings of the training step that compare.py compares, by mode and name; `None` is plain training."""
+"""The settings of the training step that compare.py compares, by mode and name; `None` is plain training.
+
+`learning_rate` is in multiples of the task's; all else are options of the callback.
+"""
 
 from typing import Any
 
@@ -13,6 +16,7 @@ ALPHAS = {
 HALF = {"reduction": "full_half"}
 TAUGHT = {**HALF, "distillation": "logits"}
 LATE = {**HALF, "distillation": {"start": 0.3}}
+SPLIT = {"split": [0.25, 0.25, 0.5], "sampler": "weighted_sandwich"}
 SANDWICH = {"sampler": "weighted_sandwich", "alphas_per_step": 3}
 
 
@@ -27,11 +31,21 @@ def widths() -> dict[str, Any]:
         "3 levels, full half": {"sampling": three, "loss": HALF},
         "3 levels, full half, distillation": {"sampling": three, "loss": TAUGHT},
         "3 levels, full half, distillation from 0.3": {"sampling": three, "loss": LATE},
+        "3 levels, full half, distillation alone from 0.3": {
+            "sampling": three,
+            "loss": {**HALF, "distillation": {"start": 0.3, "weight": 1.0}},
+        },
+        "3 levels, full plus mean": {"sampling": three, "loss": {"reduction": "full_plus_mean"}},
+        "3 levels, weighted draws, full half": {"sampling": {"sampler": "weighted", **three}, "loss": HALF},
+        "3 levels, uniform draws, full half": {"sampling": {"sampler": "uniform", **three}, "loss": HALF},
         "4 levels, full half": {"sampling": {"alphas_per_step": 4}, "loss": HALF},
         "2 levels, full half": {"sampling": {"sampler": "weighted"}, "loss": HALF},
         "2 levels, full half, distillation": {"sampling": {"sampler": "weighted"}, "loss": TAUGHT},
-        "split batch": {"sampling": {"split": True}},
-        "split batch, distillation": {"sampling": {"split": True}, "loss": {"distillation": "logits"}},
+        "split batch": {"sampling": SPLIT},
+        "split batch, 0.6 full": {"sampling": {**SPLIT, "split": [0.2, 0.2, 0.6]}},
+        "split batch, 2 levels": {"sampling": {"split": [0.5, 0.5], "sampler": "weighted"}},
+        "split batch, 2 levels, 0.6 full": {"sampling": {"split": [0.4, 0.6], "sampler": "weighted"}},
+        "split batch, distillation": {"sampling": SPLIT, "loss": {"distillation": "logits"}},
         **{f"width {width} alone": {"sampling": {"sampler": [(width - 0.25) / 0.75]}} for width in (0.25, 0.5, 0.75)},
     }
 
@@ -51,7 +65,7 @@ def shares() -> dict[str, Any]:
     steps: dict[str, dict[str, Any]] = {
         "1 level": {"sampling": {"sampler": "weighted_draws"}},
         "1 level, as in the paper": {"sampling": {"sampler": "biased_endpoints"}},
-        "split batch": {"sampling": {"split": True}},
+        "split batch": {"sampling": {"split": [0.25, 0.25, 0.5]}},
         "2 levels, full half": {"sampling": {"sampler": "weighted"}, "loss": HALF},
         "2 levels, full half, distillation": {"sampling": {"sampler": "weighted"}, "loss": TAUGHT},
         "3 levels, full half": {"sampling": SANDWICH, "loss": HALF},
@@ -91,13 +105,25 @@ def bits() -> dict[str, Any]:
     # Name -> the options of a step.
     steps: dict[str, dict[str, Any]] = {
         "1 level": {"sampling": {"sampler": "uniform_draws", "warmup": 0.8}},
+        **{
+            f"1 level, inputs from {start}": {"sampling": {"sampler": "uniform_draws", "warmup": start}}
+            for start in (0.3, 0.5)
+        },
         "1 level, weighted, inputs from 0.3": {"sampling": {"sampler": "weighted_draws", "warmup": 0.3}},
+        "1 level, weighted, inputs from 0.3, full learning rate": {
+            "sampling": {"sampler": "weighted_draws", "warmup": 0.3},
+            "learning_rate": 1.0,
+        },
         "2 levels, full half, inputs from 0.3": {"sampling": {"sampler": "weighted", "warmup": 0.3}, "loss": HALF},
         "3 levels, inputs from 0.3": {"sampling": {**SANDWICH, "warmup": 0.3}},
         **{
             f"{count} bits alone, inputs from {start}": {"sampling": {"sampler": [(count - 2) / 6], "warmup": start}}
             for count in (3, 4, 6, 8)
             for start in (0.3, 0.8)
+        },
+        "3 bits alone, inputs from 0.3, full learning rate": {
+            "sampling": {"sampler": [1 / 6], "warmup": 0.3},
+            "learning_rate": 1.0,
         },
     }
     return {

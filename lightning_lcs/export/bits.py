@@ -70,7 +70,8 @@ def quantized_weights(model: SubspaceModel, alpha: float) -> dict[str, Quantized
         for name in part.compressed:
             value, bits = part.on_line(name, alpha).detach().cpu(), bits_of(layer_of(name))
             value = ranges.swapped(name, value)
-            scale, zero_point = affine_parameters(*ranges(name, value, bits), bits)
+            ends = ranges.find({name: value}, lambda name: bits_of(layer_of(name)))[name]
+            scale, zero_point = affine_parameters(*ends, bits)
             integers = ranges.swapped(name, quantize(value, scale, zero_point, bits)).contiguous()
             found[name] = QuantizedWeight(integers, scale, zero_point, bits, ranges.groups.get(name))
     return found

@@ -6,19 +6,13 @@ Ranges, scales and zero points stay tensors, so nothing here waits for an accele
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 MIN_BITS, MAX_BITS = 2, 8
-# The errors of ranges are compared in samples of about this many entries; with ranges of channels, in this many of each
-# channel, or in fewer where there are more channels than fit into so many in all.
-_SAMPLE, _OF_CHANNEL, _OF_CHANNELS = 1 << 12, 64, 1 << 18
 
 
 def integer_range(bits: int) -> tuple[int, int]:
@@ -50,18 +44,8 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Ten
         The scale as float32 and the zero point as int32, both of the shape of ``low``. The scale of a range that holds
         only 0 is 1.
     """
-    scale, zero_point = _parameters(low, high, bits)
-    return scale, zero_point.to(torch.int32)
-
-
-def _parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """:func:`affine_parameters` with the zero point as a float, which saves an operation on small tensors."""
-    qmin, qmax = integer_range(bits)
-    low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
-    scale = (high - low) / (qmax - qmin)
-    # A scale below float32's smallest normal number has no reciprocal. All values of its range round to 0 anyway.
-    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
-    return scale, (qmin - low / scale).round().clamp(qmin, qmax)
+    grid = affine_grid(low, high, bits)
+    return grid.scale, grid.zero_point
 
 
 def fake_quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
@@ -88,19 +72,21 @@ class AffineGrid:
 
     Attributes:
         scale: Distance between neighbouring values: a scalar, or one per channel.
-        zero_point: The integer that stands for 0, as a float, of the shape of ``scale``.
+        zero_point: The integer that stands for 0, as int32, of the shape of ``scale``.
+        ends: The smallest and the largest value as multiples of the scale, of its shape.
         bits: Number of bits, 2 to 8.
     """
 
     scale: Tensor
     zero_point: Tensor
+    ends: tuple[Tensor, Tensor]
     bits: int
 
-    @functools.cached_property
-    def ends(self) -> tuple[Tensor, Tensor]:
-        """The smallest and the largest value as multiples of the scale."""
-        qmin, qmax = integer_range(self.bits)
-        return qmin - self.zero_point, qmax - self.zero_point
+    def to(self, device: torch.device) -> AffineGrid:
+        """The same grid on a device."""
+        first, last = self.ends
+        ends = (first.to(device), last.to(device))
+        return AffineGrid(self.scale.to(device), self.zero_point.to(device), ends, self.bits)
 
 
 def affine_grid(low: Tensor, high: Tensor, bits: int) -> AffineGrid:
@@ -111,11 +97,45 @@ def affine_grid(low: Tensor, high: Tensor, bits: int) -> AffineGrid:
         high: Largest values, of the same shape.
         bits: Number of bits, 2 to 8.
     """
-    return AffineGrid(*_parameters(low, high, bits), bits)
+    qmin, qmax = integer_range(bits)
+    scale, zero_point, *ends = grids_of_rows(low, high, float(qmin), float(qmax))
+    return AffineGrid(scale, zero_point.to(torch.int32), (ends[0], ends[1]), bits)
+
+
+def grids_of_rows(low: Tensor, high: Tensor, qmin: float | Tensor, qmax: float | Tensor) -> tuple[Tensor, ...]:
+    """Scales, zero points as floats, and the ends in multiples of the scale, of ranges of any numbers of bits.
+
+    Args:
+        low: Smallest values.
+        high: Largest values, of the same shape.
+        qmin: The smallest integer: a number, or a tensor of the shape of ``low``.
+        qmax: The largest integer, likewise.
+    """
+    low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
+    scale = (high - low) / (qmax - qmin)
+    # A scale below float32's smallest normal number has no reciprocal. All values of its range round to 0 anyway.
+    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
+    zero_point = torch.clamp((qmin - low / scale).round(), qmin, qmax)  # type: ignore[arg-type]
+    return scale, zero_point, qmin - zero_point, qmax - zero_point
+
+
+def integers_of_rows(bits: Sequence[int], sizes: Sequence[int], like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """The smallest and the largest integer of rows, of which ``sizes[i]`` have ``bits[i]`` bits.
+
+    Returns:
+        Two numbers where all rows have the same number of bits, or two tensors on the device of ``like``.
+    """
+    ends = list(map(integer_range, bits))
+    if len(set(ends)) == 1:
+        return ends[0]
+    rows = torch.tensor([end for end, size in zip(ends, sizes, strict=True) for _ in range(size)], dtype=torch.float32)
+    # The copy must not wait for the device.
+    qmin, qmax = rows.to(like.device, non_blocking=True).unbind(1)
+    return qmin, qmax
 
 
 def affine_grids(ranges: Mapping[str, tuple[Tensor, Tensor]], bits: Mapping[str, int]) -> dict[str, AffineGrid]:
-    """The grids of many ranges, computed together for each number of bits and device.
+    """The grids of many ranges, computed together for each device.
 
     On an accelerator, launching each of the dozen operations on a few numbers costs as much as rounding a whole weight.
 
@@ -126,17 +146,21 @@ def affine_grids(ranges: Mapping[str, tuple[Tensor, Tensor]], bits: Mapping[str,
     Returns:
         The grids, by the same names.
     """
-    groups: dict[tuple[int, torch.device], list[str]] = {}
+    groups: dict[torch.device, list[str]] = {}
     for name, (low, _) in ranges.items():
-        groups.setdefault((bits[name], low.device), []).append(name)
+        groups.setdefault(low.device, []).append(name)
     grids = {}
-    for (group_bits, _), names in groups.items():
+    for names in groups.values():
         lows, highs = zip(*(ranges[name] for name in names), strict=True)
         low, high = (torch.cat([end.reshape(-1) for end in ends]) for ends in (lows, highs))
         sizes = [end.numel() for end in lows]
-        scales, zero_points = (torch.split(values, sizes) for values in _parameters(low, high, group_bits))
-        for name, end, scale, zero_point in zip(names, lows, scales, zero_points, strict=True):
-            grids[name] = AffineGrid(scale.view_as(end), zero_point.view_as(end), group_bits)
+        scale, zero_point, *ends = grids_of_rows(
+            low, high, *integers_of_rows([bits[name] for name in names], sizes, low)
+        )
+        parts = (torch.split(values, sizes) for values in (scale, zero_point.to(torch.int32), *ends))
+        for name, end, *own in zip(names, lows, *parts, strict=True):
+            scale, zero_point, first, last = (values.view_as(end) for values in own)
+            grids[name] = AffineGrid(scale, zero_point, (first, last), bits[name])
     return grids
 
 
@@ -154,13 +178,15 @@ def round_to_grid(x: Tensor, grid: AffineGrid) -> Tensor:
 
 
 def _round(x: Tensor, grid: AffineGrid) -> Tensor:
-    # In-place passes take a fraction of the time of torch's fake_quantize, which also computes a mask. minimum and
-    # maximum are applied one after the other: clamp with tensors as bounds is not vectorized, and takes three times as
-    # long as this whole function.
+    # In-place passes take a fraction of the time of torch's fake_quantize, which also computes a mask.
     scale, first, last = (_along_first(values, x) for values in (grid.scale, *grid.ends))
     values = torch.div(x.float(), scale).round_()
-    torch.minimum(values, last, out=values)
-    torch.maximum(values, first, out=values)
+    if values.device.type == "cpu":
+        # clamp with tensors as bounds is not vectorized here, and takes three times as long as this whole function.
+        torch.minimum(values, last, out=values)
+        torch.maximum(values, first, out=values)
+    else:
+        values.clamp_(first, last)
     return values.mul_(scale).to(x.dtype)
 
 
@@ -171,8 +197,7 @@ class _RoundToGrid(torch.autograd.Function):
             # One pass instead of seven takes 0.16 ms instead of 1.2 (51 million entries in bfloat16, H200). It
             # multiplies by the scale's reciprocal, so a tie may round to the other side. It does not pass on NaN in x;
             # but then the scale is NaN too, because the range follows the values.
-            zero_point = grid.zero_point.to(torch.int32)
-            return torch.fake_quantize_per_tensor_affine(x, grid.scale, zero_point, *integer_range(grid.bits))
+            return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, *integer_range(grid.bits))
         return _round(x, grid)
 
     @staticmethod
@@ -193,63 +218,6 @@ def value_range(x: Tensor, per_channel: bool = False) -> tuple[Tensor, Tensor]:
     """
     low, high = torch.aminmax(x.detach().flatten(1), dim=1) if per_channel else torch.aminmax(x.detach())
     return low, high
-
-
-@torch.no_grad()
-def least_error_range(x: Tensor, bits: int, per_channel: bool = False) -> tuple[Tensor, Tensor]:
-    """The range whose grid is nearest to the values of a tensor: some values are clipped so that all others are finer.
-
-    The ranges that are tried are those of :func:`value_range` times 1, 0.95 and so on down to 0.25. Their squared
-    errors are taken from a sample of the values: every k-th one, about 4,096 in all, and 64 of each channel or, of more
-    than 4,096 channels, fewer.
-
-    Args:
-        x: Values of any shape.
-        bits: Number of bits, 2 to 8.
-        per_channel: Whether to return one pair per entry of dimension 0. The default is one pair for the whole tensor.
-
-    Returns:
-        The ends of the range: two scalars, or two tensors of shape ``(x.shape[0],)``.
-
-    Example:
-        >>> import torch
-        >>> from lightning_lcs.functional.quantization import least_error_range
-        >>> x = torch.cat([torch.linspace(-1.0, 1.0, 1001), torch.tensor([3.0])])
-        >>> low, high = least_error_range(x, bits=3)
-        >>> bool(high < 3.0), bool(least_error_range(x, bits=8)[1] == 3.0)
-        (True, True)
-    """
-    low, high = value_range(x, per_channel)
-    rows, size = (len(x), x[0].numel()) if per_channel else (1, x.numel())
-    places = torch.arange(0, size, _stride(size, rows), device=x.device)
-    sample = (x.detach().flatten(1)[:, places] if per_channel else x.detach().take(places).unsqueeze(0)).float()
-    # A smaller range has a smaller scale and the same zero point.
-    grid = affine_grid(low.reshape(-1, 1), high.reshape(-1, 1), bits)
-    ratios = torch.linspace(1.0, 0.25, 16, device=x.device).view(-1, 1, 1)
-    scales = ratios * grid.scale
-    exact = sample / scales
-    values = exact.round()
-    torch.minimum(values, grid.ends[1], out=values)
-    torch.maximum(values, grid.ends[0], out=values)
-    errors = values.sub_(exact).square_().mean(-1, keepdim=True) * scales.square() * size
-    # A sample may miss the largest values, of which at least these two would be clipped.
-    clipped = (1.0 - ratios).square() * (grid.ends[0].square() + grid.ends[1].square()) * grid.scale.square()
-    # The first of equal errors is the widest range.
-    ratio = ratios.flatten()[torch.maximum(errors, clipped).argmin(0)].view_as(low)
-    return low * ratio, high * ratio
-
-
-def _stride(size: int, rows: int) -> int:
-    """The distance between the entries of a sample of rows of ``size``; it meets all columns of every inner shape."""
-    count = max(_SAMPLE // rows, min(_OF_CHANNEL, _OF_CHANNELS // rows), 8)
-    return next(step for step in itertools.count(max(1, size // count)) if math.gcd(step, size) == 1)
-
-
-# Ways to find the range of a tensor for a number of bits, each for the whole tensor or for its channels.
-RANGES: Mapping[str, Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]] = {
-    "minmax": lambda x, bits, per_channel: value_range(x, per_channel),
-    "mse": least_error_range,
-}
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

@@ -36,7 +36,8 @@ class Program:
     Attributes:
         names: Qualified names of the parameters and buffers, in the order in which ``run`` takes them.
         sizes: The dimensions whose sizes ``run`` takes after the tensors.
-        batch_statistics: Names of running statistics that the graph only updates; ``run`` takes ``None`` for them.
+        batch_statistics: Names of running statistics and counters of batches, which the forward only updates; ``run``
+            takes ``None`` for them.
         updated: Names of other buffers that the graph changes in place; they need a copy.
         statistics: Running variance and momentum of every batch norm, by the name of its running mean.
     """
@@ -50,13 +51,15 @@ class Program:
         placeholders = {node.name: node for node in trace.graph.nodes if node.op == "placeholder"}
         state = [name for name in placeholders if name in trace.state]
         self.names = tuple(trace.state[name] for name in state)
-        self.batch_statistics = frozenset(trace.state[n] for n in state if is_batch_statistic(placeholders[n]))
+        counters = {name: update for name in state if (update := _counter_update(placeholders[name])) is not None}
+        statistics = [name for name in state if is_batch_statistic(placeholders[name])]
+        self.batch_statistics = frozenset(trace.state[name] for name in (*statistics, *counters))
         self.updated = frozenset(trace.state[n] for n in state if _is_updated(placeholders[n])) - self.batch_statistics
         self._constants = [name for name in placeholders if name in trace.constants]
         self._constants_on: dict[torch.device, list[Tensor]] = {}
-        self._forward = self._compile(state)
+        self._forward = self._compile(state, frozenset(counters.values()))
 
-    def _compile(self, state: list[str]) -> Callable[..., Any]:
+    def _compile(self, state: list[str], left_out: Container[fx.Node]) -> Callable[..., Any]:
         graph = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
         originals = {node.name: node for node in self.trace.graph.nodes if node.op == "placeholder"}
@@ -68,7 +71,7 @@ class Program:
         resized: dict[fx.Node, dict[tuple[int, ...], fx.Node | int]] = {}
         for node, path, dim in self.size_arguments:
             resized.setdefault(node, {})[path] = size_nodes[dim]
-        _copy_body(self.trace.graph, graph, mapping, resized, None)
+        _copy_body(self.trace.graph, graph, mapping, resized, None, left_out)
         return fx.GraphModule(nn.Module(), graph, class_name="Program").forward
 
     def run(self, tensors: Sequence[Tensor | None], sizes: Sequence[int], args: Any, kwargs: Any) -> Any:
@@ -134,14 +137,25 @@ def resized_arguments(program: Program, at: PlanAtWidth) -> dict[fx.Node, tuple[
 
 def _is_updated(node: fx.Node) -> bool:
     """Whether an op writes to a placeholder in place, as batch norm does in training."""
-    for user in node.users:
-        schema = getattr(user.target, "_schema", None)
-        if schema is None:
-            continue
-        for argument, value in zip(schema.arguments, user.args, strict=False):
-            if value is node and argument.alias_info is not None and argument.alias_info.is_write:
-                return True
-    return is_written_statistic(node)
+    return any(_writes(user, node) for user in node.users) or is_written_statistic(node)
+
+
+def _writes(user: fx.Node, node: fx.Node) -> bool:
+    """Whether an op writes to one of its arguments in place, by its schema."""
+    schema = getattr(user.target, "_schema", None)
+    return schema is not None and any(
+        value is node and argument.alias_info is not None and argument.alias_info.is_write
+        for argument, value in zip(schema.arguments, user.args, strict=False)
+    )
+
+
+def _counter_update(node: fx.Node) -> fx.Node | None:
+    """The op that updates a placeholder in place, if nothing reads the result, such as the counters of batch norms.
+
+    A level updates copies of the buffers, which are thrown away: there such an op does nothing.
+    """
+    users = list(node.users)
+    return users[0] if len(users) == 1 and not users[0].users and _writes(users[0], node) else None
 
 
 def _copy_body(
@@ -150,9 +164,12 @@ def _copy_body(
     mapping: dict[fx.Node, fx.Node],
     resized: Mapping[fx.Node, Mapping[tuple[int, ...], Any]],
     out_spec: pytree.TreeSpec | None,
+    left_out: Container[fx.Node] = (),
 ) -> None:
     """Copy calls and the output of a graph to another one, with the arguments in ``resized`` replaced."""
     for node in source.nodes:
+        if node in left_out:
+            continue
         if node.op == "call_function":
             copy = target.node_copy(node, lambda n: mapping[n])
             copy.meta.clear()

@@ -16,6 +16,20 @@ from lightning_lcs.subspace.weights.computed import ComputedWeight, Place
 Inputs = Callable[[str, Tensor], Tensor]
 """Takes the path of a layer and its input, and returns the input that the layer gets."""
 
+
+class TrainingInputs(Protocol):
+    """Changes the inputs of layers at one level of a training step."""
+
+    def __call__(self, path: str, x: Tensor) -> Tensor:
+        """The input that a layer gets."""
+
+    def repeated(self) -> Inputs:
+        """The same where a forward is repeated in its backward, as gradient checkpointing does."""
+
+    def finish(self) -> None:
+        """Called when the level is over."""
+
+
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 

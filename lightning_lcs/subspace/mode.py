@@ -18,7 +18,7 @@ from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Description, Selected, WeightTransform, shape_text
 from lightning_lcs.subspace.cost import Cost, macs_of
 from lightning_lcs.subspace.coverage import kept_whole, warn_of_whole
-from lightning_lcs.subspace.forward import Execution, Inputs
+from lightning_lcs.subspace.forward import Execution, Inputs, TrainingInputs
 from lightning_lcs.subspace.part import FROZEN, Part
 from lightning_lcs.subspace.weights.layers import all_weights
 from lightning_lcs.subspace.weights.tied import tied_parameters
@@ -272,23 +272,17 @@ class Mode:
         """
         return None
 
-    def training_inputs(self, part: Part, level: Level, ranges: dict[float, dict[str, Tensor]]) -> Inputs | None:
-        """The same in a training step, which moves the ranges of the levels.
+    def training_inputs(
+        self, part: Part, level: Level, ranges: dict[float, dict[str, Tensor]]
+    ) -> TrainingInputs | None:
+        """The same in a training step, for all forwards of a level.
 
         Args:
             part: The network.
             level: The level.
-            ranges: The ranges of inputs, by alpha and qualified name, which are updated in place.
+            ranges: The ranges of inputs, by alpha and qualified name, which may be updated in place.
         """
         return None
-
-    def repeated_inputs(self, inputs: Inputs | None) -> Inputs | None:
-        """The same where a forward is repeated in its backward, as gradient checkpointing does; by default the same.
-
-        Args:
-            inputs: What :meth:`training_inputs` gave for the forward.
-        """
-        return inputs
 
     def calibration_inputs(self, part: Part, level: Level, add: Callable[[str, Tensor], None]) -> Inputs | None:
         """The same while statistics are collected.

@@ -25,7 +25,7 @@ def _last_apart(last: float, others: float) -> Callable[[Sequence[float]], list[
 
 
 # What a step on a split batch visits by default.
-SPLIT_SAMPLER = "weighted_sandwich"
+SPLIT_SAMPLER = "weighted"
 # Name -> weights of the losses of the levels that a step visits, in ascending order, as a function of the shares of the
 # samples on which they run.
 LOSS_REDUCTIONS: Mapping[str, Callable[[Sequence[float]], list[float]]] = {
@@ -50,15 +50,16 @@ class Sampling:
             third is 0, and alpha = 1) or "weighted_sandwich" (both ends, and such draws between them). A list of levels
             in [0, 1] makes every step visit exactly these. The default is "sandwich" in structured mode,
             "weighted_draws" in unstructured mode, and "uniform_draws" in quantized mode.
-        alphas_per_step: The number of levels per step, at least 1 (at least 2 for the sandwich rules). The default is 3
-            for these and for "uniform", 2 for "weighted", and 1 for the other samplers.
+        alphas_per_step: The number of levels per step, at least 1 (at least 2 for the sandwich rules). The default is
+            the number of shares in ``split``, or else 3 for these and for "uniform", 2 for "weighted", and 1 for the
+            other samplers.
         levels: The number of evenly spaced levels to which drawn widths and sparsities are rounded, at least 3; 0
             leaves the draws as they are, as in the paper, which costs time on a GPU because it searches for new kernels
             in almost every structured step. The default is 25.
         split: Whether the batch of a step is divided over its levels, instead of running whole at each of them: a step
-            then costs about as much as a plain step. ``True`` gives half of the samples to the largest level and the
+            then costs about as much as a plain step. ``True`` gives 0.6 of the samples to the largest level and the
             rest to the others in equal parts; a list gives the share of each level, in ascending order of the levels.
-            The default sampler is then "weighted_sandwich", in every mode. A batch that gives a
+            The default sampler is then "weighted", in every mode. A batch that gives a
             level fewer than two samples runs whole at each level, with a warning. The default is ``False``.
         warmup: The share of all training steps, in [0, 1], over which sparsity grows to its level, or in which the
             inputs of layers are not quantized yet. The default is 0.5 in unstructured and 0.8 in quantized mode.
@@ -130,6 +131,8 @@ class Sampling:
             return len(sampler)
         if self.alphas_per_step is not None:
             return self.alphas_per_step
+        if not isinstance(self.split, bool):
+            return len(self.split)
         if sampler == "weighted":
             return 2
         return 3 if sampler in VISIT_FULL else 1
@@ -149,7 +152,7 @@ class Sampling:
         if count < 2:
             raise ValueError(
                 f"Sampling(split={self.split!r}) divides a batch over the levels of a step, and the sampler visits "
-                "one; use sampler='weighted_sandwich', or leave split out"
+                "one; use sampler='weighted', or leave split out"
             )
         if isinstance(self.split, bool):
             return
@@ -163,8 +166,8 @@ class Sampling:
 
 
 def even_but_last(count: int) -> tuple[float, ...]:
-    """Shares of ``count`` levels: half for the last one, and the same for each of the others."""
-    return (*[0.5 / (count - 1)] * (count - 1), 0.5)
+    """Shares of ``count`` levels: 0.6 for the last one, and the same for each of the others."""
+    return (*[0.4 / (count - 1)] * (count - 1), 0.6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -58,9 +58,10 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
             r"Sampling\(split=True\) divides a batch over the levels of a step, and the sampler visits one",
         ),
         (
-            lambda: Sampling(split=[0.5, 0.5]),
-            r"Sampling\(split=\[0.5, 0.5\]\) is not a share above 0 for each of the 3 levels .* \(0.25, 0.25, 0.5\)",
+            lambda: Sampling(split=[0.5, 0.5], alphas_per_step=3),
+            r"Sampling\(split=\[0.5, 0.5\]\) is not a share above 0 for each of the 3 levels .* \(0.2, 0.2, 0.6\)",
         ),
+        (lambda: Sampling(split=[1.0]), r"Sampling\(split=\[1.0\]\) divides a batch over .* the sampler visits one"),
         (lambda: Sampling(split=[0.5, 0.5, 0.5]), r"with a sum of 1"),
         (lambda: Sampling(split=[0.5, 0.5, 0.0]), r"a share above 0"),
         (lambda: Sampling(warmup=1.5), r"Sampling\(warmup=1.5\) is not in \[0, 1\]"),

@@ -95,7 +95,8 @@ def test_on_a_split_batch_each_level_has_a_teacher_for_its_own_samples(tmp_path)
     module = Doubles()
     twin = copy.deepcopy(module)
     options = {"distillation": {"weight": WEIGHT, "temperature": TEMPERATURE}}
-    step(tmp_path, module, mode="structured", subspace="point", sampling={**HALF_LINE, "split": True}, loss=options)
+    sampling = {**HALF_LINE, "split": [0.25, 0.25, 0.5]}
+    step(tmp_path, module, mode="structured", subspace="point", sampling=sampling, loss=options)
     teacher_runs, runs = RUN_ON[:2], RUN_ON[2:]
     assert [len(labels) for _, labels in runs] == [4, 4, 8]
     assert all(torch.equal(ours[0], theirs[0]) for ours, theirs in zip(runs, teacher_runs, strict=False))

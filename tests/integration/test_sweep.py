@@ -106,8 +106,9 @@ def test_update_on_a_split_batch(tmp_path, train, reduction, accumulate):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for index, (images, labels) in enumerate(train):
         alphas = SAMPLERS["sandwich"](step_generator(seed, index), 3)
-        rows = spread(len(labels), (0.25, 0.25, 0.5))
-        weights = (0.25, 0.25, 0.5) if reduction == "mean" else WEIGHTS[reduction]  # of each sample the same
+        rows = spread(len(labels), (0.2, 0.2, 0.6))
+        # The mean is that of the samples.
+        weights = [len(own) / len(labels) for own in rows] if reduction == "mean" else WEIGHTS[reduction]
         for alpha, weight, own in zip(alphas, weights, rows, strict=True):
             with model.at_alpha(alpha):
                 loss = nn.functional.cross_entropy(model(images[own]), labels[own])
@@ -115,7 +116,8 @@ def test_update_on_a_split_batch(tmp_path, train, reduction, accumulate):
         if (index + 1) % accumulate == 0 or index + 1 == len(train):
             optimizer.step()
             optimizer.zero_grad()
-    callback = lcs(subspace="point", seed=seed, sampling={"split": True}, loss={"reduction": reduction})
+    sampling = {"sampler": "sandwich", "split": True}
+    callback = lcs(subspace="point", seed=seed, sampling=sampling, loss={"reduction": reduction})
     module = Module(copy.deepcopy(net))
     trainer(tmp_path, callback, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(module, train)
     for (name, value), expected in zip(module.net.named_parameters(), model.module.parameters(), strict=True):
@@ -126,7 +128,7 @@ def test_update_on_a_split_batch(tmp_path, train, reduction, accumulate):
 def test_a_batch_that_is_too_small_to_split_runs_whole_at_each_level(tmp_path, train):
     few = [[images[:5], labels[:5]] for images, labels in train]
     modules = []
-    for sampling in ({"split": True}, {"alphas_per_step": 3}):
+    for sampling in ({"sampler": "sandwich", "split": True}, {"alphas_per_step": 3}):
         torch.manual_seed(0)
         modules.append(Module())
         run = trainer(tmp_path, lcs(subspace="point", sampling=sampling), limit_val_batches=0, limit_train_batches=3)

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
 from lightning_lcs.export import export_int8, int8_network, load_bits, save_bits
-from lightning_lcs.functional.quantization import fake_quantize, least_error_range
+from lightning_lcs.functional.quantization import fake_quantize
+from lightning_lcs.functional.ranges import least_error_range
 from tests.helpers import relative, rounded
 from tests.integration.compressed_by_hand import SAME_OPS, images, quantized_by_hand
 

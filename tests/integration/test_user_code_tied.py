@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 
 from lightning_lcs import Quantized, SubspaceModel, Unstructured
 from lightning_lcs.export import load_bits, load_sparse, save_bits, save_sparse
-from lightning_lcs.functional.quantization import fake_quantize, least_error_range
+from lightning_lcs.functional.quantization import fake_quantize
+from lightning_lcs.functional.ranges import least_error_range
 from tests.helpers import WHOLE_WARNING, relative, rounded
 from tests.integration.support import Module, digits, lcs, loader, trainer
 

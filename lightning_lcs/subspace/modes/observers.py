@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_lcs.functional.quantization import RANGES, AffineGrid, affine_grid, fake_quantize, round_to_grid
+from lightning_lcs.functional.quantization import (
+    AffineGrid,
+    affine_grid,
+    affine_grids,
+    fake_quantize,
+    round_to_grid,
+)
+from lightning_lcs.functional.ranges import Observed, find_range, find_ranges, observe
 
 # The momentum of the moving ranges (arXiv 2110.04252).
 MOMENTUM = 0.1
@@ -38,33 +46,76 @@ class LayerBits:
 
 @dataclasses.dataclass
 class Observing:
-    """Updates the ranges of a level with each input, starting from the first batch, and quantizes the input with them.
+    """Quantizes the inputs of a level in a training step, and moves the ranges of the level after the step.
+
+    Within a step the ranges stay those of the steps before, so that a forward that is repeated in its backward finds
+    the same ones, and so that the search for those of all layers is one. A layer without a range gets that of its first
+    input right away.
 
     Attributes:
         ranges: The ranges by the bits of a level; they are updated.
         prefix: The prefix of the network in qualified names.
+        layers: The paths of the layers.
         bits: The bits of each layer by its path.
         quantize: Whether the inputs are already quantized.
-        search: How the range of an input is found, a key of :data:`RANGES`.
-        moves: Whether the ranges are updated. The default is ``True``.
+        search: How the range of an input is found, one of :data:`SEARCHES`.
+        observes: Whether inputs count for the ranges. The default is ``True``.
     """
 
     ranges: Mapping[int, dict[str, Tensor]]
     prefix: str
+    layers: Sequence[str]
     bits: LayerBits
     quantize: bool
     search: str
-    moves: bool = True
+    observes: bool = True
+    _seen: dict[tuple[int, torch.device], dict[str, Observed]] = dataclasses.field(default_factory=dict)
+    _grids: dict[str, AffineGrid] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
-        key = range_key(self.prefix, path)
-        ranges = self.ranges[self.bits.level(path)]
-        if self.moves:
-            current, held = torch.stack(RANGES[self.search](x, self.bits(path), False)).float(), ranges.get(key)
-            ranges[key] = current if held is None else torch.lerp(held.to(current), current, MOMENTUM)
-        low, high = ranges[key].unbind()
-        return fake_quantize(x, low, high, self.bits(path)) if self.quantize else x
+        if self.observes:
+            self._observe(path, x)
+        return round_to_grid(x, self._grid(path, x.device)) if self.quantize else x
+
+    def _observe(self, path: str, x: Tensor) -> None:
+        seen = observe(x, self.bits(path), False, self.search)
+        if self._held(path) is None:
+            self._hold(path, torch.stack(find_ranges([seen])[0]).float())
+            return
+        # A layer that runs several times in a step moves its range several times.
+        times = next(times for times in itertools.count() if path not in self._seen.get((times, x.device), {}))
+        self._seen.setdefault((times, x.device), {})[path] = seen
+
+    def repeated(self) -> Observing:
+        """Quantizes as before, and observes nothing."""
+        return dataclasses.replace(self, observes=False)
+
+    def finish(self) -> None:
+        """Move the ranges by the inputs that were seen."""
+        for (_, device), seen in self._seen.items():
+            lows, highs = zip(*find_ranges(list(seen.values())), strict=True)
+            current = torch.stack([torch.stack(lows), torch.stack(highs)], 1).float()
+            held = [ends.to(device) for path in seen if (ends := self._held(path)) is not None]
+            for path, ends in zip(seen, torch.lerp(torch.stack(held), current, MOMENTUM).unbind(), strict=True):
+                self._hold(path, ends)
+        self._seen.clear()
+
+    def _held(self, path: str) -> Tensor | None:
+        return self.ranges[self.bits.level(path)].get(range_key(self.prefix, path))
+
+    def _hold(self, path: str, ends: Tensor) -> None:
+        self.ranges[self.bits.level(path)][range_key(self.prefix, path)] = ends
+
+    def _grid(self, path: str, device: torch.device) -> AffineGrid:
+        if path not in self._grids:
+            held = {other: self._held(other) for other in self.layers if other not in self._grids}
+            known = {other: (ends[0], ends[1]) for other, ends in held.items() if ends is not None}
+            self._grids.update(affine_grids(known, {other: self.bits(other) for other in known}))
+        grid = self._grids[path]
+        if grid.scale.device != device:  # the range is from a checkpoint
+            grid = self._grids[path] = grid.to(device)
+        return grid
 
 
 @dataclasses.dataclass
@@ -78,7 +129,7 @@ class Collecting:
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
         """The input that a layer gets."""
-        current = torch.stack(RANGES[self.search](x, self.bits(path), False)).float()
+        current = torch.stack(find_range(x, self.bits(path), False, self.search)).float()
         self.add(range_key(self.prefix, path), current)
         low, high = current.unbind()
         return fake_quantize(x, low, high, self.bits(path))

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_lcs.functional.quantization import RANGES, AffineGrid, affine_grids, fake_quantize, round_to_grid
+from lightning_lcs.functional.quantization import AffineGrid, affine_grids, fake_quantize, round_to_grid
+from lightning_lcs.functional.ranges import SEARCHES
 from lightning_lcs.functional.sampling import SamplingDefaults
 from lightning_lcs.subspace.axis import Axis, check_alpha
 from lightning_lcs.subspace.compression import Selected
-from lightning_lcs.subspace.forward import Inputs
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.observers import Collecting, LayerBits, Observing, Reading
 from lightning_lcs.subspace.modes.registry import register_mode
@@ -95,9 +95,9 @@ class Quantized(Mode):
             if bits not in (*range(2, 9), 32):
                 raise ValueError(f"{option}={bits!r} is neither in 2..8 nor 32, which is full precision")
         for option in ("weight_range", "input_range"):
-            if getattr(self, option) not in RANGES:
+            if getattr(self, option) not in SEARCHES:
                 raise ValueError(
-                    f"{option}={getattr(self, option)!r} is not known; choose one of {', '.join(map(repr, RANGES))}"
+                    f"{option}={getattr(self, option)!r} is not known; choose one of {', '.join(map(repr, SEARCHES))}"
                 )
         object.__setattr__(self, "layer_bits", dict(self.layer_bits))
 
@@ -212,11 +212,8 @@ class Quantized(Mode):
         """The inputs quantized with moving ranges, once the warm-up is over."""
         visited = {self.bit_width(level.alpha), *map(int, level.drawn.values())}
         moving = {bits: ranges.setdefault(self.alpha(bits), {}) for bits in visited}
-        return Observing(moving, part.prefix, layer_bits(part, level), level.strength >= 1.0, self.input_range)
-
-    def repeated_inputs(self, inputs: Inputs | None) -> Inputs | None:
-        """The inputs quantized with the ranges of the forward, which stay as they are."""
-        return dataclasses.replace(inputs, moves=False) if isinstance(inputs, Observing) else inputs
+        quantize = level.strength >= 1.0
+        return Observing(moving, part.prefix, part.layers, layer_bits(part, level), quantize, self.input_range)
 
     def calibration_inputs(self, part: Part, level: Level, add: Callable[[str, Tensor], None]) -> Collecting:
         """The inputs quantized with the range of each batch."""
@@ -290,18 +287,21 @@ class QuantizedWeights:
         value = self._values.pop(name) if name in self._values else self._outputs_first(name)
         if value.device.type == "cpu":
             # One weight at a time, so that it is still in the processor's cache when it is rounded.
-            return fake_quantize(value, *self._range(name, value), self._bits(layer_of(name)))
+            return fake_quantize(value, *self._find({name: value})[name], self._bits_of(name))
         if not self._grids:
             self._values = {other: self._outputs_first(other) for other in self._names if other != name}
             weights = {name: value, **self._values}
-            ranges = {weight: self._range(weight, values) for weight, values in weights.items()}
-            self._grids = affine_grids(ranges, {weight: self._bits(layer_of(weight)) for weight in weights})
+            self._grids = affine_grids(self._find(weights), {weight: self._bits_of(weight) for weight in weights})
         return round_to_grid(value, self._grids[name])
 
-    def _range(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        if name not in self._known:
-            self._known[name] = self._ranges(name, value, self._bits(layer_of(name)))
-        return self._known[name]
+    def _find(self, weights: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """The ranges of weights, of which those that are not known yet are found together."""
+        unknown = {name: value for name, value in weights.items() if name not in self._known}
+        self._known.update(self._ranges.find(unknown, self._bits_of))
+        return {name: self._known[name] for name in weights}
+
+    def _bits_of(self, name: str) -> int:
+        return self._bits(layer_of(name))
 
     def _outputs_first(self, name: str) -> Tensor:
         return self._ranges.swapped(name, self._on_line(name))

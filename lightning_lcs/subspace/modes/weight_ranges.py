@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from lightning_lcs.functional.channels import swap_channels
-from lightning_lcs.functional.quantization import RANGES
+from lightning_lcs.functional.ranges import find_ranges, observe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,25 +18,25 @@ class WeightRanges:
     Attributes:
         by_channel: The names of the weights whose output channels have ranges of their own.
         groups: The number of groups of those among them that are of transposed convolutions, by name.
-        search: How a range is found, a key of :data:`RANGES`.
+        search: How a range is found, one of :data:`SEARCHES`.
     """
 
     by_channel: frozenset[str]
     groups: Mapping[str, int]
     search: str
 
-    def __call__(self, name: str, value: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        """The ends of the ranges of a weight.
+    def find(self, weights: Mapping[str, Tensor], bits: Callable[[str], int]) -> dict[str, tuple[Tensor, Tensor]]:
+        """The ends of the ranges of weights, which are found together.
 
         Args:
-            name: The name of the weight.
-            value: The weight with its outputs in dimension 0; see :meth:`swapped`.
-            bits: Number of bits, 2 to 8.
+            weights: The weights by name, with their outputs in dimension 0; see :meth:`swapped`.
+            bits: The number of bits of a weight by its name, 2 to 8.
 
         Returns:
-            Two scalars, or two tensors with an entry for each output.
+            For each weight two scalars, or two tensors with an entry for each output.
         """
-        return RANGES[self.search](value, bits, name in self.by_channel)
+        seen = [observe(value, bits(name), name in self.by_channel, self.search) for name, value in weights.items()]
+        return dict(zip(weights, find_ranges(seen), strict=True))
 
     def swapped(self, name: str, value: Tensor) -> Tensor:
         """A weight with its outputs in dimension 0 if these have ranges, or such a weight as its layer holds it."""

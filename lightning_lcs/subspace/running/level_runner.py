@@ -311,6 +311,7 @@ class LevelRunner:
             executor = TrainingLevel(level, taker, self._ranges, self.evaluation.warn_of_statistics)
             with self._running(executor), own.added():
                 yield executor
+            executor.finish()
         finally:
             self._resolve()
 

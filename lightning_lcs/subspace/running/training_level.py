@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lcs.graph.channels.plan import Selection
-from lightning_lcs.subspace.forward import Execution
+from lightning_lcs.subspace.forward import Execution, TrainingInputs
 from lightning_lcs.subspace.mode import Level
 from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.running.gradients import GradientSum
@@ -47,6 +47,7 @@ class TrainingLevel:
         self._warn = warn
         self._weights: dict[int, tuple[tuple[WeightState, bool], LevelWeights]] = {}
         self._tensors: dict[tuple[int, str], Tensor] = {}
+        self._inputs: dict[int, TrainingInputs | None] = {}
         self._again: dict[int, tuple[Part, Callable[[], contextlib.AbstractContextManager[Any]]]] = {}
         self._in_place: dict[int, contextlib.ExitStack] = {}  # while a backward runs
 
@@ -64,14 +65,22 @@ class TrainingLevel:
         if any(name not in untouched for name in execution.statistics):
             self._warn(level)
         tensors = [None if name in untouched else self._tensor(weights, execution, name) for name in execution.names]
-        inputs = level.mode.training_inputs(part, level, self._ranges)
-        repeated = level.mode.repeated_inputs(inputs)
+        if id(part) not in self._inputs:
+            self._inputs[id(part)] = level.mode.training_inputs(part, level, self._ranges)
+        inputs = self._inputs[id(part)]
+        repeated = None if inputs is None else inputs.repeated()
         self._again[id(part)] = (part, functools.partial(execution.in_place, tensors, repeated))
         if held is None:
             return execution.run(tensors, full, args, kwargs, inputs)
         result = execution.run(tensors, full, args, kwargs, repeated)
         held.enter_context(execution.in_place(tensors, repeated))
         return result
+
+    def finish(self) -> None:
+        """The forwards and backwards of the level are over."""
+        for inputs in self._inputs.values():
+            if inputs is not None:
+                inputs.finish()
 
     @contextlib.contextmanager
     def in_backward(self) -> Iterator[None]:
