@@ -35,6 +35,20 @@ def widths() -> dict[str, Any]:
             "sampling": three,
             "loss": {**HALF, "distillation": {"start": 0.3, "weight": 1.0}},
         },
+        **{
+            f"3 levels, full half, distillation of features, {distance}": {
+                "sampling": three,
+                "loss": {
+                    **HALF,
+                    "distillation": {
+                        "loss": "features",
+                        "modules": ["features.1", "features.3", "features.5"],
+                        "distance": distance,
+                    },
+                },
+            }
+            for distance in ("mse", "cosine")
+        },
         "3 levels, full plus mean": {"sampling": three, "loss": {"reduction": "full_plus_mean"}},
         "3 levels, weighted draws, full half": {"sampling": {"sampler": "weighted", **three}, "loss": HALF},
         "3 levels, uniform draws, full half": {"sampling": {"sampler": "uniform", **three}, "loss": HALF},

@@ -20,6 +20,7 @@ from lightning_lcs.training.adoption import Adoption
 from lightning_lcs.training.checks import (
     agreed,
     check_averages,
+    check_features,
     check_monitors,
     check_optimizers,
     check_setup,
@@ -251,6 +252,7 @@ class LCSCallback(pl.Callback):
         check_averages(trainer, model.endpoint_pairs())
         if self.options.distillation is not None:
             check_teacher(self.options.distillation.teacher, model)
+            check_features(self.options.distillation, model)
         # Weights may have been loaded since the endpoints were made.
         sort_untrained(trainer, pl_module, model, self.seed)
         model.start_endpoints()

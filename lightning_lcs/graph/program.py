@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from lightning_lcs.graph.channels.dims import Dim
 from lightning_lcs.graph.channels.plan import PlanAtWidth
 from lightning_lcs.graph.channels.propagate import (
+    DIMS,
     SizeArgument,
     is_batch_statistic,
     is_written_statistic,
@@ -57,13 +58,16 @@ class Program:
         self.updated = frozenset(trace.state[n] for n in state if _is_updated(placeholders[n])) - self.batch_statistics
         self._constants = [name for name in placeholders if name in trace.constants]
         self._constants_on: dict[torch.device, list[Tensor]] = {}
-        self._forward = self._compile(state, frozenset(counters.values()))
+        self._state, self._left_out = state, frozenset(counters.values())
+        self._forward = self._compile()
+        self._watched: dict[tuple[str, ...], tuple[list[fx.Node], Callable[..., Any]]] = {}
 
-    def _compile(self, state: list[str], left_out: Container[fx.Node]) -> Callable[..., Any]:
+    def _compile(self, watched: Sequence[fx.Node] = ()) -> Callable[..., Any]:
+        """The code of the graph; copies of the results of some nodes come after its own results."""
         graph = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
         originals = {node.name: node for node in self.trace.graph.nodes if node.op == "placeholder"}
-        for name in state + self._constants:
+        for name in self._state + self._constants:
             mapping[originals[name]] = graph.placeholder(name)
         size_nodes = {dim: graph.placeholder(f"size_{i}") for i, dim in enumerate(self.sizes)}
         for name in self.trace.inputs:
@@ -71,29 +75,72 @@ class Program:
         resized: dict[fx.Node, dict[tuple[int, ...], fx.Node | int]] = {}
         for node, path, dim in self.size_arguments:
             resized.setdefault(node, {})[path] = size_nodes[dim]
-        _copy_body(self.trace.graph, graph, mapping, resized, None, left_out)
+        _copy_body(self.trace.graph, graph, mapping, resized, None, self._left_out, watched)
         return fx.GraphModule(nn.Module(), graph, class_name="Program").forward
 
+    def _watching(self, paths: tuple[str, ...]) -> tuple[list[fx.Node], Callable[..., Any]]:
+        """The last nodes of modules, and code that also returns what these compute."""
+        if paths not in self._watched:
+            nodes = [last_node(self.trace, path) for path in paths]
+            self._watched[paths] = (nodes, self._compile(nodes))
+        return self._watched[paths]
+
+    def watched_dims(self, paths: tuple[str, ...]) -> list[Sequence[Dim]]:
+        """The dimensions of what modules return.
+
+        Args:
+            paths: The paths of the modules.
+
+        Raises:
+            ValueError: A module computes no tensor in the graph.
+        """
+        return [node.meta[DIMS] for node in self._watching(paths)[0]]
+
     def run(self, tensors: Sequence[Tensor | None], sizes: Sequence[int], args: Any, kwargs: Any) -> Any:
-        """Run the forward.
+        """Run the forward, and return the network's result.
 
         Args:
             tensors: Parameters and buffers in the order of ``names``; ``None`` for those in ``batch_statistics``.
             sizes: Sizes of the dimensions in ``sizes``.
             args: The network's arguments.
             kwargs: The network's keyword arguments.
-
-        Returns:
-            The network's result.
         """
+        return self._run(self._forward, tensors, sizes, args, kwargs)[0]
+
+    def run_watched(
+        self, paths: tuple[str, ...], tensors: Sequence[Tensor | None], sizes: Sequence[int], args: Any, kwargs: Any
+    ) -> tuple[Any, list[Tensor]]:
+        """Run the forward, and return the network's result and what modules return.
+
+        Args:
+            paths: The paths of the modules.
+            tensors: As for :meth:`run`.
+            sizes: As for :meth:`run`.
+            args: As for :meth:`run`.
+            kwargs: As for :meth:`run`.
+
+        Raises:
+            ValueError: A module computes no tensor in the graph.
+        """
+        return self._run(self._watching(paths)[1], tensors, sizes, args, kwargs)
+
+    def _run(
+        self,
+        forward: Callable[..., Any],
+        tensors: Sequence[Tensor | None],
+        sizes: Sequence[int],
+        args: Any,
+        kwargs: Any,
+    ) -> tuple[Any, list[Tensor]]:
         leaves = args if len(args) == 1 and isinstance(args[0], Tensor) and not kwargs else None
         # flatten_up_to also accepts mappings whose keys are in another order.
         leaves = self.trace.in_spec.flatten_up_to((args, kwargs)) if leaves is None else leaves
         device = next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
-        results = self._forward(*tensors, *self._constants_at(device), *sizes, *leaves)
+        results = forward(*tensors, *self._constants_at(device), *sizes, *leaves)
         if self.trace.out_spec.is_leaf():
-            return results[0]
-        return pytree.tree_unflatten(list(results), self.trace.out_spec)
+            return results[0], list(results[1:])
+        count = self.trace.out_spec.num_leaves
+        return pytree.tree_unflatten(list(results[:count]), self.trace.out_spec), list(results[count:])
 
     def _constants_at(self, device: torch.device) -> list[Tensor]:
         """The constants of the code, on the device of the input."""
@@ -120,6 +167,24 @@ class Program:
         ]
         args, kwargs = pytree.tree_unflatten(leaves, self.trace.in_spec)
         return args, kwargs
+
+
+def last_node(trace: Trace, path: str) -> fx.Node:
+    """The last node of a module, which computes what the module returns.
+
+    Args:
+        trace: The traced forward.
+        path: The path of the module.
+
+    Raises:
+        ValueError: The module computes no tensor in the graph.
+    """
+    node: fx.Node
+    for node in reversed(trace.graph.nodes):
+        stack = node.meta.get("nn_module_stack") or {}
+        if any(entry[0] == path for entry in stack.values()) and isinstance(node.meta.get(DIMS), list):
+            return node
+    raise ValueError(f"the module {path!r} computes no tensor in the traced network; name a module that returns one")
 
 
 def resized_arguments(program: Program, at: PlanAtWidth) -> dict[fx.Node, tuple[Any, ...]]:
@@ -165,8 +230,13 @@ def _copy_body(
     resized: Mapping[fx.Node, Mapping[tuple[int, ...], Any]],
     out_spec: pytree.TreeSpec | None,
     left_out: Container[fx.Node] = (),
+    watched: Sequence[fx.Node] = (),
 ) -> None:
-    """Copy calls and the output of a graph to another one, with the arguments in ``resized`` replaced."""
+    """Copy calls and the output of a graph to another one, with the arguments in ``resized`` replaced.
+
+    Without ``out_spec``, copies of what the watched nodes compute come after the results.
+    """
+    copies: dict[fx.Node, fx.Node] = {}
     for node in source.nodes:
         if node in left_out:
             continue
@@ -176,9 +246,12 @@ def _copy_body(
             for path, size in resized.get(node, {}).items():
                 copy.args = replaced(copy.args, path, size)
             mapping[node] = copy
+            if node in watched:  # later operations may change the result in place
+                copies[node] = target.call_function(torch.ops.aten.clone.default, (copy,))
         elif node.op == "output":
             results = [mapping[r] if isinstance(r, fx.Node) else r for r in node.args[0]]
-            target.output(tuple(results) if out_spec is None else pytree.tree_unflatten(results, out_spec))
+            more = [copies[node] for node in watched]
+            target.output((*results, *more) if out_spec is None else pytree.tree_unflatten(results, out_spec))
 
 
 def replaced(args: Any, path: tuple[int, ...], value: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_lcs.graph.channels.plan import PlanAtWidth, Selection
 from lightning_lcs.graph.program import Program
 from lightning_lcs.graph.traced_network import TracedNetwork
+from lightning_lcs.subspace.features import Feature, Features
 from lightning_lcs.subspace.weights.computed import ComputedWeight, Place
 
 Inputs = Callable[[str, Tensor], Tensor]
@@ -75,11 +76,18 @@ class Execution(Protocol):
 
 
 class Traced:
-    """The traced graph at one width, with cut tensors."""
+    """The traced graph at one width, with cut tensors.
 
-    def __init__(self, program: Program, at: PlanAtWidth) -> None:
+    Args:
+        program: The traced graph.
+        at: The plan at the width.
+        features: Gets what some modules return, if given.
+    """
+
+    def __init__(self, program: Program, at: PlanAtWidth, features: Features | None = None) -> None:
         self.program = program
         self.at = at
+        self._features = features
         self.names = program.names
         self.batch_statistics = program.batch_statistics
         self.updated = program.updated
@@ -96,7 +104,15 @@ class Traced:
         inputs: Inputs | None = None,
     ) -> Any:
         """See :class:`Execution`."""
-        return self.program.run(tensors, [self.at.size(dim) for dim in self.program.sizes], args, kwargs)
+        sizes = [self.at.size(dim) for dim in self.program.sizes]
+        if self._features is None:
+            return self.program.run(tensors, sizes, args, kwargs)
+        paths = self._features.paths
+        result, values = self.program.run_watched(paths, tensors, sizes, args, kwargs)
+        resolve = self.at.plan.structure.resolve
+        for path, dims, value in zip(paths, self.program.watched_dims(paths), values, strict=True):
+            self._features.found[path] = Feature(value, tuple([self.at.kept(resolve(dim)) for dim in dims]))
+        return result
 
     def in_place(
         self, tensors: Sequence[Tensor | None], inputs: Inputs | None = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_lcs.functional.subspace import endpoint_cosine, interpolate
 from lightning_lcs.graph.channels.plan import ChannelPlan, Selection, select
 from lightning_lcs.graph.traced_network import ENDPOINT_NAME, TracedNetwork
+from lightning_lcs.subspace.features import Features
 from lightning_lcs.subspace.forward import Replaced, placed
 from lightning_lcs.subspace.weights.computed import ComputedWeight, computed_weights, source_names, without_effects
 from lightning_lcs.subspace.weights.endpoints import is_norm, user_parameters
@@ -46,6 +47,7 @@ class Part:
         warned: Whether the warning about tensors that stay whole was issued.
         cache: Results that a mode keeps from one call to the next.
         siblings: All networks of the subspace model; empty if there is only this one.
+        features: Gets what modules of the network return in the call that runs; ``None`` where nobody asks.
         untrained: The names of the parameters that no training step has trained so far; ``None`` before the first one.
     """
 
@@ -62,6 +64,7 @@ class Part:
     warned: bool = False
     cache: dict[Any, Any] = dataclasses.field(default_factory=dict)
     siblings: list[Part] = dataclasses.field(default_factory=list, repr=False, compare=False)
+    features: Features | None = None
     untrained: frozenset[str] | None = None
     _replaced: tuple[tuple[str, ...], Replaced] | None = None
     _found: dict[str, tuple[tuple[str, ...], Any]] = dataclasses.field(default_factory=dict, repr=False)

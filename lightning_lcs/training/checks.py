@@ -15,7 +15,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.weights.line import Line
+from lightning_lcs.training.options import Distillation
 from lightning_lcs.training.user_code.isolation import averages_weights
+from lightning_lcs.utils.options import did_you_mean
 from lightning_lcs.utils.warning import warn
 
 # Classes are compared by name, because users import them from either of Lightning's two namespaces.
@@ -94,6 +96,24 @@ def check_teacher(teacher: torch.nn.Module | None, model: SubspaceModel) -> None
             "Distillation(teacher=...) is the network that is trained: leave teacher out, and the full width teaches, "
             "or give a copy (copy.deepcopy), which does not change"
         )
+
+
+def check_features(options: Distillation, model: SubspaceModel) -> None:
+    """Refuse features of modules that are not there.
+
+    Raises:
+        ValueError: A module is in none of the networks, or not in the teacher.
+    """
+    teacher = [] if options.teacher is None else [options.teacher]
+    networks = [part.network.module for part in model.parts]
+    for paths, among in ((options.module_pairs, networks), (options.module_pairs.values(), teacher)):
+        there = {path for network in among for path, _ in network.named_modules()}
+        for path in paths if among else ():
+            if path not in there:
+                name = type(among[0]).__name__
+                raise ValueError(
+                    f"Distillation(modules=...) names {path!r}, which {name} does not have{did_you_mean(path, there)}"
+                )
 
 
 def warn_of_old_namespace() -> None:

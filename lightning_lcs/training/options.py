@@ -180,9 +180,15 @@ class Distillation:
 
     Args:
         loss: The distance: "logits" (the cross-entropy under the teacher's probabilities of classes, of which each
-            sample has one), or a function of the outputs of student and teacher, as the network returns them, that
+            sample has one), "features" (the distance between what modules inside the network return, each a tensor,
+            averaged over them), or a function of the outputs of student and teacher, as the network returns them, that
             returns a tensor with one entry. Classes lie along dimension 1 of the output, or along the last of three in
             the entry "logits" of a mapping. The default is "logits".
+        modules: The paths of the modules within the network, for "features": a list, or a mapping to the paths within
+            ``teacher``, whose features have the shapes of the full network's. A narrower level is compared with the
+            channels that it keeps. The default is none.
+        distance: The distance between features: "mse" (the mean of the squared differences) or "cosine" (1 minus the
+            cosine between the features of a sample, averaged over samples). The default is "mse".
         weight: The weight of the distance, in (0, 1]; 1 leaves the labels out. The default is 0.5.
         temperature: Divides the logits of both, above 0. The default is 1.
         start: The share of all training steps after which distillation begins, in [0, 1): the full network teaches
@@ -200,17 +206,20 @@ class Distillation:
     """
 
     loss: str | Callable[[Any, Any], Tensor] = "logits"
+    modules: Sequence[str] | Mapping[str, str] = ()
+    distance: str = "mse"
     weight: float = 0.5
     temperature: float = 1.0
     start: float = 0.0
     teacher: nn.Module | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.loss, str) and self.loss != "logits":
+        if isinstance(self.loss, str) and self.loss not in ("logits", "features"):
             raise ValueError(
-                f"Distillation(loss={self.loss!r}) is not known; give 'logits', or a function of the outputs of the "
-                "student and the teacher"
+                f"Distillation(loss={self.loss!r}) is not known; give 'logits', 'features', or a function of the "
+                "outputs of the student and the teacher"
             )
+        self._check_features()
         if self.teacher is not None and not isinstance(self.teacher, nn.Module):
             raise ValueError(f"Distillation(teacher={self.teacher!r}) is not a network; give an nn.Module")
         if not 0.0 < self.weight <= 1.0:
@@ -221,6 +230,27 @@ class Distillation:
             raise ValueError(
                 f"Distillation(start={self.start!r}) is not in [0, 1): it is a share of all training steps"
             )
+
+    def _check_features(self) -> None:
+        if isinstance(self.modules, str):
+            raise ValueError(f"Distillation(modules={self.modules!r}) is one path; give a list, [{self.modules!r}]")
+        if isinstance(self.modules, Mapping) and self.teacher is None:
+            raise ValueError(
+                f"Distillation(modules={self.modules!r}) names modules of a teacher, and there is none; give teacher, "
+                f"or a list of modules of the network, {list(self.modules)}"
+            )
+        if (self.loss == "features") != bool(self.modules):
+            raise ValueError(
+                f"Distillation(loss={self.loss!r}, modules={self.modules!r}) do not go together: 'features' compares "
+                "what modules return; give both, such as loss='features', modules=['layer3']"
+            )
+        if self.distance not in ("mse", "cosine"):
+            raise ValueError(f"Distillation(distance={self.distance!r}) is not known; choose 'mse' or 'cosine'")
+
+    @property
+    def module_pairs(self) -> dict[str, str]:
+        """The paths of modules within the teacher, by those within the network."""
+        return dict(self.modules) if isinstance(self.modules, Mapping) else {path: path for path in self.modules}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

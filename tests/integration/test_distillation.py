@@ -239,7 +239,7 @@ def test_outputs_that_can_not_be_compared_are_refused_in_the_first_step(tmp_path
         ({"weight": 0.0}, r"Distillation\(weight=0\.0\) is not in \(0, 1\]"),
         ({"temperature": 0.0}, r"temperature=0\.0\) is not above 0"),
         ({"start": 1.0}, r"start=1\.0\) is not in \[0, 1\)"),
-        ({"loss": "features"}, r"loss='features'\) is not known"),
+        ({"loss": "feature"}, r"loss='feature'\) is not known"),
         ({"wait": 1}, r"distillation has no option 'wait'"),
     ],
 )

@@ -18,6 +18,8 @@ from lightning_lcs.graph.tracing.trace import Trace
 
 # An integer argument that is the size of a dimension: the node, the path into its arguments, and the dimension.
 SizeArgument = tuple[fx.Node, tuple[int, ...], Dim]
+# Where the dimensions of a result are kept in the meta data of its node.
+DIMS = "channel_dims"
 
 
 def propagate(trace: Trace, plan: ChannelPlan) -> list[SizeArgument]:
@@ -41,7 +43,7 @@ def propagate(trace: Trace, plan: ChannelPlan) -> list[SizeArgument]:
                 made_of[node] = frozenset({trace.state[node.name]})
         elif node.op == "call_function":
             call = Call(node, structure, known)
-            known[node] = _apply(call)
+            known[node] = node.meta[DIMS] = _apply(call)
             weights = [made_of[tensor] for tensor in node.all_input_nodes if tensor in made_of]
             if weights and len(weights) == len(node.all_input_nodes):
                 made_of[node] = frozenset[str]().union(*weights)

@@ -146,7 +146,7 @@ class Structured(Mode):
             part.warned = True
             warn_of_whole(part.network.module, self.kept_whole(part))
         issue_pending_warnings(part.network.pending_warnings)
-        return Traced(program, self.selection(part, level.alpha))
+        return Traced(program, self.selection(part, level.alpha), part.features)
 
     def example_execution(self, part: Part, level: Level, training: bool) -> Traced:
         """The traced graph of the call seen first.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lcs.graph.channels.plan import Indices, Selection, add_selected
+from lightning_lcs.graph.channels.plan import Indices, Selection, add_selected, select
 
 
 class GradientSum:
@@ -18,10 +18,12 @@ class GradientSum:
 
     Levels are nested: the gradient of a smaller level is a corner of the gradient of a larger one. The sum is kept at
     the size of the largest level so far, which moves much less memory than adding every level to full-sized gradients.
+    Gradients of vectors, such as the scales of norms, are added together at the end of a level, in a single operation.
     """
 
     def __init__(self) -> None:
         self._held: dict[Tensor, tuple[Tensor, Selection]] = {}
+        self._waiting: dict[Tensor, tuple[Tensor, Tensor]] = {}  # by parameter; the second is to be added to the first
         self._taken: set[Tensor] = set()  # those whose hooks have seen the gradients
 
     def add(self, parameter: nn.Parameter, selection: Selection, gradient: Tensor, share: float = 1.0) -> None:
@@ -32,18 +34,37 @@ class GradientSum:
         """
         if share != 1.0:
             gradient = gradient * share
+        if parameter in self._waiting:
+            self._add_waiting()
         held = self._held.get(parameter)
         if held is None:
             self._held[parameter] = (gradient, selection)
         elif held[1] == selection:
-            held[0].add_(gradient)
+            self._add(parameter, held[0], (), gradient)
         elif _is_corner(held[0], gradient, selection):
-            add_selected(gradient, held[1], held[0])
+            self._add(parameter, gradient, held[1], held[0])
             self._held[parameter] = (gradient, selection)
         else:
             if not _is_corner(gradient, *held):
                 held = self._held[parameter] = (_whole(parameter, *held), ())
             add_selected(held[0], selection, gradient)
+
+    def _add(self, parameter: Tensor, full: Tensor, selection: Selection, part: Tensor) -> None:
+        """Add to selected entries of a gradient: now, or of a vector with others later."""
+        if full.ndim == 1 and not any(isinstance(kept, Indices) for kept in selection):
+            self._waiting[parameter] = (select(full, selection), part)
+        else:
+            add_selected(full, selection, part)
+
+    @torch.no_grad()
+    def _add_waiting(self) -> None:
+        groups: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+        for full, part in self._waiting.values():
+            groups.setdefault((full.device, full.dtype), []).append((full, part))
+        for pairs in groups.values():
+            fulls, parts = zip(*pairs, strict=True)
+            torch._foreach_add_(fulls, parts)
+        self._waiting.clear()
 
     def take(self, parameters: Iterable[nn.Parameter]) -> None:
         """Move the ``.grad`` of the trained parameters into this sum."""
@@ -54,7 +75,7 @@ class GradientSum:
                 parameter.grad = None
 
     @contextlib.contextmanager
-    def added(self, taken_on_exit: bool = False) -> Iterator[None]:
+    def added(self, taken_on_exit: bool = False, vectors_on_exit: bool = False) -> Iterator[None]:
         """Add each parameter's sum to its gradient in a backward inside the block, and the remaining sums on exit.
 
         A sum is added as soon as the gradient of its parameter is complete, before data-parallel training synchronises
@@ -64,17 +85,23 @@ class GradientSum:
         Args:
             taken_on_exit: Whether sums that were taken from ``.grad`` are added on exit, because what comes after the
                 backward in the block has been done to them already. The default is ``False``.
+            vectors_on_exit: Whether sums of vectors without hooks are added on exit, because nothing looks at their
+                gradients before. The default is ``False``.
         """
-        handles = [
-            self._hook(parameter) for parameter in self._held if not (taken_on_exit and parameter in self._taken)
-        ]
+        self._add_waiting()
+        later = {parameter for parameter in self._taken if taken_on_exit}
+        if vectors_on_exit:
+            later.update(parameter for parameter in self._held if parameter.ndim == 1 and not _has_hooks(parameter))
+        handles = [self._hook(parameter) for parameter in self._held if parameter not in later]
         try:
             yield
             with torch.no_grad():
                 for parameter in list(self._held):
-                    self._add_to(parameter)
+                    self._add_to(parameter, together=True)
+            self._add_waiting()
         finally:
             self._held.clear()
+            self._waiting.clear()
             self._taken.clear()
             for handle in handles:
                 handle.remove()
@@ -101,12 +128,13 @@ class GradientSum:
         add_selected(total, selection, held)
         return total
 
-    def _add_to(self, parameter: Tensor) -> None:
+    def _add_to(self, parameter: Tensor, together: bool = False) -> None:
         gradient, selection = self._held.pop(parameter, (None, ()))
         if gradient is None:
             return
         if parameter.grad is not None:
-            add_selected(parameter.grad, selection, gradient)
+            add = functools.partial(self._add, parameter) if together else add_selected
+            add(parameter.grad, selection, gradient)
         elif gradient.shape == parameter.shape:
             parameter.grad = gradient
         else:
@@ -131,6 +159,11 @@ def gradients_set_back(
     finally:
         for parameter, gradient in before:
             parameter.grad = gradient
+
+
+def _has_hooks(parameter: Tensor) -> bool:
+    """Whether someone else's code runs when the gradient of a parameter arrives."""
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def _put_first(hooks: MutableMapping[int, Any], key: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_lcs.graph.tracing.example_inputs import samples_in
 from lightning_lcs.subspace.axis import check_alpha
+from lightning_lcs.subspace.features import Feature, Features
 from lightning_lcs.subspace.fingerprint import differ, fingerprint
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.part import Part
@@ -52,11 +53,12 @@ class Server(Executor, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a network: its arguments, and what it returned."""
+    """One call of a network: its arguments, what it returned, and what modules inside of it returned, by path."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    features: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
 
 
 class LevelRunner:
@@ -80,7 +82,7 @@ class LevelRunner:
         self.server: Server | None = None
         self._executor: Executor | None = None  # inside a block
         self._rows: dict[str, int] | None = None  # inside a block
-        self._recorded: list[Call] | None = None  # inside a block
+        self._recorded: tuple[list[Call], Sequence[str]] | None = None  # inside a block
         self._statistics: dict[float, dict[str, Tensor]] = {}
         self._statistics_weights = ""
         self._ranges: dict[float, dict[str, Tensor]] = {}
@@ -210,22 +212,35 @@ class LevelRunner:
         part.calls += 1
         if self._rows is not None and self._executor is None:  # and not while statistics are collected
             self._rows[part.prefix] = self._rows.get(part.prefix, 0) + (samples_in(args, kwargs) or 0)
-        with part.runs():
-            output = executor.run(part, full, args, kwargs)
-        if self._recorded is not None:
-            self._recorded.append(Call(args, kwargs, output))
+        if self._recorded is None:
+            with part.runs():
+                return executor.run(part, full, args, kwargs)
+        calls, paths = self._recorded
+        modules = {path for path, _ in part.network.module.named_modules()} if paths else set()
+        features = Features([path for path in paths if path in modules])
+        part.features = features if features.paths else None
+        try:
+            with part.runs():
+                output = executor.run(part, features.watch(part.network.module, full), args, kwargs)
+        finally:
+            part.features = None
+        calls.append(Call(args, kwargs, output, features.found))
         return output
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[list[Call]]:
+    def recording(self, modules: Sequence[str] = ()) -> Iterator[list[Call]]:
         """Inside the block, keep every call of the networks.
+
+        Args:
+            modules: The paths of modules within the networks whose outputs are kept, too. The default is none.
 
         Yields:
             The calls, in their order.
         """
-        before, self._recorded = self._recorded, []
+        calls: list[Call] = []
+        before, self._recorded = self._recorded, (calls, modules)
         try:
-            yield self._recorded
+            yield calls
         finally:
             self._recorded = before
 

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.running.gradients import GradientSum, gradients_set_back
@@ -24,7 +23,7 @@ from lightning_lcs.subspace.weights.layers import layer_of
 from lightning_lcs.training.data.loaders import batch_size
 from lightning_lcs.training.endpoint_groups import all_parameters
 from lightning_lcs.training.options import Distillation
-from lightning_lcs.training.step.distillation import distillation_loss, taught_by
+from lightning_lcs.training.step.distillation import detached, distillation_loss, taught_by
 from lightning_lcs.training.step.split_batch import divide
 from lightning_lcs.training.step.sweep_options import SweepOptions
 from lightning_lcs.training.target import guarded
@@ -46,7 +45,7 @@ UNDIVIDED = (
 
 Run = tuple[tuple[Any, ...], float]
 """The arguments of a step at one of its levels, and the weight of the loss."""
-Lessons = dict[int, list[Any]]
+Lessons = dict[int, list[Call]]
 """What the teacher gives, by the identity of the arguments of the step."""
 
 
@@ -198,26 +197,29 @@ class Sweep:
         compressed = [given for alpha, (given, _) in zip(visited, runs, strict=True) if alpha < 1.0]
         return list({id(given): given for given in compressed}.values())
 
-    def _lesson(self, step: Callable[[], Any], strength: float) -> list[Any]:
-        """What the network gives at alpha = 1 in a step."""
+    def _lesson(self, step: Callable[[], Any], strength: float) -> list[Call]:
+        """The calls of the networks at alpha = 1 in a step."""
         parameters = all_parameters(self.module, self.model.endpoint_pairs(), self.trainer.optimizers)
         grads = torch.enable_grad() if self._lessons_with_gradients else torch.no_grad()
         with (
             gradients_set_back(parameters, Tensor.clone),
             guarded(self.model, 1.0, "training_step") as guard,
             self.model.runner.training_level(1.0, strength=strength, direct=True),
-            self.model.runner.recording() as calls,
+            self._recording() as calls,
             grads,
         ):
             guard.skipped = loss_of(step()) is None
-            return [tree_map_only(Tensor, Tensor.detach, call.output) for call in calls]
+            return [detached(call) for call in calls]
 
     def _recording(self) -> contextlib.AbstractContextManager[list[Call]]:
         """Record the calls of the networks, where distillation compares their outputs."""
-        return contextlib.nullcontext([]) if self._distillation is None else self.model.runner.recording()
+        options = self._distillation
+        return (
+            contextlib.nullcontext([]) if options is None else self.model.runner.recording(list(options.module_pairs))
+        )
 
     def _taught(
-        self, alpha: float, loss: Tensor | None, calls: Sequence[Call], lesson: Sequence[Any] | None
+        self, alpha: float, loss: Tensor | None, calls: Sequence[Call], lesson: Sequence[Call] | None
     ) -> Tensor | None:
         """The loss of a level together with the distance from its teacher, where it has one."""
         options = self._distillation
@@ -235,8 +237,9 @@ class Sweep:
         again = contextlib.nullcontext() if level is None else self.model.runner.in_backward(level)
         # A method of the user's own may scale or drop gradients after it has computed them, at each level. With several
         # devices, they must be added before they are synchronised.
-        late = is_overridden(self.module, "backward") and self.trainer.world_size == 1
-        with self._gradients.added(taken_on_exit=late), again:
+        alone, overridden = self.trainer.world_size == 1, is_overridden(self.module, "backward")
+        added = self._gradients.added(taken_on_exit=alone and overridden, vectors_on_exit=alone and not overridden)
+        with added, again:
             original(loss, *args, **kwargs)
 
     def _extra(
@@ -246,7 +249,7 @@ class Sweep:
         drawn: Mapping[str, float],
         weight: float,
         step: Callable[[], Any],
-        lesson: Sequence[Any] | None,
+        lesson: Sequence[Call] | None,
     ) -> Tensor | None:
         """Run the step and its backward pass at a level that Lightning does not see; the loss, or ``None``.
 

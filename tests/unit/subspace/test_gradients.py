@@ -103,3 +103,28 @@ def test_take_moves_gradients_away_and_back():
         parameter.sum().backward()
     assert torch.equal(parameter.grad, torch.full(SHAPE, 2.0))
     assert without.grad is None
+
+
+def test_sums_of_vectors_are_added_on_exit_unless_someone_looks_before():
+    """Two levels, of which the second is larger, and one vector with a hook, which sees the whole gradient."""
+    free, seen = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+    gradients, told = GradientSum(), []
+    for kept in (2, 3):
+        for parameter in (free, seen):
+            gradients.add(parameter, (kept,), torch.full((kept,), float(kept)))
+    seen.register_hook(lambda gradient: told.append(gradient.tolist()))
+    with gradients.added(vectors_on_exit=True):
+        (free.sum() + seen.sum()).backward()
+        assert free.grad.tolist() == [1.0] * 4
+    assert free.grad.tolist() == seen.grad.tolist() == [6.0, 6.0, 4.0, 1.0]
+    assert told == [[6.0, 6.0, 4.0, 1.0]]
+
+
+def test_a_vector_that_several_layers_share_gets_all_gradients():
+    shared, gradients = nn.Parameter(torch.zeros(3)), GradientSum()
+    for gradient in ([1.0, 2.0], [10.0, 20.0], [100.0, 200.0]):
+        gradients.add(shared, (2,), torch.tensor(gradient))
+    gradients.add(shared, (3,), torch.tensor([1000.0, 2000.0, 3000.0]))
+    with gradients.added():
+        pass
+    assert shared.grad.tolist() == [1111.0, 2222.0, 3000.0]

@@ -48,7 +48,7 @@ def step(model: SubspaceModel, images: torch.Tensor, alphas: Sequence[float]) ->
             model(images).sum().backward()
     with model.runner.training_level(alphas[-1]):
         loss = model(images).sum()
-        with gradients.added():
+        with gradients.added(vectors_on_exit=True):
             loss.backward()
 
 
@@ -59,7 +59,9 @@ def ratio(name: str, mode: str | Mode, alphas: Sequence[float], device: str) -> 
     model.zero_grad()
     with Operations() as operations:
         step(model, images, alphas)
-    return operations.count / plain(name, device)
+    found = operations.count / plain(name, device)
+    print(f"\n{name}, {mode}, {len(alphas)} levels: {found:.2f} times the operations of a plain step")
+    return found
 
 
 # Measured: quantized 3.3 and 2.8; on a CUDA device inputs are rounded in one operation instead of four.
@@ -77,8 +79,8 @@ def test_one_level_on_an_accelerator(name, mode, most):
     assert ratio(name, mode, [0.5], "meta") <= most
 
 
-@pytest.mark.parametrize(("alphas", "most"), [([0.0, 1.0], 2.5), ([0.0, 0.5, 1.0], 3.8)])
+@pytest.mark.parametrize(("alphas", "most"), [([0.0, 1.0], 2.2), ([0.0, 0.5, 1.0], 3.35)])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])
 def test_widths_launch_their_networks_and_add_their_gradients(name, alphas, most):
-    # Nothing is counted beside each network, but one addition for each parameter and one copy for each cut weight.
+    # Beside each network there are one copy of each cut weight and one addition for each; vectors are added together.
     assert ratio(name, Structured(), alphas, "cpu") <= most
