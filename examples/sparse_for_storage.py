@@ -14,7 +14,7 @@ from classifier import Classifier
 from rich.console import Console
 from rich.table import Table
 
-from lightning_lcs import LCSCallback, Recalibration, Sampling, Unstructured
+from lightning_lcs import LCSCallback, Recalibration, Unstructured
 from lightning_lcs.data import DigitsDataModule
 from lightning_lcs.export.sparse import load_sparse, save_sparse
 
@@ -34,12 +34,10 @@ def main() -> None:
     arguments = parser.parse_args()
     L.seed_everything(0, verbose=False)
     data = DigitsDataModule(image_size=16)
-    # A point stays dense during its warm-up. The default, 0.8 of the training, is too long for this short run.
     lcs = LCSCallback(
         mode=Unstructured(max_sparsity=0.9),
         subspace="point",
         alphas=[*ALPHAS, 1.0],
-        sampling=Sampling(warmup=0.5),
         recalibration=Recalibration(levels=ALPHAS),
     )
     trainer = L.Trainer(max_epochs=arguments.epochs, callbacks=[lcs], default_root_dir=arguments.folder)

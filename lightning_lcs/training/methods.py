@@ -133,7 +133,8 @@ def _paper_sampling(mode: str, subspace: str) -> Sampling:
     if mode == "structured":
         return Sampling(sampler="sandwich", alphas_per_step=4, levels=0)
     if mode == "quantized":
-        return Sampling(sampler=PER_LAYER if subspace == "point" else "uniform_draws", levels=0)
+        sampler = PER_LAYER if subspace == "point" else "uniform_draws"
+        return Sampling(sampler=sampler, warmup=0.8, warmup_schedule="delayed", levels=0)
     if subspace == "line":
         return Sampling(sampler="biased_endpoints", warmup=0.8, warmup_schedule="linear", levels=0)
     return Sampling(sampler="uniform_draws", warmup=0.8, warmup_schedule="delayed", levels=0)

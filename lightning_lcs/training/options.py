@@ -55,14 +55,15 @@ class Sampling:
             other samplers.
         levels: The number of evenly spaced levels to which drawn widths and sparsities are rounded, at least 3; 0
             leaves the draws as they are, as in the paper, which costs time on a GPU because it searches for new kernels
-            in almost every structured step. The default is 25.
+            in almost every structured step. The default is 25, or 13, 7 or 4 where the training is too short to draw
+            each of so many 20 times.
         split: Whether the batch of a step is divided over its levels, instead of running whole at each of them: a step
             then costs about as much as a plain step. ``True`` gives 0.6 of the samples to the largest level and the
             rest to the others in equal parts; a list gives the share of each level, in ascending order of the levels.
             The default sampler is then "weighted", in every mode. A batch that gives a
             level fewer than two samples runs whole at each level, with a warning. The default is ``False``.
         warmup: The share of all training steps, in [0, 1], over which sparsity grows to its level, or in which the
-            inputs of layers are not quantized yet. The default is 0.5 in unstructured and 0.8 in quantized mode.
+            inputs of layers are not quantized yet. The default is 0.5 in unstructured and in quantized mode.
             Structured mode has no warm-up.
         warmup_schedule: "linear" (the compression grows steadily), "cubic" (it grows fast at first and slowly at the
             end) or "delayed" (there is none until the warm-up is over). The default is "linear" in unstructured mode,
@@ -79,13 +80,13 @@ class Sampling:
 
     sampler: str | Sequence[float] | None = None
     alphas_per_step: int | None = None
-    levels: int = DEFAULT_LEVELS
+    levels: int | None = None
     split: bool | Sequence[float] = False
     warmup: float | None = None
     warmup_schedule: str | None = None
 
     def __post_init__(self) -> None:
-        if self.levels != 0 and self.levels < 3:
+        if self.levels is not None and self.levels != 0 and self.levels < 3:
             raise ValueError(
                 f"Sampling(levels={self.levels}) is neither 0 (any alpha is drawn) nor at least 3; use, for example, "
                 f"{DEFAULT_LEVELS}"

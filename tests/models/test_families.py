@@ -43,12 +43,12 @@ def test_every_family_is_listed() -> None:
     assert set(FAMILIES) >= set(timm.list_modules())
 
 
-@pytest.mark.parametrize("name", ["test_vit@160", "hgnetv2_b0@32"])
+@pytest.mark.parametrize("name", ["test_vit@160", "test_byobnet@32"])
 def test_planted_mistakes_are_noticed(name: str) -> None:
     net, x = build(f"timm:{name}")
     model = SubspaceModel(net, x[:2], subspace="point").eval()
     slices = wrong_slices(model, x[:2], masked_run(model, x[:2]), count=8)
     rules = broken_rules(model, x[:2], count=8)
     assert len(slices) == 8
-    assert len(rules) > 6
+    assert len(rules) > 4
     assert [what for what, noticed in [*slices, *rules] if not noticed] == []

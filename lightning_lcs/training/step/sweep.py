@@ -90,7 +90,7 @@ class Sweep:
         loop = self.trainer.fit_loop
         # Completed batches are counted: a batch that failed and is repeated after a resume draws the same levels.
         done = loop.epoch_loop.batch_progress.total.completed
-        visited = self.options.alphas(self.seed, done)
+        visited = self.options.alphas(self.seed, done, self._steps())
         last = visited[-1]
         runs = self._runs(visited, args)
         strength = self._strength()
@@ -293,6 +293,13 @@ class Sweep:
         """Refuse gradients of named parameters on a line, where a level is computed from two of each."""
         if error.named and self.model.endpoint_pairs():
             raise RuntimeError(OWN_ON_A_LINE) from error
+
+    def _steps(self) -> float:
+        """The number of batches of the whole training; infinite if it has no end in sight."""
+        trainer = self.trainer
+        epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+        batches = math.inf if trainer.max_steps == -1 else trainer.max_steps * trainer.accumulate_grad_batches
+        return float(min(batches, epochs * trainer.num_training_batches if epochs else 0.0))
 
     def _strength(self) -> float:
         """The share of a level's sparsity that applies at this step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -14,13 +15,13 @@ from lightning_lcs.functional.sampling import (
     VISIT_FULL,
     VISIT_LOWEST,
     WEIGHTED,
+    levels_for,
     round_to_levels,
     step_generator,
     weighted,
 )
 from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.subspace.mode import Mode
-from lightning_lcs.subspace.running.calibration import DEFAULT_LEVELS
 from lightning_lcs.subspace.weights.line import Line
 from lightning_lcs.training.options import LOSS_REDUCTIONS, SPLIT_SAMPLER, Distillation, Loss, Sampling
 
@@ -33,7 +34,8 @@ class SweepOptions:
         mode: The mode whose levels are drawn.
         sampler: A key of :data:`SAMPLERS`, or the levels of every step in ascending order.
         alphas_per_step: The number of levels per step.
-        levels: The number of evenly spaced levels to which draws are rounded; 0 leaves them as they are.
+        levels: The number of evenly spaced levels to which draws are rounded; 0 leaves them as they are, and ``None``
+            chooses by the length of the training.
         warmup: The share of all steps during which the compression grows, in [0, 1].
         warmup_schedule: A key of :data:`SCHEDULES`.
         shares: The share of the samples of each level, in ascending order; ``None`` where each runs on all of them.
@@ -48,7 +50,7 @@ class SweepOptions:
     alphas_per_step: int
     warmup: float
     warmup_schedule: str
-    levels: int = DEFAULT_LEVELS
+    levels: int | None = None
     shares: tuple[float, ...] | None = None
     reduction: str = "full_half"
     diversity_weight: float = 0.0
@@ -61,8 +63,14 @@ class SweepOptions:
         visited = self.sampler in VISIT_FULL if isinstance(self.sampler, str) else 1.0 in self.sampler
         return visited and self.mode.is_full(1.0)
 
-    def alphas(self, seed: int, step: int) -> list[float]:
-        """The levels of a step, ascending: a function of its arguments alone."""
+    def alphas(self, seed: int, step: int, steps: float = math.inf) -> list[float]:
+        """The levels of a step, ascending: a function of its arguments alone.
+
+        Args:
+            seed: The user's seed.
+            step: Number of the step.
+            steps: Number of all steps; it may be infinite.
+        """
         drawn: Sequence[float] = self.sampler if isinstance(self.sampler, tuple) else ()
         if isinstance(self.sampler, str):
             drawn = SAMPLERS[self.sampler](step_generator(seed, step), self.alphas_per_step)
@@ -70,8 +78,9 @@ class SweepOptions:
                 drawn = weighted(drawn, self.mode.weighted)
             # Bit widths are levels already, and evenly spaced levels are too coarse where the mode weights the draws.
             is_fine = self.mode.has_discrete_levels or (self.sampler in WEIGHTED and not self.mode.runs_as_graph)
-            if self.levels and not is_fine:
-                drawn = [round_to_levels(alpha, self.levels, self.sampler) for alpha in drawn]
+            levels = levels_for(steps * len(self.drawn(drawn))) if self.levels is None else self.levels
+            if levels and not is_fine:
+                drawn = [round_to_levels(alpha, levels, self.sampler) for alpha in drawn]
         return [self.mode.snap(alpha) for alpha in drawn]
 
     def weights(self, shares: Sequence[float]) -> list[float]:

@@ -142,6 +142,17 @@ def test_widths_that_a_weighted_sampler_draws_are_those_of_levels() -> None:
     assert set(drawn) == {0.25, 0.5, 0.75}
 
 
+@pytest.mark.parametrize(
+    ("steps", "per_step", "levels"), [(99, 3, 4), (100, 3, 7), (50, 4, 7), (460, 3, 25), (9e9, 3, 25)]
+)
+def test_in_short_trainings_each_level_is_drawn_twenty_times(steps: float, per_step: int, levels: int) -> None:
+    options = sweep_options(Structured(), "point", Sampling(alphas_per_step=per_step), Loss(), Line())
+    drawn = [alpha for step in range(600) for alpha in options.alphas(0, step, steps)[1:-1]]
+    assert set(drawn) == {number / (levels - 1) for number in range(1, levels - 1)}
+    if steps < 600:
+        assert len(drawn) / 600 * steps >= 20 * (levels - 2) or levels == 4
+
+
 @given(progress=st.floats(0, 1), share=st.floats(0.01, 1))
 def test_a_cubic_warm_up_is_ahead_of_a_linear_one_and_ends_with_it(progress: float, share: float) -> None:
     cubic, linear = SCHEDULES["cubic"](progress, share), SCHEDULES["linear"](progress, share)
