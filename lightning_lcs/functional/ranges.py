@@ -22,8 +22,8 @@ SEARCHES = ("minmax", "mse")
 # The errors of ranges are compared in samples of about this many entries; with ranges of channels, in this many of each
 # channel, or in fewer where there are more channels than fit into so many in all.
 _SAMPLE, _OF_CHANNEL, _OF_CHANNELS = 1 << 12, 64, 1 << 18
-# So many entries of samples are tried at once, which bounds the memory of a search.
-_TOGETHER = 1 << 20
+# So many entries of samples are tried at once: on a processor what fits its cache, elsewhere what bounds the memory.
+_TOGETHER_IN_CACHE, _TOGETHER = 1 << 13, 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Observed:
     bits: int
     sample: Tensor | None
     size: int
+
+    def copied(self) -> Observed:
+        """The same with a sample of its own, which does not keep the tensor in memory."""
+        return self if self.sample is None else dataclasses.replace(self, sample=self.sample.contiguous())
 
 
 @torch.no_grad()
@@ -107,12 +111,13 @@ def _together(observed: Sequence[Observed]) -> Iterator[list[int]]:
     for place, one in enumerate(observed):
         if one.sample is not None:
             groups.setdefault(one.sample.device, []).append(place)
-    for places in groups.values():
+    for device, places in groups.items():
+        most = _TOGETHER_IN_CACHE if device.type == "cpu" else _TOGETHER
         chunk: list[int] = []
         rows = 0
         for place in sorted(places, key=lambda place: _length(observed[place])):
             rows += observed[place].low.numel()
-            if chunk and rows * _length(observed[place]) > _TOGETHER:
+            if chunk and rows * _length(observed[place]) > most:
                 yield chunk
                 chunk, rows = [], observed[place].low.numel()
             chunk.append(place)

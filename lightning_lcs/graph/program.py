@@ -184,7 +184,7 @@ def last_node(trace: Trace, path: str) -> fx.Node:
         stack = node.meta.get("nn_module_stack") or {}
         if any(entry[0] == path for entry in stack.values()) and isinstance(node.meta.get(DIMS), list):
             return node
-    raise ValueError(f"the module {path!r} computes no tensor in the traced network; name a module that returns one")
+    raise ValueError(f"the module {path!r} computes no tensor of its own in the traced network; name another module")
 
 
 def resized_arguments(program: Program, at: PlanAtWidth) -> dict[fx.Node, tuple[Any, ...]]:

@@ -106,13 +106,17 @@ def check_features(options: Distillation, model: SubspaceModel) -> None:
     """
     teacher = [] if options.teacher is None else [options.teacher]
     networks = [part.network.module for part in model.parts]
-    for paths, among in ((options.module_pairs, networks), (options.module_pairs.values(), teacher)):
-        there = {path for network in among for path, _ in network.named_modules()}
+    pairs = options.module_pairs
+    for whose, paths, among in (("the network", pairs, networks), ("the teacher", pairs.values(), teacher)):
+        # The whole network is compared by a function of its output.
+        there = {path for network in among for path, _ in network.named_modules() if path}
         for path in paths if among else ():
             if path not in there:
-                name = type(among[0]).__name__
+                name = " or ".join(type(network).__name__ for network in among)
                 raise ValueError(
-                    f"Distillation(modules=...) names {path!r}, which {name} does not have{did_you_mean(path, there)}"
+                    f"Distillation(modules=...) names {path!r}, which {whose}, {name}, does not have"
+                    f"{did_you_mean(path, there)}; give the paths of modules within it, such as "
+                    f"{min(there, default='')!r}"
                 )
 
 

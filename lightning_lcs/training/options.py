@@ -149,6 +149,14 @@ class Sampling:
         return even_but_last(count) if self.split is True else tuple(self.split)
 
     def _check_split(self) -> None:
+        entries = (
+            self.split if isinstance(self.split, (list, tuple)) else [0.0 if isinstance(self.split, bool) else None]
+        )
+        if not all(isinstance(entry, (int, float)) for entry in entries):
+            raise ValueError(
+                f"Sampling(split={self.split!r}) is neither true nor false nor a list of the shares of the levels, "
+                "such as [0.4, 0.6]"
+            )
         count = self.levels_per_step(SPLIT_SAMPLER if self.sampler is None else self.sampler)
         if count < 2:
             raise ValueError(
@@ -233,6 +241,13 @@ class Distillation:
             )
 
     def _check_features(self) -> None:
+        if self.distance != "mse" and self.loss != "features":
+            raise ValueError(
+                f"Distillation(distance={self.distance!r}) is of features, and loss is {self.loss!r}; give "
+                "loss='features' and modules, or leave distance out"
+            )
+        if not isinstance(self.modules, (Mapping, Sequence)):
+            raise ValueError(f"Distillation(modules={self.modules!r}) is not a list of paths, such as ['layer3']")
         if isinstance(self.modules, str):
             raise ValueError(f"Distillation(modules={self.modules!r}) is one path; give a list, [{self.modules!r}]")
         if isinstance(self.modules, Mapping) and self.teacher is None:

@@ -61,6 +61,8 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
             lambda: Sampling(split=[0.5, 0.5], alphas_per_step=3),
             r"Sampling\(split=\[0.5, 0.5\]\) is not a share above 0 for each of the 3 levels .* \(0.2, 0.2, 0.6\)",
         ),
+        (lambda: Sampling(split=0.5), r"Sampling\(split=0.5\) is neither true nor false nor a list of the shares"),
+        (lambda: Sampling(split=["a"]), r"Sampling\(split=\['a'\]\) is neither true nor false nor a list"),
         (lambda: Sampling(split=[1.0]), r"Sampling\(split=\[1.0\]\) divides a batch over .* the sampler visits one"),
         (lambda: Sampling(split=[0.5, 0.5, 0.5]), r"with a sum of 1"),
         (lambda: Sampling(split=[0.5, 0.5, 0.0]), r"a share above 0"),

@@ -135,7 +135,8 @@ class NotATensor(nn.Module):
 @pytest.mark.parametrize(
     ("net", "modules", "mode", "message"),
     [
-        (None, ["conv3"], "structured", r"names 'conv3', which Net does not have \(did you mean 'conv"),
+        (None, ["conv3"], "structured", r"names 'conv3', which the network, Net, does not have \(did you mean 'conv"),
+        (None, [""], "structured", r"names '', which the network.*paths of modules within it, such as 'conv1'"),
         (NotATensor, ["twice"], "unstructured", "features of 'twice' are not a tensor, but of type tuple"),
     ],
 )
@@ -152,7 +153,7 @@ def test_a_teachers_features_have_the_shape_of_the_networks(tmp_path):
     with pytest.raises(ValueError, match=r"'norm1' have shape \(16, 5, 8, 8\), and those of the teacher \(16, 4"):
         step(tmp_path, Doubles(), subspace="point", sampling=HALF_LINE, loss={"distillation": options})
     options = Distillation(loss="features", modules={"norm1": "norms"}, teacher=teacher)
-    with pytest.raises(ValueError, match=r"names 'norms', which Net does not have"):
+    with pytest.raises(ValueError, match=r"names 'norms', which the teacher, Net, does not have"):
         step(tmp_path, Doubles(), subspace="point", sampling=HALF_LINE, loss={"distillation": options})
 
 
@@ -162,6 +163,8 @@ def test_a_teachers_features_have_the_shape_of_the_networks(tmp_path):
         ({"loss": "features"}, r"modules=\(\)\) do not go together.*give both"),
         ({"modules": ["layer3"]}, r"loss='logits', modules=\['layer3'\]\) do not go together"),
         ({"loss": "features", "modules": "layer3"}, r"modules='layer3'\) is one path; give a list, \['layer3'\]"),
+        ({"distance": "cosine"}, r"distance='cosine'\) is of features, and loss is 'logits'"),
+        ({"loss": "features", "modules": 5}, r"modules=5\) is not a list of paths"),
         ({"loss": "features", "modules": {"a": "b"}}, r"names modules of a teacher, and there is none"),
         ({"loss": "features", "modules": ["a"], "distance": "l1"}, r"distance='l1'\) is not known; choose 'mse'"),
     ],

@@ -73,7 +73,9 @@ class Observing:
     _grids: dict[str, AffineGrid] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
-        """The input that a layer gets."""
+        """The input that a layer gets; an empty one, such as of an expert without samples, as it is."""
+        if x.numel() == 0:
+            return x
         if self.observes:
             self._observe(path, x)
         return round_to_grid(x, self._grid(path, x.device)) if self.quantize else x
@@ -85,7 +87,7 @@ class Observing:
             return
         # A layer that runs several times in a step moves its range several times.
         times = next(times for times in itertools.count() if path not in self._seen.get((times, x.device), {}))
-        self._seen.setdefault((times, x.device), {})[path] = seen
+        self._seen.setdefault((times, x.device), {})[path] = seen.copied()
 
     def repeated(self) -> Observing:
         """Quantizes as before, and observes nothing."""
@@ -96,8 +98,11 @@ class Observing:
         for (_, device), seen in self._seen.items():
             lows, highs = zip(*find_ranges(list(seen.values())), strict=True)
             current = torch.stack([torch.stack(lows), torch.stack(highs)], 1).float()
-            held = [ends.to(device) for path in seen if (ends := self._held(path)) is not None]
-            for path, ends in zip(seen, torch.lerp(torch.stack(held), current, MOMENTUM).unbind(), strict=True):
+            held = torch.stack([ends.to(device) for path in seen if (ends := self._held(path)) is not None])
+            moved = torch.lerp(held, current, MOMENTUM)
+            # A batch with values that are not finite, whose step may be skipped, must not stay in the ranges for good.
+            moved = torch.where(moved.isfinite(), moved, torch.where(current.isfinite(), current, held))
+            for path, ends in zip(seen, moved.unbind(), strict=True):
                 self._hold(path, ends)
         self._seen.clear()
 
@@ -128,7 +133,9 @@ class Collecting:
     search: str
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
-        """The input that a layer gets."""
+        """The input that a layer gets; an empty one as it is."""
+        if x.numel() == 0:
+            return x
         current = torch.stack(find_range(x, self.bits(path), False, self.search)).float()
         self.add(range_key(self.prefix, path), current)
         low, high = current.unbind()
@@ -149,7 +156,9 @@ class Reading:
     _grids: dict[str, AffineGrid] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str, x: Tensor) -> Tensor:
-        """The input that a layer gets."""
+        """The input that a layer gets; an empty one as it is."""
+        if x.numel() == 0:
+            return x
         grid = self._grids.get(path)
         if grid is None or grid.scale.device != x.device:
             grid = self._grids[path] = self._grid(path, x.device)

@@ -288,3 +288,38 @@ def test_layers_that_drew_bits_of_their_own(images):
             low, high = held[f"{name}.input_range"].unbind()
             layer.register_forward_pre_hook(lambda _, args, r=(low, high, bits): (fake_quantize(args[0], *r),))
         assert relative(found, twin(images)) < SAME_OPS
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_batch_that_is_not_finite_does_not_stay_in_the_ranges(images, first):
+    model = SubspaceModel(Net(group_norm), mode="quantized", subspace="point").train()
+    for batch in [images * float("nan"), images, images] if first else [images, images * float("inf"), images]:
+        with model.runner.training_level(0.5):
+            model(batch)
+    expected = torch.stack(least_error_range(images, 8))
+    torch.testing.assert_close(model.runner.ranges[0.5]["conv1.input_range"], expected)
+
+
+class Routed(nn.Module):
+    """Of two experts, the second one gets the samples whose first pixel is above a bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.low, self.high, self.head = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x):
+        hidden, high = self.stem(x), x[:, 0] > 0
+        result = torch.empty_like(hidden)
+        result[~high], result[high] = self.low(hidden[~high]), self.high(hidden[high])
+        return self.head(result)
+
+
+def test_a_layer_without_samples_is_not_observed():
+    low, high = -torch.ones(3, 4), torch.ones(3, 4)
+    model = SubspaceModel(Routed(), mode="quantized", subspace="point").train()
+    for batch in (low, high, low):
+        with model.runner.training_level(1.0):
+            model(batch).sum().backward()
+    assert {key.rpartition(".")[0] for key in model.runner.ranges[1.0]} == {"stem", "low", "high", "head"}
+    model.recalibrate([low, high], alphas=[1.0])
+    assert torch.isfinite(model.eval()(low)).all()
