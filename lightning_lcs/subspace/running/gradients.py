@@ -24,7 +24,6 @@ class GradientSum:
     def __init__(self) -> None:
         self._held: dict[Tensor, tuple[Tensor, Selection]] = {}
         self._waiting: dict[Tensor, tuple[Tensor, Tensor]] = {}  # by parameter; the second is to be added to the first
-        self._taken: set[Tensor] = set()  # those whose hooks have seen the gradients
 
     def add(self, parameter: nn.Parameter, selection: Selection, gradient: Tensor, share: float = 1.0) -> None:
         """Add ``share * gradient``, where ``gradient`` belongs to the entries ``parameter[selection]``.
@@ -71,28 +70,25 @@ class GradientSum:
         for parameter in parameters:
             if parameter.grad is not None and parameter.requires_grad:
                 self.add(parameter, (), parameter.grad)
-                self._taken.add(parameter)
                 parameter.grad = None
 
     @contextlib.contextmanager
-    def added(self, taken_on_exit: bool = False, vectors_on_exit: bool = False) -> Iterator[None]:
+    def added(self, vectors_on_exit: bool = False) -> Iterator[None]:
         """Add each parameter's sum to its gradient in a backward inside the block, and the remaining sums on exit.
 
         A sum is added as soon as the gradient of its parameter is complete, before data-parallel training synchronises
-        it. The parameter's own hooks see the whole gradient once: a sum that was taken from ``.grad`` has passed them
-        already, and is added after them. After an exception all sums are dropped.
+        it. The parameter's own hooks see the whole gradient once. After an exception all sums are dropped.
 
         Args:
-            taken_on_exit: Whether sums that were taken from ``.grad`` are added on exit, because what comes after the
-                backward in the block has been done to them already. The default is ``False``.
             vectors_on_exit: Whether sums of vectors without hooks are added on exit, because nothing looks at their
                 gradients before. The default is ``False``.
         """
         self._add_waiting()
-        later = {parameter for parameter in self._taken if taken_on_exit}
-        if vectors_on_exit:
-            later.update(parameter for parameter in self._held if parameter.ndim == 1 and not _has_hooks(parameter))
-        handles = [self._hook(parameter) for parameter in self._held if parameter not in later]
+        handles = [
+            self._hook(parameter)
+            for parameter in self._held
+            if not (vectors_on_exit and parameter.ndim == 1 and not _has_hooks(parameter))
+        ]
         try:
             yield
             with torch.no_grad():
@@ -102,22 +98,33 @@ class GradientSum:
         finally:
             self._held.clear()
             self._waiting.clear()
-            self._taken.clear()
             for handle in handles:
                 handle.remove()
 
     def _hook(self, parameter: Tensor) -> Any:
         """Add the sum in a backward; the handle takes the hook away."""
         own_hooks = parameter._backward_hooks  # of the user's
-        if parameter not in self._taken and own_hooks:
+        if own_hooks:
             hook = functools.partial(self._added_to, parameter)
             handle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
             _put_first(own_hooks, handle.id)
             return handle
         handle = parameter.register_post_accumulate_grad_hook(self._add_to)  # type: ignore[no-untyped-call]
-        if parameter not in self._taken:
-            _put_first(parameter._post_accumulate_grad_hooks, handle.id)
+        _put_first(parameter._post_accumulate_grad_hooks, handle.id)
         return handle
+
+    def carried(self, loss: Tensor) -> Tensor:
+        """A loss of the same value whose gradients are its own and the sums, which are dropped here.
+
+        Whatever is done with the loss before its backward, and with the gradients after it, is done to the whole.
+        """
+        self._add_waiting()
+        terms = [(select(parameter, selection) * part).sum() for parameter, (part, selection) in self._held.items()]
+        self._held.clear()
+        if not terms:
+            return loss
+        total = torch.stack([term.to(loss) for term in terms]).sum()
+        return loss + (total - total.detach())
 
     def _added_to(self, parameter: Tensor, gradient: Tensor) -> Tensor | None:
         """The gradient that hooks of a parameter get, with the sum."""
@@ -159,6 +166,22 @@ def gradients_set_back(
     finally:
         for parameter, gradient in before:
             parameter.grad = gradient
+
+
+@contextlib.contextmanager
+def hooks_muted(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Inside the block, no hook on the gradients of parameters runs."""
+    muted: list[tuple[MutableMapping[int, Any], dict[int, Any]]] = []
+    for parameter in parameters:
+        for hooks in (parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None)):
+            if hooks:
+                muted.append((hooks, dict(hooks)))
+                hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, before in muted:
+            hooks.update(before)
 
 
 def _has_hooks(parameter: Tensor) -> bool:

@@ -253,9 +253,14 @@ class LevelRunner:
             self._executor = before
 
     @contextlib.contextmanager
-    def in_backward(self, level: TrainingLevel) -> Iterator[None]:
-        """Inside the block, whatever of the networks runs again in a backward runs at the level of the forward."""
-        with self._running(level), level.in_backward():
+    def in_backward(self, level: TrainingLevel, loss: Tensor) -> Iterator[None]:
+        """Inside the block, whatever of the networks runs again in a backward runs at the level of the forward.
+
+        Args:
+            level: The level.
+            loss: The loss whose backward runs inside the block.
+        """
+        with self._running(level), level.in_backward(loss):
             yield
 
     def __getstate__(self) -> dict[str, Any]:

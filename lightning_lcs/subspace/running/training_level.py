@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 from lightning_lcs.graph.channels.plan import Selection
 from lightning_lcs.subspace.forward import Execution, TrainingInputs
@@ -83,17 +84,34 @@ class TrainingLevel:
                 inputs.finish()
 
     @contextlib.contextmanager
-    def in_backward(self) -> Iterator[None]:
-        """Inside the block, parts of the networks that run again, as with gradient checkpointing, run at the level."""
-        with contextlib.ExitStack() as stack:
+    def in_backward(self, loss: Tensor) -> Iterator[None]:
+        """In the backward of a loss, parts of the networks that run again, as with gradient checkpointing, do it here.
+
+        Before and after the backward, code inside the block sees the networks' own parameters.
+
+        Args:
+            loss: The loss.
+        """
+        stack = contextlib.ExitStack()
+
+        def end() -> None:
+            self._in_place.clear()
+            stack.close()
+
+        def begin(gradients: Any) -> None:
+            Variable._execution_engine.queue_callback(end)
             for key, (part, in_place) in self._again.items():
                 stack.enter_context(part.runs())
                 self._in_place[key] = stack.enter_context(contextlib.ExitStack())
                 self._in_place[key].enter_context(in_place())
-            try:
-                yield
-            finally:
-                self._in_place.clear()
+
+        handle = None if loss.grad_fn is None else loss.grad_fn.register_prehook(begin)
+        try:
+            yield
+        finally:
+            end()  # A backward that failed runs no callback.
+            if handle is not None:
+                handle.remove()
 
     def _level_weights(self, part: Part, execution: Execution) -> LevelWeights:
         """The tensors of the level, made anew where the step has changed or exchanged weights since the last call."""

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_lcs.model import SubspaceModel
-from lightning_lcs.subspace.running.gradients import GradientSum, gradients_set_back
+from lightning_lcs.subspace.running.gradients import GradientSum, gradients_set_back, hooks_muted
 from lightning_lcs.subspace.running.level_runner import Call
 from lightning_lcs.subspace.running.own_backward import OwnBackwardError, own_backward_refused
 from lightning_lcs.subspace.running.training_level import TrainingLevel
@@ -76,7 +76,6 @@ class Sweep:
         self.module = module
         self.options = options
         self.seed = seed
-        self._original_backward: Callable[..., None] = module.backward
         self._gradients = GradientSum()
         self._snapshot: Snapshot | None = None
         self._level: TrainingLevel | None = None  # of the forward whose backward comes next
@@ -234,12 +233,12 @@ class Sweep:
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the module's ``backward`` of the last level, and add the gradients of the others."""
         level, self._level = self._level, None
-        again = contextlib.nullcontext() if level is None else self.model.runner.in_backward(level)
-        # A method of the user's own may scale or drop gradients after it has computed them, at each level. With several
-        # devices, they must be added before they are synchronised.
-        alone, overridden = self.trainer.world_size == 1, is_overridden(self.module, "backward")
-        added = self._gradients.added(taken_on_exit=alone and overridden, vectors_on_exit=alone and not overridden)
-        with added, again:
+        if is_overridden(self.module, "backward"):
+            # A method of the user's own may do anything with the loss and with the gradients.
+            loss = self._gradients.carried(loss)
+        again = contextlib.nullcontext() if level is None else self.model.runner.in_backward(level, loss)
+        # With several devices, gradients must be added before they are synchronised.
+        with self._gradients.added(vectors_on_exit=self.trainer.world_size == 1), again:
             original(loss, *args, **kwargs)
 
     def _extra(
@@ -273,9 +272,11 @@ class Sweep:
             trained = self._taught(alpha, loss, calls, lesson)
             if loss is None or trained is None:
                 return None
-            # What the step left is of a backward of its own, which Lightning clears before that of the loss.
-            with gradients_set_back(parameters, lambda _: None), level.in_backward():
-                self._backward(weight * trained)
+            scaled = self._scaled(weight * trained)
+            # What the step left is of a backward of its own, which Lightning clears before that of the loss. Hooks see
+            # the whole gradient once, in the backward that Lightning runs.
+            with gradients_set_back(parameters, lambda _: None), hooks_muted(parameters), level.in_backward(scaled):
+                scaled.backward()  # type: ignore[no-untyped-call]
                 self._gradients.take(parameters)
             return loss.detach()
 
@@ -322,11 +323,12 @@ class Sweep:
             )
         return float(self.trainer.global_step / total)
 
-    def _backward(self, loss: Tensor) -> None:
+    def _scaled(self, loss: Tensor) -> Tensor:
+        """A loss as Lightning hands it to a backward."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         with torch.autocast(loss.device.type, enabled=False):
             scaled = loss / self.trainer.accumulate_grad_batches
-            self._original_backward(scaled if scaler is None else scaler.scale(scaled))
+            return scaled if scaler is None else cast(Tensor, scaler.scale(scaled))
 
     def _with_terms(self, output: Any, trained: Tensor | None, weight: float) -> Any:
         """The step's output, whose gradients are those of its part of the whole loss and whose value is unchanged."""
