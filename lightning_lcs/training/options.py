@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_lcs.functional.sampling import SAMPLERS, VISIT_FULL, step_generator
 from lightning_lcs.functional.schedules import SCHEDULES
@@ -214,7 +214,7 @@ class Distillation:
         0.5
     """
 
-    loss: str | Callable[[Any, Any], Tensor] = "logits"
+    loss: str | Callable[[Any, Any], Any] = "logits"
     modules: Sequence[str] | Mapping[str, str] = ()
     distance: str = "mse"
     weight: float = 0.5
@@ -296,7 +296,7 @@ class Loss:
 
     reduction: str = "full_half"
     scale_penalty: float = 0.0
-    distillation: Distillation | Mapping[str, Any] | str | Callable[[Any, Any], Tensor] | None = None
+    distillation: Distillation | Mapping[str, Any] | str | Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         given = self.distillation

@@ -193,6 +193,27 @@ def test_a_wrong_value_is_named(tmp_path, monkeypatch, capsys, argument, match):
     assert error.value.code == (2 if match.startswith(("--", "Digit")) or " is now " in match else 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"weight": 2}, "Distillation(weight=2.0) is not in (0, 1]"),
+        ({"loss": "features", "modules": ["layer1"], "distance": "l1"}, "Distillation(distance='l1') is not known"),
+    ],
+)
+def test_options_of_distillation_are_checked_when_a_file_is_read(tmp_path, monkeypatch, capsys, options, match):
+    """A mapping that is no Distillation is not one of the arguments of a tensor that a function might return."""
+    monkeypatch.chdir(tmp_path)
+    callback = {"class_path": "lightning_lcs.LCSCallback", "init_args": {**QUICK, "loss": {"distillation": options}}}
+    path = config(tmp_path)
+    content = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    content["trainer"]["callbacks"] = [callback]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit) as error:
+        command_line.main(["fit", "--config", path, NO_TRAINING])
+    assert error.value.code == 1
+    assert match in capsys.readouterr().err
+
+
 def test_modules_in_the_current_folder_are_found(tmp_path, monkeypatch):
     """As they are for ``python -m``: the console script itself stands elsewhere."""
     monkeypatch.chdir(tmp_path)
