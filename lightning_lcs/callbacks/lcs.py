@@ -132,10 +132,12 @@ class LCSCallback(pl.Callback):
             seed=seed,
         )
         if self.recalibration.images == 0 and not self.options.visits_full:
-            raise ValueError(
-                "Recalibration(images=0) needs a sampler that visits alpha = 1 at every step; use, for example, 512 "
-                "images"
+            needs = (
+                "needs a sampler that visits alpha = 1 at every step"
+                if self.mode.is_full(1.0)
+                else f"does not go with {name_of(self.mode)} mode, which compresses alpha = 1, too"
             )
+            raise ValueError(f"Recalibration(images=0) {needs}; use, for example, 512 images")
         warn_of_old_namespace()
         recalibrator = Recalibrator(self.recalibration.levels, self.recalibration.images, seed)
         measurement, every = Measurement(alphas, every_n_epochs), self.recalibration.every_checkpoint

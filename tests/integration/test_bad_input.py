@@ -61,6 +61,10 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
             lambda: Sampling(split=[0.5, 0.5], alphas_per_step=3),
             r"Sampling\(split=\[0.5, 0.5\]\) is not a share above 0 for each of the 3 levels .* \(0.2, 0.2, 0.6\)",
         ),
+        (
+            lambda: LCSCallback("quantized", sampling={"sampler": [0.0, 1.0]}, recalibration={"images": 0}),
+            r"Recalibration\(images=0\) does not go with quantized mode, which compresses alpha = 1",
+        ),
         (lambda: Sampling(split=0.5), r"Sampling\(split=0.5\) is neither true nor false nor a list of the shares"),
         (lambda: Sampling(split=["a"]), r"Sampling\(split=\['a'\]\) is neither true nor false nor a list"),
         (lambda: Sampling(split=[1.0]), r"Sampling\(split=\[1.0\]\) divides a batch over .* the sampler visits one"),
