@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lightning_lcs.control.sensors import Readings
+from lightning_lcs.utils.options import check_types
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Rules:
     dwell_s: float = 2.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         levels = tuple(sorted({float(level) for level in self.levels}))
         if not levels or not all(0.0 <= level <= 1.0 for level in levels):
             raise ValueError(f"levels={self.levels!r} should be one or more numbers in [0, 1]")

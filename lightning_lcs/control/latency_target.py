@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 from lightning_lcs.control.decision import Request, View
 from lightning_lcs.control.policies import ABSTAINS
 from lightning_lcs.control.sensors import Forward
+from lightning_lcs.utils.options import check_types
 
 # Number of latencies before and after a switch that are compared.
 _COMPARED = 8
@@ -108,6 +109,7 @@ class LatencyTarget:
     _points: tuple[tuple[float, float], ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, value, ok, allowed in (
             ("latency_ms", self.latency_ms, 0.0 < self.latency_ms < math.inf, "a positive number of milliseconds"),
             ("window", self.window, self.window >= 1, "1 or more"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_lcs.control.decision import Request, View
+from lightning_lcs.utils.options import check_types
 
 ABSTAINS = "unknown, abstains"
 
@@ -43,6 +44,7 @@ class CpuPressure:
     needs: ClassVar[tuple[str, ...]] = ("cpu_pressure",)
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_band("high", self.high, "low", self.low, 0.0, 1.0)
 
     def __call__(self, view: View) -> Request:
@@ -77,6 +79,7 @@ class CpuLoad:
     needs: ClassVar[tuple[str, ...]] = ("cpu_load",)
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_band("high", self.high, "low", self.low, 0.0, math.inf)
 
     def __call__(self, view: View) -> Request:
@@ -111,6 +114,7 @@ class MemoryAvailable:
     needs: ClassVar[tuple[str, ...]] = ("memory_available",)
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_band("high", self.high, "low", self.low, 0.0, 1.0)
 
     def __call__(self, view: View) -> Request:
@@ -150,6 +154,7 @@ class Temperature:
     needs: ClassVar[tuple[str, ...]] = ("temperature_c",)
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_band("high_c", self.high_c, "low_c", self.low_c, -273.15, math.inf)
         if not self.critical_c >= self.high_c:
             raise ValueError(f"critical_c={self.critical_c!r} should not be below high_c={self.high_c!r}")
@@ -197,6 +202,7 @@ class BatterySaver:
     needs: ClassVar[tuple[str, ...]] = ("battery", "plugged_in")
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_band("below", self.below, "empty", self.empty, 0.0, 1.0)
         if not 0.0 <= self.lowest <= 1.0:
             raise ValueError(f"lowest={self.lowest!r} should be a level in [0, 1]")

@@ -13,7 +13,7 @@ from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.subspace.axis import check_alpha
 from lightning_lcs.subspace.option_places import model_places
 from lightning_lcs.subspace.running.calibration import DEFAULT_IMAGES, DEFAULT_LEVELS, level_grid
-from lightning_lcs.utils.options import parse_options
+from lightning_lcs.utils.options import check_types, parse_options
 
 
 def _last_apart(last: float, others: float) -> Callable[[Sequence[float]], list[float]]:
@@ -71,6 +71,7 @@ class Sampling:
 
     Raises:
         ValueError: An option is outside its range.
+        TypeError: An option has another type.
 
     Example:
         >>> from lightning_lcs import LCSCallback, Sampling
@@ -86,6 +87,7 @@ class Sampling:
     warmup_schedule: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.levels is not None and self.levels != 0 and self.levels < 3:
             raise ValueError(
                 f"Sampling(levels={self.levels}) is neither 0 (any alpha is drawn) nor at least 3; use, for example, "
@@ -207,6 +209,7 @@ class Distillation:
 
     Raises:
         ValueError: An option is outside its range.
+        TypeError: An option has another type.
 
     Example:
         >>> from lightning_lcs import Distillation, LCSCallback, Loss
@@ -223,6 +226,7 @@ class Distillation:
     teacher: nn.Module | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if isinstance(self.loss, str) and self.loss not in ("logits", "features"):
             raise ValueError(
                 f"Distillation(loss={self.loss!r}) is not known; give 'logits', 'features', or a function of the "
@@ -287,6 +291,7 @@ class Loss:
 
     Raises:
         ValueError: An option is outside its range.
+        TypeError: An option has another type.
 
     Example:
         >>> from lightning_lcs import LCSCallback, Loss
@@ -299,6 +304,7 @@ class Loss:
     distillation: Distillation | Mapping[str, Any] | str | Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         given = self.distillation
         if given is not None:
             given = {"loss": given} if isinstance(given, str) or callable(given) else given
@@ -327,6 +333,7 @@ class Recalibration:
 
     Raises:
         ValueError: An option is outside its range.
+        TypeError: An option has another type.
 
     Example:
         >>> from lightning_lcs import LCSCallback, Recalibration
@@ -339,6 +346,7 @@ class Recalibration:
     every_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.images < 0:
             raise ValueError(f"Recalibration(images={self.images}) is negative; use, for example, {DEFAULT_IMAGES}")
         level_grid(self.levels)  # refuses what is not a grid

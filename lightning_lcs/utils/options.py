@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -45,6 +46,39 @@ def parse_options(kind: type[Group], value: Group | Mapping[str, Any] | None, ar
                 f"{', '.join(map(repr, names))}"
             )
     return kind(**value)
+
+
+# How an annotation is said in words, and the values that fit it; numbers of NumPy do, true and false are no numbers.
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "None": ("None", lambda value: value is None),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "int": ("a whole number", lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool)),
+    "float": ("a number", lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool)),
+    "str": ("a text", lambda value: isinstance(value, str)),
+}
+
+
+def check_types(group: Any) -> None:
+    """Refuse an option of another type than its annotation, where that is made of plain types.
+
+    Args:
+        group: An object of a dataclass of options, whose module has ``from __future__ import annotations``.
+
+    Raises:
+        TypeError: With the option, its value, and what it may be.
+
+    Example:
+        >>> from lightning_lcs import Quantized
+        >>> Quantized(min_bits="3")
+        Traceback (most recent call last):
+        TypeError: Quantized(min_bits='3') is not a whole number
+    """
+    for field in dataclasses.fields(group):
+        kinds, value = [_KINDS.get(name) for name in str(field.type).split(" | ")], getattr(group, field.name)
+        known = [kind for kind in kinds if kind is not None]
+        if len(known) == len(kinds) and not any(fits(value) for _, fits in known):
+            allowed = " or ".join(words for words, _ in known if words != "None")
+            raise TypeError(f"{type(group).__name__}({field.name}={value!r}) is not {allowed}")
 
 
 def checked_keywords(

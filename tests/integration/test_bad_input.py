@@ -1,23 +1,29 @@
 """Errors name the argument, the value, and what to do."""
 
+import dataclasses
 import inspect
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_lcs import (
     BatchNormRecalibration,
     CompressibleSubspaceWrapper,
+    Distillation,
     LCSCallback,
     Line,
     Loss,
+    Quantized,
     Recalibration,
     Sampling,
     Structured,
     SubspaceModel,
     TradeoffMonitor,
+    Unstructured,
 )
+from lightning_lcs.control.policies import BatterySaver
 from tests.integration.support import Data, Module, Net, lcs, trainer
 
 
@@ -92,6 +98,27 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
 def test_arguments(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize(
+    "kind", [Sampling, Loss, Distillation, Recalibration, Line, Structured, Unstructured, Quantized, BatterySaver]
+)
+def test_options_of_another_type(kind):
+    checked = []
+    for field in dataclasses.fields(kind):
+        if set(field.type.split(" | ")) <= {"bool", "int", "float", "str", "None"}:
+            checked.append(field.name)
+            with pytest.raises(TypeError, match=rf"{kind.__name__}\({field.name}=\[1\]\) is not (a|true)"):
+                kind(**{field.name: [1]})
+    assert checked
+
+
+def test_numbers_as_text_and_as_numpy_has_them():
+    with pytest.raises(TypeError, match=r"Quantized\(per_channel='yes'\) is not true or false"):
+        Quantized(per_channel="yes")
+    with pytest.raises(TypeError, match=r"Sampling\(warmup=True\) is not a number"):
+        Sampling(warmup=True)
+    assert Quantized(min_bits=np.int64(4)).bit_width(0.0) == 4
 
 
 @pytest.mark.parametrize(

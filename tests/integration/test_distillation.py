@@ -146,7 +146,21 @@ def test_it_starts_after_its_share_of_the_steps(tmp_path):
     options = {"distillation": Distillation(loss=distance, start=0.5)}
     run = trainer(tmp_path, lcs(subspace="point", sampling=HALF_LINE, loss=options), max_steps=4, limit_val_batches=0)
     run.fit(Doubles(), loader(digits(0, 64)))
-    assert counts == [2, 2, 3, 3]
+    # The first step tries it, and is trained without it: see the next test.
+    assert counts == [0, 0, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("mode", ["structured", "quantized"])
+def test_the_first_step_tries_it_without_a_trace(tmp_path, mode):
+    trained = []
+    for distillation in (None, Distillation(start=0.9), Distillation(loss="features", modules=["conv2"], start=0.9)):
+        torch.manual_seed(0)
+        module = Doubles()  # its step draws noise
+        step(tmp_path, module, mode=mode, subspace="point", sampling=HALF_LINE, loss={"distillation": distillation})
+        trained.append(list(module.parameters()))
+    for tried in trained[1:]:
+        for one, other in zip(trained[0], tried, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_one_random_level_per_step_learns_from_the_full_network(tmp_path):

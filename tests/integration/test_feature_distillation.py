@@ -140,8 +140,9 @@ class NotATensor(nn.Module):
         (NotATensor, ["twice"], "unstructured", "features of 'twice' are not a tensor, but of type tuple"),
     ],
 )
-def test_modules_without_features_are_named(tmp_path, net, modules, mode, message):
-    options = {"distillation": {"loss": "features", "modules": modules}}
+@pytest.mark.parametrize("start", [0.0, 0.9])
+def test_modules_without_features_are_named(tmp_path, net, modules, mode, message, start):
+    options = {"distillation": {"loss": "features", "modules": modules, "start": start}}
     sampling = {"sampler": [0.0, 1.0], **({} if mode == "structured" else {"warmup": 0.0})}
     with pytest.raises(ValueError, match=message):
         step(tmp_path, Doubles(net and net()), mode=mode, subspace="point", sampling=sampling, loss=options)

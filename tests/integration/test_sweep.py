@@ -14,7 +14,7 @@ from lightning_lcs import LCSCallback, SubspaceModel
 from lightning_lcs.functional.sampling import SAMPLERS, step_generator
 from lightning_lcs.subspace.running.level_runner import LevelRunner
 from lightning_lcs.training.step.split_batch import spread
-from tests.integration.support import Module, Net, group_norm, lcs, trainer
+from tests.integration.support import Module, Net, digits, group_norm, lcs, loader, trainer
 
 # Three steps in float32 against the same sums in another order, relative to the largest entry of each tensor.
 UPDATE_TOLERANCE = 1e-5
@@ -125,6 +125,28 @@ def test_update_on_a_split_batch(tmp_path, train, reduction, accumulate):
 
 
 @no_curve
+@pytest.mark.parametrize("kind", [list, dict])
+def test_a_split_batch_of_two_loaders_divides_each_of_theirs(tmp_path, kind):
+    """Two loaders of different batch sizes, of which the second has no labels."""
+    seen = []
+
+    class TwoLoaders(Module):
+        def training_step(self, batch, batch_idx):
+            (images, labels), (more, _) = batch.values() if isinstance(batch, dict) else batch
+            seen.append((len(images), len(labels), len(more)))
+            return self.loss(self.net(images), labels) + self.net(more).square().mean()
+
+    loaders = [loader(digits(0, 20), 10), loader(digits(20, 80), 40)]
+    given = loaders if kind is list else dict(zip(("labeled", "more"), loaders, strict=True))
+    sampling = {"split": [0.4, 0.6], "sampler": "weighted"}
+    run = trainer(tmp_path, lcs(subspace="point", sampling=sampling), limit_val_batches=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*levels")
+        run.fit(TwoLoaders(), given)
+    assert seen[:4] == [(4, 4, 16), (6, 6, 24)] * 2
+
+
+@no_curve
 def test_a_batch_that_is_too_small_to_split_runs_whole_at_each_level(tmp_path, train):
     few = [[images[:5], labels[:5]] for images, labels in train]
     modules = []
@@ -135,7 +157,7 @@ def test_a_batch_that_is_too_small_to_split_runs_whole_at_each_level(tmp_path, t
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             run.fit(modules[-1], DataLoader(few, batch_size=None))
-        told = [each for each in found if "a batch of 5 samples is not divided over 3 levels" in str(each.message)]
+        told = [each for each in found if "not divided over 3 levels: 5 samples leave" in str(each.message)]
         assert len(told) == bool(sampling.get("split"))
     for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         assert torch.equal(one, other)

@@ -14,6 +14,7 @@ from lightning_lcs.functional.quantization import fake_quantize
 from lightning_lcs.functional.ranges import least_error_range
 from tests.helpers import relative, rounded
 from tests.integration.compressed_by_hand import SAME_OPS, images, quantized_by_hand
+from tests.integration.support import Module, Net, digits, lcs, loader, trainer
 
 # Small networks are not faster with integers.
 STORAGE_ONLY = pytest.mark.filterwarnings("ignore:.*they save storage only")
@@ -200,3 +201,26 @@ def test_layers_that_get_their_input_by_name_have_it_quantized():
         expected = twin.head(fake_quantize(x, *ranges["head.input_range"], 4))
         assert relative(model(images()), expected) < SAME_OPS
         assert relative(pickle.loads(pickle.dumps(model.materialize(1.0)))(images()), expected) < SAME_OPS
+
+
+class InEvaluation(Net):
+    """A layer that runs in evaluation only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Conv2d(8, 8, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = super().features(x)
+        return x if self.training else x + 0.1 * self.extra(x)
+
+
+def test_a_layer_that_training_never_runs_is_named_in_the_sanity_check(tmp_path):
+    data = loader(digits(0, 32))
+    whole = r"extra were never observed at 8 bits.*stays whole with Quantized\(layer_bits=\{'extra': 32\}\)"
+    with pytest.raises(RuntimeError, match=whole):
+        trainer(tmp_path, lcs(mode="quantized"), num_sanity_val_steps=1).fit(Module(InEvaluation()), data, data)
+    mode = Quantized(layer_bits={"extra": 32})
+    run = trainer(tmp_path, lcs(mode=mode), num_sanity_val_steps=1)
+    run.fit(Module(InEvaluation()), data, data)
+    assert "lcs/val_acc/alpha_100" in run.callback_metrics

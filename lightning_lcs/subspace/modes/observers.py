@@ -169,7 +169,8 @@ class Reading:
         if held is None:
             raise RuntimeError(
                 f"the inputs of {path or 'the layer'} were never observed at {self.bits(path)} bits, so that their "
-                "range is not known: train the network at this level, or recalibrate() with training images"
+                "range is not known: train the network at this level, or recalibrate() with training images; a layer "
+                f"that training never runs stays whole with Quantized(layer_bits={{{path!r}: 32}})"
             )
         low, high = held.to(device).unbind()
         return affine_grid(low, high, self.bits(path))

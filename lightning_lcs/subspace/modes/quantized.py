@@ -22,6 +22,7 @@ from lightning_lcs.subspace.modes.weight_ranges import WeightRanges
 from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.weights.layers import all_weights, layer_of
 from lightning_lcs.subspace.weights.tied import tied_parameters
+from lightning_lcs.utils.options import check_types
 
 
 @register_mode("quantized")
@@ -54,6 +55,7 @@ class Quantized(Mode):
 
     Raises:
         ValueError: An option is outside its range.
+        TypeError: An option has another type.
 
     Example:
         >>> from lightning_lcs import Quantized
@@ -82,6 +84,7 @@ class Quantized(Mode):
     layer_bits: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 2 <= self.min_bits <= self.max_bits <= 8:
             raise ValueError(
                 f"min_bits={self.min_bits!r} and max_bits={self.max_bits!r} are not in order in 2..8; use, for "

@@ -24,6 +24,7 @@ from lightning_lcs.subspace.forward import Traced
 from lightning_lcs.subspace.mode import Level, Mode
 from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
+from lightning_lcs.utils.options import check_types
 
 ORDERS = ("given", "importance")
 SELECTIONS = ("first", "scale")
@@ -55,6 +56,7 @@ class Structured(Mode):
 
     Raises:
         ValueError: An option is outside its range.
+        TypeError: An option has another type.
 
     Example:
         >>> from lightning_lcs import Structured
@@ -75,6 +77,7 @@ class Structured(Mode):
     select: str = "first"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0.0 < self.min_width <= 1.0:
             raise ValueError(
                 f"min_width={self.min_width!r} is not in (0, 1]: it is the share of channels kept at alpha = 0; "

@@ -28,6 +28,7 @@ from lightning_lcs.subspace.modes.registry import register_mode
 from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.weights.layers import all_weights, layer_inputs
 from lightning_lcs.subspace.weights.tied import CROSSWISE, tied_crosswise
+from lightning_lcs.utils.options import check_types
 
 SCOPES = ("layer", "global", "block")
 DENSE_LAYERS = ("first", "last", "depthwise")
@@ -59,6 +60,7 @@ class Unstructured(Mode):
 
     Raises:
         ValueError: An option is outside its range.
+        TypeError: An option has another type.
 
     Example:
         >>> from lightning_lcs import Unstructured
@@ -78,6 +80,7 @@ class Unstructured(Mode):
     layer_density: str = "erk"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0.0 <= self.max_sparsity < 1.0:
             raise ValueError(
                 f"max_sparsity={self.max_sparsity!r} is not in [0, 1): it is the share of zeros at alpha = 0, and 1 "

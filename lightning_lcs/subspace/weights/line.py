@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from lightning_lcs.utils.options import check_types
+
 LINE_PARAMETERS = ("norm", "backbone", "all")
 ENDPOINT_STARTS = ("copy", "independent")
 
@@ -25,6 +27,7 @@ class Line:
 
     Raises:
         ValueError: An option is outside its range.
+        TypeError: An option has another type.
 
     Example:
         >>> from lightning_lcs import LCSCallback, Line
@@ -38,6 +41,7 @@ class Line:
     diversity_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for option, known in (("parameters", LINE_PARAMETERS), ("start", ENDPOINT_STARTS)):
             value = getattr(self, option)
             if value not in known:

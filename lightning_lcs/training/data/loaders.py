@@ -235,15 +235,23 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def batch_size(batch: Any) -> int:
-    """The number of samples: of images in a list, else of rows of the first tensor, as in Lightning; else 1."""
+    """The number of samples: of entries in a list with one for each, else of rows of the first tensor; else 1."""
     listed = batch if isinstance(batch, (list, tuple)) else ()
-    images = next((value for value in (batch, *listed) if are_images(value)), None)
-    if images is not None:
-        return len(images)
+    samples = next((value for value in (batch, *listed) if lists_images(value)), None)
+    if samples is not None:
+        return len(samples)
     # Lightning's own function warns of tensors of several sizes. Silencing it would make Python repeat, for
     # every batch, all warnings that it shows once.
     first = next(_tensors(batch), None)
     return 1 if first is None or first.ndim == 0 else first.shape[0]
+
+
+def lists_images(value: Any) -> bool:
+    """Whether a value is a list of images, or of samples that begin with one, such as pairs of image and label."""
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    inside = [entry if isinstance(entry, torch.Tensor) else next(_tensors(entry), None) for entry in value]
+    return len({type(entry) for entry in value}) == 1 and are_images(inside)
 
 
 def _tensors(batch: Any) -> Iterator[torch.Tensor]:

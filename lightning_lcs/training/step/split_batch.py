@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from lightning_lcs.graph.tracing.example_inputs import are_images, lists_samples
-from lightning_lcs.training.data.loaders import batch_size
+from lightning_lcs.graph.tracing.example_inputs import lists_samples
+from lightning_lcs.training.data.loaders import batch_size, lists_images
 
 # Batch norms refuse to train on maps of a single pixel of a single sample.
 FEWEST = 2
 
+Leaf = Callable[[str, Any], Any]
 
-def divide(batch: Any, shares: Sequence[float]) -> list[Any] | None:
+
+class UndividedError(ValueError):
+    """A batch can't be divided; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Divided:
+    """A divided batch.
+
+    Attributes:
+        parts: A batch for each share.
+        whole: The tensors that are whole in each part though they have rows, by their place in the batch.
+    """
+
+    parts: list[Any]
+    whole: list[str]
+
+
+def divide(batch: Any, shares: Sequence[float], loaders: TreeSpec | None = None) -> Divided:
     """The parts of a batch.
 
     Divided are tensors and arrays whose first dimension is as long as the batch, and lists with an entry for each
@@ -27,23 +48,42 @@ def divide(batch: Any, shares: Sequence[float]) -> list[Any] | None:
     Args:
         batch: The batch of a training step.
         shares: The share of the samples that each part gets; their sum is 1.
+        loaders: The structure of the loaders, of which each gives a batch of its own size. The default is one loader.
 
-    Returns:
-        A batch for each share, or ``None`` where a part would have fewer than two samples.
+    Raises:
+        UndividedError: A part would have fewer than two samples, or most tensors have another number of rows than the
+            first, so that it is not known which are samples.
 
     Example:
         >>> import torch
         >>> from lightning_lcs.training.step.split_batch import divide
-        >>> half, rest = divide({"image": torch.zeros(8, 3, 4, 4), "name": list("abcdefgh")}, [0.5, 0.5])
+        >>> half, rest = divide({"image": torch.zeros(8, 3, 4, 4), "name": list("abcdefgh")}, [0.5, 0.5]).parts
         >>> half["image"].shape, half["name"]
         (torch.Size([4, 3, 4, 4]), ['a', 'c', 'e', 'g'])
     """
+    each = None if loaders is None else _by_loader(batch, loaders)
+    if loaders is not None and each is not None:
+        ended = Divided([None] * len(shares), [])
+        divided = [ended if own is None else divide(own, shares) for own in each]
+        parts = [tree_unflatten(list(own), loaders) for own in zip(*(one.parts for one in divided), strict=True)]
+        return Divided(parts, [path for one in divided for path in one.whole])
     count = batch_size(batch)
     rows = spread(count, shares)
     if min(map(len, rows)) < FEWEST:
-        return None
-    listed = are_images(batch)
-    return [[batch[row] for row in own] if listed else _part(batch, own, count, is_batch=True) for own in rows]
+        raise UndividedError(f"{count} samples leave a level fewer than {FEWEST}")
+    if lists_images(batch):
+        return Divided([[batch[row] for row in own] for own in rows], [])
+    whole = _others(batch, count)
+
+    def part(own: list[int]) -> Any:
+        def take(path: str, value: Any) -> Any:
+            if isinstance(value, (Tensor, np.ndarray)):
+                return value[own] if len(value) == count else value
+            return type(value)(value[row] for row in own)
+
+        return _mapped(batch, take, count, "batch")
+
+    return Divided([part(own) for own in rows], whole)
 
 
 def spread(count: int, shares: Sequence[float]) -> list[list[int]]:
@@ -66,20 +106,51 @@ def spread(count: int, shares: Sequence[float]) -> list[list[int]]:
     return rows
 
 
-def _part(value: Any, rows: list[int], count: int, is_batch: bool = False) -> Any:
+def _by_loader(batch: Any, loaders: TreeSpec) -> list[Any] | None:
+    """What each loader gave; ``None`` where the module has made something else of it."""
+    try:
+        return list(loaders.flatten_up_to(batch))
+    except ValueError:
+        return None
+
+
+def _others(batch: Any, count: int) -> list[str]:
+    """The tensors with several rows that are not those of samples.
+
+    Raises:
+        UndividedError: They are not fewer than the others.
+    """
+    found: dict[str, int] = {}
+
+    def note(path: str, value: Any) -> Any:
+        found[path] = len(value)
+        return value
+
+    _mapped(batch, note, count, "batch")
+    others = [path for path, rows in found.items() if rows not in (1, count)]
+    if 2 * len(others) >= len(found):
+        sizes = ", ".join(map(str, collections.Counter(found.values())))
+        raise UndividedError(f"its tensors have {sizes} rows, so that it is not known which of them are samples")
+    return others
+
+
+def _mapped(value: Any, leaf: Leaf, count: int, path: str) -> Any:
+    """A copy of a batch in which tensors, arrays and lists of samples are what a function makes of path and value."""
     if isinstance(value, (Tensor, np.ndarray)):
-        return value[rows] if value.ndim and len(value) == count else value
-    if not is_batch and lists_samples(value, count):
-        return type(value)(value[row] for row in rows)
+        return leaf(path, value) if value.ndim else value
+    if path != "batch" and lists_samples(value, count):
+        return leaf(path, value)
     if isinstance(value, Mapping):
-        parts = {key: _part(inner, rows, count) for key, inner in value.items()}
+        parts = {key: _mapped(inner, leaf, count, f"{path}[{key!r}]") for key, inner in value.items()}
         return _like(value, parts) if isinstance(value, MutableMapping) else parts
     if isinstance(value, (list, tuple)):
-        return _sequence(value, [_part(inner, rows, count) for inner in value])
+        entries = [_mapped(inner, leaf, count, f"{path}[{place}]") for place, inner in enumerate(value)]
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         made = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(made, field.name, _part(getattr(value, field.name), rows, count))
+            inner = getattr(value, field.name)
+            object.__setattr__(made, field.name, _mapped(inner, leaf, count, f"{path}.{field.name}"))
         return made
     return value
 
@@ -90,7 +161,3 @@ def _like(value: MutableMapping[Any, Any], parts: dict[Any, Any]) -> Any:
     for key, part in parts.items():
         made[key] = part
     return made
-
-
-def _sequence(value: Any, parts: Iterable[Any]) -> Any:
-    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)

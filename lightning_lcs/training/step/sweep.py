@@ -20,31 +20,21 @@ from lightning_lcs.subspace.running.own_backward import OwnBackwardError, own_ba
 from lightning_lcs.subspace.running.training_level import TrainingLevel
 from lightning_lcs.subspace.weights.endpoints import is_norm
 from lightning_lcs.subspace.weights.layers import layer_of
-from lightning_lcs.training.data.loaders import batch_size
 from lightning_lcs.training.endpoint_groups import all_parameters
 from lightning_lcs.training.options import Distillation
 from lightning_lcs.training.step.distillation import detached, distillation_loss, taught_by
-from lightning_lcs.training.step.split_batch import divide
+from lightning_lcs.training.step.runs import Run, Runs
 from lightning_lcs.training.step.sweep_options import SweepOptions
 from lightning_lcs.training.target import guarded
 from lightning_lcs.training.user_code.isolation import apart
 from lightning_lcs.training.user_code.patches import is_overridden
 from lightning_lcs.training.user_code.snapshot import Snapshot
-from lightning_lcs.utils.warning import warn
 
 OWN_ON_A_LINE = (
     "training_step asks torch.autograd.grad for gradients of the network's parameters, and on a line each level is "
     "computed from two sets of parameters, of which parameters() gives one; use subspace='point'"
 )
 
-UNDIVIDED = (
-    "a batch of {samples} samples is not divided over {levels} levels, which would leave a level fewer than two: each "
-    "level ran on all of it, which takes as long as {levels} steps"
-)
-
-
-Run = tuple[tuple[Any, ...], float]
-"""The arguments of a step at one of its levels, and the weight of the loss."""
 Lessons = dict[int, list[Call]]
 """What the teacher gives, by the identity of the arguments of the step."""
 
@@ -76,13 +66,14 @@ class Sweep:
         self.module = module
         self.options = options
         self.seed = seed
+        self._runs = Runs(options, trainer)
         self._gradients = GradientSum()
         self._snapshot: Snapshot | None = None
         self._level: TrainingLevel | None = None  # of the forward whose backward comes next
         self._direct = False
-        self._told = False
         self._lessons_with_gradients = False
         self._distillation: Distillation | None = None  # of the present step
+        self._rehearses = False
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one micro-batch at every level that was drawn for it."""
@@ -96,7 +87,7 @@ class Sweep:
         self._gradients = GradientSum()
         layers = [part.prefix + layer_of(name) for part in self.model.parts for name in part.compressed]
         drawn = functools.partial(self.options.layer_values, self.seed, done, layers=layers)
-        self._distillation = self._distillation_now()
+        self._distillation, self._rehearses = self._distillation_now(done)
         lessons, losses = self._others(original, kwargs, visited, runs, strength, drawn)
         with (
             guarded(self.model, last, "training_step") as guard,
@@ -131,14 +122,16 @@ class Sweep:
             return lessons, losses
         arguments = ([given for given, _ in (runs if pupils else runs[:-1])], kwargs)
         # A teacher and its pupils, and so all levels, draw the same random numbers: they see the same augmentation.
-        alike: Callable[[], contextlib.AbstractContextManager[None]] = isolate_rng if pupils else contextlib.nullcontext
+        alike: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        if pupils and not self._rehearses:
+            alike = isolate_rng
         with apart(
             self.trainer, self.module, self.model, arguments=arguments, earlier=self._snapshot
         ) as self._snapshot:
             for given in pupils:
                 teach = functools.partial(self._lesson, functools.partial(original, *given, **kwargs), strength)
                 try:
-                    with alike():
+                    with isolate_rng():
                         lessons[id(given)] = teach()
                 except RuntimeError as error:
                     # A step that makes gradients of its own fails without, and for others they are a cost.
@@ -146,7 +139,7 @@ class Sweep:
                         raise
                     self._snapshot.restore()
                     self._lessons_with_gradients = True
-                    with alike():
+                    with isolate_rng():
                         lessons[id(given)] = teach()
                 self._snapshot.restore()
             for alpha, (given, weight) in zip(visited[:-1], runs, strict=False):
@@ -167,27 +160,17 @@ class Sweep:
                 self._snapshot.restore()
         return lessons, losses
 
-    def _runs(self, visited: Sequence[float], args: tuple[Any, ...]) -> list[Run]:
-        """The arguments and the weight of the loss of each level of a step, in the same order."""
-        shares = self.options.shares
-        if shares is not None:
-            parts = divide(args[0], shares)
-            if parts is not None:
-                sizes = [batch_size(part) for part in parts]
-                weights = self.options.weights([size / sum(sizes) for size in sizes])
-                return [((part, *args[1:]), weight) for part, weight in zip(parts, weights, strict=True)]
-            if not self._told:
-                self._told = True
-                warn(UNDIVIDED.format(samples=batch_size(args[0]), levels=len(visited)))
-        return [(args, weight) for weight in self.options.weights([1.0 / len(visited)] * len(visited))]
+    def _distillation_now(self, done: int) -> tuple[Distillation | None, bool]:
+        """The options of distillation once it has begun, and whether it is only tried.
 
-    def _distillation_now(self) -> Distillation | None:
-        """The options of distillation, once it has begun."""
+        The first step tries it, so that outputs that can't be compared are refused before hours of training.
+        """
         options = self.options.distillation
         if options is None or options.start == 0.0:
-            return options
+            return options, False
         off = "loss=Loss(distillation=Distillation(start=0))"
-        return options if self._progress(f"start={options.start:g}", off) >= options.start else None
+        begun = self._progress(f"start={options.start:g}", off) >= options.start
+        return (options, not begun) if begun or done == 0 else (None, False)
 
     def _pupils(self, visited: Sequence[float], runs: Sequence[Run]) -> list[tuple[Any, ...]]:
         """The different arguments of a step for which the full network is a teacher."""
@@ -228,7 +211,8 @@ class Sweep:
             lesson = taught_by(options, calls)
         elif lesson is None or alpha == 1.0:
             return loss
-        return (1.0 - options.weight) * loss + options.weight * distillation_loss(options, calls, lesson)
+        distance = distillation_loss(options, calls, lesson)
+        return loss if self._rehearses else (1.0 - options.weight) * loss + options.weight * distance
 
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the module's ``backward`` of the last level, and add the gradients of the others."""

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_structure
 
-from lightning_lcs.training.step.split_batch import divide, spread
+from lightning_lcs.training.step.split_batch import UndividedError, divide, spread
 
 COUNT = 8
 SHARES = (0.25, 0.25, 0.5)
@@ -44,8 +45,7 @@ MATRIX = torch.eye(3)
 
 
 def parts(batch):
-    found = divide(batch, SHARES)
-    assert found is not None
+    found = divide(batch, SHARES).parts
     assert len(found) == len(SHARES)
     return list(zip(found, ROWS, strict=True))
 
@@ -93,12 +93,55 @@ def test_lists_of_images_with_targets():
         assert len(part) == len(rows)
 
 
+def test_samples_as_pairs_or_mappings():
+    for batch in (
+        [(image, row) for row, image in enumerate(IMAGES)],
+        [{"name": str(row), "image": image} for row, image in enumerate(IMAGES)],
+    ):
+        for part, rows in parts(batch):
+            assert part == [batch[row] for row in rows]
+
+
 def test_a_batch_of_two_tensors_with_two_samples_is_no_list_of_samples():
-    found = divide([torch.zeros(4, 1), torch.arange(4)], [0.5, 0.5])
+    found = divide([torch.zeros(4, 1), torch.arange(4)], [0.5, 0.5]).parts
     assert [part[1].tolist() for part in found] == [[0, 2], [1, 3]]
-    assert divide([torch.zeros(2, 1), torch.arange(2)], [0.5, 0.5]) is None
+    with pytest.raises(UndividedError, match="2 samples leave a level fewer than 2"):
+        divide([torch.zeros(2, 1), torch.arange(2)], [0.5, 0.5])
 
 
 @pytest.mark.parametrize("batch", [torch.zeros(5, 2), [torch.zeros(3, 2), torch.zeros(3)], {"scale": 0.5}, np.zeros(2)])
 def test_too_few_samples(batch):
-    assert divide(batch, SHARES) is None
+    with pytest.raises(UndividedError, match="samples leave a level fewer than 2"):
+        divide(batch, SHARES)
+
+
+def test_tensors_with_rows_of_their_own_are_named():
+    found = divide({"image": IMAGES, "label": LABELS, "prior": torch.ones(10), "scale": torch.ones(1, 3)}, SHARES)
+    assert found.whole == ["batch['prior']"]
+    assert [len(part["prior"]) for part in found.parts] == [10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (torch.zeros(20, 8, 3), LABELS),  # the time first
+        {"image": IMAGES, "box": torch.zeros(30, 4), "of": torch.zeros(30)},  # all boxes of a batch in one tensor
+    ],
+)
+def test_a_batch_whose_samples_are_not_known_is_refused(batch):
+    with pytest.raises(UndividedError, match="rows, so that it is not known which of them are samples"):
+        divide(batch, SHARES)
+
+
+def test_several_loaders_have_batches_of_their_own_sizes():
+    batch = {"labeled": (IMAGES, LABELS), "more": [torch.arange(16)], "ended": None}
+    found = divide(batch, SHARES, tree_structure({"labeled": 0, "more": 0, "ended": 0}))
+    for part, rows in zip(found.parts, ROWS, strict=True):
+        assert part["labeled"][1].tolist() == rows
+        assert len(part["more"][0]) == 2 * len(rows)
+        assert part["ended"] is None
+
+
+def test_a_batch_that_is_no_longer_that_of_its_loaders_is_one_batch():
+    found = divide((IMAGES, LABELS), SHARES, tree_structure({"a": 0, "b": 0}))
+    assert [part[1].tolist() for part in found.parts] == ROWS
