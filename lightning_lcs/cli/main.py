@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lightning_lcs.cli.parsing import call
+from lightning_lcs.cli.parsing import call, plain_message
 from lightning_lcs.utils.extras import needed_for
 
 
@@ -51,8 +51,6 @@ COMMANDS = {
 
 # Errors that the user can fix; they are shown as one sentence, without a traceback.
 EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
-# How jsonargparse's own lines begin among the errors of a value that may have several types.
-UNION_ERRORS = ("a class path", "a dict", "Does not validate", "Expected a", "Not a valid subclass", "Problem", "Type ")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -94,7 +92,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
     except argparse.ArgumentError as error:
         print(
-            f"lightning-lcs: {' '.join(plain_message(str(error)).split())} (see lightning-lcs {given[0]} --help)",
+            f"lightning-lcs: {' '.join(str(error).split())} (see lightning-lcs {given[0]} --help)",
             file=sys.stderr,
         )
         raise SystemExit(2) from None
@@ -126,26 +124,6 @@ def run(args: Sequence[str]) -> None:
             command(args)
         else:
             call(command, args)
-
-
-def plain_message(message: str) -> str:
-    """The one error that a user can act on, of those that jsonargparse lists for each type that an option may have.
-
-    Args:
-        message: The message of an error; one that lists no types, or several such errors, is returned as it is.
-
-    Example:
-        >>> from lightning_lcs.cli.main import plain_message
-        >>> plain_message("... Union subtypes\\nErrors:\\n  - warmup=2 is above 1\\n  - Expected a <class 'NoneType'>")
-        'warmup=2 is above 1'
-    """
-    if "Union subtypes" not in message:
-        return message
-    lines = [line.strip() for line in message.splitlines()]
-    errors = [line.removeprefix("- ") for line in lines if line.startswith(("- ", "Option "))]
-    # What else is listed says that the value is none of the other types.
-    ours = {error for error in errors if not error.startswith(UNION_ERRORS)}
-    return ours.pop() if len(ours) == 1 else message
 
 
 def overview() -> str:

@@ -14,6 +14,9 @@ from typing import Any
 
 from lightning_lcs.utils.extras import needed_for
 
+# How jsonargparse's own lines begin among the errors of a value that may have several types.
+UNION_ERRORS = ("a class path", "a dict", "Does not validate", "Expected a", "Not a valid subclass", "Problem", "Type ")
+
 
 def call(function: Callable[..., Any], args: Sequence[str], more: str = "") -> Any:
     """Parse the arguments of a command and call its function with them.
@@ -102,6 +105,26 @@ def imported(place: str) -> Any:
         raise ValueError(f"--module {place!r}: the module {home} has no {name!r}")
     found = getattr(module, name)
     return found() if inspect.isclass(found) or inspect.isroutine(found) else found
+
+
+def plain_message(message: str) -> str:
+    """The one error that a user can act on, of those that jsonargparse lists for each type that an option may have.
+
+    Args:
+        message: The message of an error; one that lists no types, or several such errors, is returned as it is.
+
+    Example:
+        >>> from lightning_lcs.cli.parsing import plain_message
+        >>> plain_message("... Union subtypes\\nErrors:\\n  - warmup=2 is above 1\\n  - Expected a <class 'NoneType'>")
+        'warmup=2 is above 1'
+    """
+    if "Union subtypes" not in message:
+        return message
+    lines = [line.strip() for line in message.splitlines()]
+    errors = [line.removeprefix("- ") for line in lines if line.startswith(("- ", "Option "))]
+    # What else is listed says that the value is none of the other types.
+    ours = {error for error in errors if not error.startswith(UNION_ERRORS)}
+    return ours.pop() if len(ours) == 1 else message
 
 
 def _name(option: str) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 
-from lightning_lcs.data import adapter, digits, fashion_mnist, vision  # noqa: F401
-
 # The data modules above are imported so that LightningCLI finds them by their short names.
+from lightning_lcs.cli.parsing import plain_message
+from lightning_lcs.data import adapter, digits, fashion_mnist, vision  # noqa: F401
 from lightning_lcs.training.options import places
 from lightning_lcs.utils.extras import needed_for
 from lightning_lcs.wrapper import CompressibleSubspaceWrapper
@@ -54,7 +54,7 @@ def read_recipe(args: Sequence[str], **options: Any) -> LightningCLI:
                 **options,
             )
         except argparse.ArgumentError as error:
-            raise argparse.ArgumentError(None, f"{error.message}{suggestion(error.message)}") from error
+            raise argparse.ArgumentError(None, f"{plain_message(error.message)}{suggestion(error.message)}") from error
 
 
 def suggestion(message: str) -> str:
