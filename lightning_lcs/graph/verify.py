@@ -101,8 +101,8 @@ def check_faithful(
         raise TraceError(
             f"the trace of {type(module).__name__} gives other gradients than the network itself for {len(wrong)} of "
             f"its {len(parameters)} parameters, the last of which is {wrong[-1]}. After that parameter, the trace "
-            "misses something that is not part of the forward, such as a custom autograd.Function or a hook on "
-            f"gradients. {_ADVICE}"
+            "misses something that is not part of the forward, such as a custom autograd.Function, a hook on "
+            f"gradients, or gradient checkpointing of the older kind (use_reentrant=True). {_ADVICE}"
         )
     return recomputed, kept
 
