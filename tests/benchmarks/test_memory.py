@@ -6,12 +6,14 @@ Both in Lightning's order, where the gradients of the step before are alive unti
 import gc
 from collections.abc import Callable
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_lcs import SubspaceModel
+from lightning_lcs import LCSCallback, SubspaceModel
 from tests.benchmarks.timing import ALPHAS, images, resnet10t
 
 pytestmark = pytest.mark.benchmark
@@ -33,6 +35,10 @@ def _peak_bytes(build: Callable[[], tuple[nn.Module, Step]]) -> int:
             with record_function(f"the {step} step"):
                 losses(optimizer)
                 optimizer.step()
+    return _peak(profiler, network)
+
+
+def _peak(profiler: profile, network: nn.Module) -> int:
     events = profiler.profiler.kineto_results.events()
     start = next(event.start_ns() for event in events if event.name() == "the second step")
     memory = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
@@ -85,6 +91,49 @@ def test_a_line_over_all_parameters_adds_its_second_endpoint():
     allowed = LIMIT * plain + 5 * endpoint
     print(f"\nline over all: peak {swept / 1e6:.1f} MB, allowed {allowed / 1e6:.1f} MB, plain {plain / 1e6:.1f} MB")
     assert swept <= allowed
+
+
+class Trained(L.LightningModule):
+    """A plain step with a batch of 128, for two steps, of which the second is marked for the profiler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = resnet10t()
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(images(256, 1, 32), torch.arange(256) % 10), 128)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if batch_idx == 1:
+            with record_function("the second step"):
+                pass
+
+
+def _peak_under_a_trainer(*callbacks: L.Callback) -> int:
+    gc.collect()
+    trainer = L.Trainer(
+        accelerator="cpu", callbacks=list(callbacks), logger=False, enable_checkpointing=False, max_epochs=1,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        module = Trained()
+        trainer.fit(module)
+    return _peak(profiler, module)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("recipe", "limit"), [("fast", 1.05), ("best", LIMIT)])
+def test_peak_memory_of_a_recipe(recipe, limit):
+    options = {"mode": "structured", "recipe": recipe, "recalibration": {"images": 0}}
+    plain, trained = _peak_under_a_trainer(), _peak_under_a_trainer(LCSCallback(**options))
+    print(f"\n{recipe}: peak {trained / 1e6:.1f} MB / plain {plain / 1e6:.1f} MB = {trained / plain:.3f}")
+    assert trained / plain <= limit
 
 
 def test_the_measure_sees_a_step_that_keeps_every_level():
