@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_lcs.callbacks.recalibration import BatchNormRecalibration
 from lightning_lcs.callbacks.tradeoff import TradeoffMonitor
+from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.curves.curve import CurvePoint
 from lightning_lcs.subspace.mode import Mode
@@ -17,9 +18,9 @@ from lightning_lcs.subspace.modes.registry import check_subspace, name_of, parse
 from lightning_lcs.subspace.weights.line import Line
 from lightning_lcs.subspace.weights.norms import check_norm
 from lightning_lcs.training.adoption import Adoption
+from lightning_lcs.training.averages import made_average
 from lightning_lcs.training.checks import (
     agreed,
-    check_averages,
     check_features,
     check_monitors,
     check_optimizers,
@@ -76,6 +77,10 @@ class LCSCallback(pl.Callback):
         recipe: "fast" (a step costs about as much as a plain step) or "best" (quality first, at the price of two to
             three plain steps). Options of ``sampling`` and ``loss`` that differ from their defaults hold; the others
             are those of the recipe. The default is ``None``: the defaults of the mode.
+        ema_decay: The decay of an exponential moving average of the weights, in (0, 1), such as 0.999: the curve, the
+            files, and the network after the training are those of the average, on a line of both of its ends. It is
+            kept by Lightning's ``EMAWeightAveraging`` (Lightning 2.6 or later), which you may also give to the trainer
+            yourself, with further options. The default is ``None``: no average.
         seed: The seed of the sampled levels and of the choice of recalibration images. The default is 0.
 
     Attributes:
@@ -109,6 +114,7 @@ class LCSCallback(pl.Callback):
         recalibration: Recalibration | Mapping[str, Any] = Recalibration(),  # noqa: B008
         every_n_epochs: int | None = None,
         recipe: str | None = None,
+        ema_decay: float | None = None,
         seed: int = 0,
     ) -> None:
         self.mode = parse_mode(mode)
@@ -120,6 +126,10 @@ class LCSCallback(pl.Callback):
         self.sampling = filled(parse_options(Sampling, sampling, "sampling"), chosen.get("sampling", {}))
         self.loss = filled(parse_options(Loss, loss, "loss"), chosen.get("loss", {}))
         self.recalibration = parse_options(Recalibration, recalibration, "recalibration")
+        if ema_decay is not None and not 0.0 < ema_decay < 1.0:
+            raise ValueError(f"ema_decay={ema_decay!r} is not in (0, 1); use, for example, 0.999")
+        self.ema_decay = ema_decay
+        self._average: Any = None
         self.seed = seed
         self._adoption = Adoption(
             mode=self.mode,
@@ -203,15 +213,21 @@ class LCSCallback(pl.Callback):
         """Find the network, put the subspace model in front of it, and hook into checkpoints."""
         if sum(isinstance(callback, LCSCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ValueError("the trainer has two LCSCallbacks: give it one")
+        added = []
         if stage == "fit":
             check_setup(trainer, pl_module)
+            if self.ema_decay is not None:
+                average = made_average(trainer, self.ema_decay, self._average)
+                added = [] if average is None else [average]
             # First in the list, so that every monitor that looks after a validation sees the curve of that validation.
             others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-            trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
+            trainer.callbacks = [self, *added, *others]  # type: ignore[attr-defined]
         self._take_work_of_others(trainer)
         self._upkeep.begin(trainer, pl_module)
         Saving.put_into(trainer, self._add_where_present)
         self._adoption.begin(trainer, pl_module, stage)
+        for self._average in added:
+            self._average.setup(trainer, pl_module, stage)
 
     def _take_work_of_others(self, trainer: Trainer) -> None:
         """Where the trainer has callbacks of its own for statistics or curves, their options hold."""
@@ -230,8 +246,11 @@ class LCSCallback(pl.Callback):
         )
 
     def _add_where_present(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what callbacks can't: after all of their hooks, and to checkpoints of weights alone."""
         if self in trainer.callbacks:  # type: ignore[attr-defined]
-            self.on_save_checkpoint(trainer, module, checkpoint)
+            if CHECKPOINT_KEY not in checkpoint:
+                self.on_save_checkpoint(trainer, module, checkpoint)
+            self._adoption.add_averages(checkpoint)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every replacement away, the last one first."""
@@ -251,13 +270,12 @@ class LCSCallback(pl.Callback):
         model = self.adopted(pl_module)
         check_optimizers(trainer.optimizers)
         check_groups(model.endpoint_pairs(), trainer.optimizers)
-        check_averages(trainer, model.endpoint_pairs())
         if self.options.distillation is not None:
             check_teacher(self.options.distillation.teacher, model)
             check_features(self.options.distillation, model)
         # Weights may have been loaded since the endpoints were made.
         sort_untrained(trainer, pl_module, model, self.seed)
-        model.start_endpoints()
+        self._adoption.start_endpoints(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse monitors of the curve that would look for it before it is measured."""

@@ -15,6 +15,7 @@ from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.part import Part
 from lightning_lcs.subspace.weights import endpoints
 from lightning_lcs.subspace.weights.line import Line
+from lightning_lcs.training.averages import AveragedEndpoints
 from lightning_lcs.training.checks import check_model
 from lightning_lcs.training.endpoint_groups import HiddenEndpoints, Pairs, train_alike
 from lightning_lcs.training.options import Loss, Sampling
@@ -60,6 +61,7 @@ class Adoption:
         self.options: SweepOptions = sweep_options(mode, subspace or mode.default_subspace, sampling, loss, line)
         self._patches = Patches()
         self._hidden: HiddenEndpoints | None = None
+        self._averages: AveragedEndpoints | None = None
         self._sweep: Sweep | None = None
         self._loaded: Mapping[str, Any] | None = None
 
@@ -68,6 +70,8 @@ class Adoption:
         self.end()
         self._hidden = HiddenEndpoints(module)
         self._hidden.show_in(self._patches, trainer.callbacks, self._pairs)  # type: ignore[attr-defined]
+        self._averages = AveragedEndpoints(trainer, self._hidden)
+        self._averages.show_in(self._patches)
         loading = functools.partial(self._load_first, trainer, module)
         self._patches.set(module, "on_load_checkpoint", StandIn(module.on_load_checkpoint, loading))
         self._adopt(module, final=False)
@@ -88,7 +92,7 @@ class Adoption:
         self._sweep = None
         if self._hidden is not None:
             self._hidden.show()
-            self._hidden = None
+            self._hidden = self._averages = None
             # Lightning has moved the module to the CPU.
             endpoints.follow(self._pairs())
 
@@ -105,6 +109,19 @@ class Adoption:
             )
         assert self.model is not None
         return self.model
+
+    def start_endpoints(self, module: LightningModule) -> None:
+        """Start the second endpoints from the weights that training starts from, and those of averages from them."""
+        model = self.adopted(module)
+        model.start_endpoints()
+        if self._averages is not None:
+            self._averages.start(model)
+
+    def add_averages(self, checkpoint: dict[str, Any]) -> None:
+        """Add the averages of second endpoints to the subspace in a checkpoint."""
+        if self.model is not None and self._averages is not None and CHECKPOINT_KEY in checkpoint:
+            replaced = "current_model_state" in checkpoint  # by Lightning's WeightAveraging
+            checkpoint[CHECKPOINT_KEY] = self._averages.added(self.model, checkpoint[CHECKPOINT_KEY], replaced)
 
     def _adopt(self, module: LightningModule, final: bool = True) -> bool:
         """Put the subspace model in front of the network; false where the module has no network yet."""
@@ -192,6 +209,8 @@ class Adoption:
     ) -> None:
         """Take the subspace out of a checkpoint that holds one, before the module's own hook sees the checkpoint."""
         self._loaded = checkpoint.get(CHECKPOINT_KEY)
+        if self._loaded is not None and self._averages is not None and trainer.state.fn == "fit":
+            self._loaded = self._averages.taken(self._loaded)
         if self._loaded is None:
             subspace = self.subspace if self.model is None else self.model.subspace
             if trainer.state.fn == "fit" and subspace == "line" and checkpoint.get("optimizer_states"):

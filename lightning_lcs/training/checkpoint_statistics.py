@@ -110,7 +110,10 @@ def _add_to_file(
             known[present] = model.statistics, buffers
         statistics, buffers = known[present]
         state = dataclasses.replace(state, statistics=statistics, statistics_weights=present)
-    checkpoint |= {"state_dict": weights | buffers, CHECKPOINT_KEY: {**to_data(state), "targets": data["targets"]}}
+    checkpoint |= {
+        "state_dict": weights | buffers,
+        CHECKPOINT_KEY: {**data, **to_data(state), "targets": data["targets"]},
+    }
     return str(trainer.strategy.broadcast(_write(trainer, path, checkpoint) if trainer.is_global_zero else ""))
 
 

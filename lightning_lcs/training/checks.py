@@ -16,7 +16,6 @@ from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.weights.line import Line
 from lightning_lcs.training.options import Distillation
-from lightning_lcs.training.user_code.isolation import averages_weights
 from lightning_lcs.utils.options import did_you_mean
 from lightning_lcs.utils.warning import warn
 
@@ -27,8 +26,6 @@ _STRATEGIES = {
     "ModelParallelStrategy": "shards parameters, and a level is cut from whole ones",
 }
 _CALLBACKS = {
-    "StochasticWeightAveraging": "replaces the weights after the last curve, and the second endpoint and batch-norm "
-    "statistics belong to those before",
     "ModelPruning": "makes its own weights out of masks in every forward, from which no level can be cut",
 }
 
@@ -65,23 +62,6 @@ def check_setup(trainer: Trainer, module: LightningModule) -> None:
         for name in _names(other) & set(_CALLBACKS):
             kind = type(other).__name__
             raise ValueError(f"{kind} {_CALLBACKS[name]}: take it out of the trainer, or train without LCSCallback")
-
-
-def check_averages(trainer: Trainer, pairs: Sequence[Any]) -> None:
-    """Refuse averages of one end of a line.
-
-    Args:
-        trainer: Its callbacks may average the weights.
-        pairs: The pairs of endpoints; none of a point.
-
-    Raises:
-        ValueError: The subspace is a line, and a callback averages.
-    """
-    if pairs and any(map(averages_weights, trainer.callbacks)):  # type: ignore[attr-defined]
-        raise ValueError(
-            "WeightAveraging averages the parameters of the full network only, and not the second endpoints of a line: "
-            "use LCSCallback(subspace='point'), or take it out of the trainer"
-        )
 
 
 def check_teacher(teacher: torch.nn.Module | None, model: SubspaceModel) -> None:

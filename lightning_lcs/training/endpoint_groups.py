@@ -44,6 +44,11 @@ class HiddenEndpoints:
         self.module = module
         self._holders: list[nn.Module] | None = None  # while they are hidden
 
+    @property
+    def are_hidden(self) -> bool:
+        """Whether they are hidden now."""
+        return self._holders is not None
+
     def hide(self) -> None:
         """Hide them until :meth:`show`."""
         self._holders = endpoints.hide(self.module.modules())

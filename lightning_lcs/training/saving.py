@@ -7,11 +7,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.training.user_code.patches import Patches
 
 AddSubspace = Callable[[Trainer, LightningModule, dict[str, Any]], None]
-"""Adds the subspace to a checkpoint of a trainer and its module."""
+"""Adds to a checkpoint of a trainer and its module what it lacks of the subspace, after all other hooks."""
 
 
 class Saving:
@@ -66,6 +65,5 @@ class _Adding:
         self.__wrapped__ = module.on_save_checkpoint
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
-        if CHECKPOINT_KEY not in checkpoint:
-            self.add(self.trainer, self.module, checkpoint)
+        self.add(self.trainer, self.module, checkpoint)
         self.__wrapped__(checkpoint)

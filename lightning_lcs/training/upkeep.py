@@ -13,6 +13,7 @@ from lightning_lcs.io.checkpoint import CHECKPOINT_KEY
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.fingerprint import differ, of_endpoints
 from lightning_lcs.training.adoption import Adoption
+from lightning_lcs.training.averages import averages_at_the_end
 from lightning_lcs.training.checkpoint_statistics import add_statistics, may_wait
 from lightning_lcs.training.curves.evaluation import evaluate_level
 from lightning_lcs.training.curves.measurement import Measurement
@@ -26,7 +27,7 @@ from lightning_lcs.utils.warning import warn
 ONE_END = (
     "the weights were exchanged for this validation, such as by averages, and only at one end of the line: the second "
     "endpoints are not in parameters(), so that the levels below alpha = 1 are measured between the exchanged weights "
-    "and those of training; use subspace='point'"
+    "and those of training; use subspace='point', or LCSCallback(ema_decay=...), which averages both ends"
 )
 LEFT_OUT = (
     "the checkpoint gets no batch-norm statistics of the levels, because the weights have changed since these were "
@@ -220,6 +221,10 @@ class Upkeep:
     def _finish_files(self, trainer: Trainer, module: LightningModule, original: Callable[..., Any]) -> Any:
         """After the module's own hook at the end of training: add statistics to checkpoints that wait for them."""
         result, model = original(), self.adoption.adopted(module)
+        curve = self.measurement.curve
+        if curve and averages_at_the_end(trainer) and differ(curve[0].weights, model.runner.fingerprint()):
+            self._validated_weights = ""
+            self.measure(trainer, module, None)
         if self.recalibrator.needed(model):
             complete = model.runner.statistics_fit() and self.recalibrator.is_covered(model)
             add_statistics(trainer, module, model, partial(self._collect_all, trainer, module, model), complete)

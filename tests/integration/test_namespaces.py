@@ -167,25 +167,29 @@ def test_validate_from_a_checkpoint(tmp_path, pl, theirs, data, trainer):
         assert found.metrics == pytest.approx(expected.metrics, abs=METRIC_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["StochasticWeightAveraging", "ModelPruning"])
+@pytest.mark.parametrize("name", ["ModelPruning"])
 def test_what_is_refused(pl, theirs, data, trainer, name):
     kind = getattr(pl.callbacks, name, None)
     if kind is None:
         pytest.skip(f"{pl.__name__} {pl.__version__} has no {name}")
-    options = {"StochasticWeightAveraging": {"swa_lrs": 0.1}, "ModelPruning": {"pruning_fn": "l1_unstructured"}}
+    options = {"ModelPruning": {"pruning_fn": "l1_unstructured"}}
     with pytest.raises(ValueError, match=f"{name} .*: take it out of the trainer"):
         trainer(lcs(), kind(**options.get(name, {}))).fit(theirs(), datamodule=data)
 
 
-def test_averages_of_one_end_of_a_line_are_refused_and_of_a_point_are_saved(pl, theirs, data, trainer, tmp_path):
-    kind = getattr(pl.callbacks, "EMAWeightAveraging", None)
+@pytest.mark.parametrize("subspace", ["line", "point"])
+@pytest.mark.parametrize("name", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_averages_are_saved(pl, theirs, data, trainer, tmp_path, name, subspace):
+    kind = getattr(pl.callbacks, name, None)
     if kind is None:
-        pytest.skip(f"{pl.__name__} {pl.__version__} has no EMAWeightAveraging")
-    with pytest.raises(ValueError, match=r"second endpoints of a line: .*subspace='point'"):
-        trainer(lcs(), kind()).fit(theirs(), datamodule=data)
+        pytest.skip(f"{pl.__name__} {pl.__version__} has no {name}")
+    averages = kind() if name == "EMAWeightAveraging" else kind(swa_lrs=0.1, swa_epoch_start=1)
     saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="model")
-    trainer(lcs(subspace="point"), kind(), saving).fit(theirs(), datamodule=data)
-    assert SubspaceModel.from_checkpoint(tmp_path / "model.ckpt", theirs()).runner.statistics_fit()
+    callback = lcs(subspace=subspace)
+    trainer(callback, averages, saving).fit(theirs(), datamodule=data)
+    opened = SubspaceModel.from_checkpoint(tmp_path / "model.ckpt", theirs())
+    assert opened.runner.statistics_fit()
+    assert callback.curve[0].weights == opened.runner.fingerprint()
 
 
 def test_configure_callbacks(theirs, data, trainer):

@@ -5,12 +5,11 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch import callbacks
-from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_lcs.training.checks import check_setup
-from tests.integration.support import Module, lcs, older_lightning, trainer
+from tests.integration.support import Module, lcs, trainer
 
 
 class Manual(Module):
@@ -37,22 +36,15 @@ def check_refused(folder, module, train, val, match, *others, before=(), **optio
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: StochasticWeightAveraging(swa_lrs=0.1),
         lambda: ModelPruning("l1_unstructured", amount=0.5),
     ],
-    ids=["swa", "pruning"],
+    ids=["pruning"],
 )
 def test_callbacks_in_either_order(tmp_path, train, val, make):
     other = make()
     check_refused(tmp_path, Module(), train, val, f"{type(other).__name__} .*: take it out of the trainer", other)
     first = make()
     check_refused(tmp_path, Module(), train, val, "take it out of the trainer", before=[first])
-
-
-@pytest.mark.skipif(older_lightning, reason="Lightning before 2.6 has no EMAWeightAveraging")
-def test_averages_of_one_end_of_a_line(tmp_path, train, val):
-    averages = callbacks.EMAWeightAveraging()
-    check_refused(tmp_path, Module(), train, val, r"second endpoints of a line: .*subspace='point'", averages)
 
 
 class Draws(Module):

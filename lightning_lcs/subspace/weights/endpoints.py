@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -102,8 +103,8 @@ def attach(modules: Sequence[nn.Module], line: Line, seed: int) -> list[dict[str
         endpoints: dict[str, nn.Parameter] = {}
         for name, child, leaf, parameter in entries:
             if id(parameter) not in partners:
-                copy = parameter.detach().clone()
-                partners[id(parameter)] = nn.Parameter(copy, requires_grad=parameter.requires_grad)
+                own = parameter.detach().clone()
+                partners[id(parameter)] = nn.Parameter(own, requires_grad=parameter.requires_grad)
             if ENDPOINT_NAME not in child._modules:
                 child.add_module(ENDPOINT_NAME, Endpoint())
             child.get_submodule(ENDPOINT_NAME).register_parameter(leaf, partners[id(parameter)])
@@ -166,6 +167,27 @@ def show(modules: Iterable[nn.Module]) -> None:
     for module in list(modules):
         if ENDPOINT_NAME in module.__dict__:
             module._modules[ENDPOINT_NAME] = module.__dict__.pop(ENDPOINT_NAME)
+
+
+def copy_into(module: nn.Module, other: nn.Module) -> None:
+    """Give a copy of a module copies of its second endpoints, hidden where they are hidden in the module."""
+    memo: dict[int, Any] = {}  # parameters that are one stay one
+    for path, child in list(module.named_modules()):
+        endpoint = _endpoint_of(child)
+        if endpoint is not None:
+            twin = other.get_submodule(path)
+            twin._modules.pop(ENDPOINT_NAME, None)
+            place = twin._modules if ENDPOINT_NAME in child._modules else twin.__dict__
+            place[ENDPOINT_NAME] = copy.deepcopy(endpoint, memo).to(next(twin.parameters()).device)
+
+
+def paired(module: nn.Module, other: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """The parameters of the second endpoints of a module, and those of its copy."""
+    for path, child in list(module.named_modules()):
+        endpoint = _endpoint_of(child)
+        if endpoint is not None:
+            twin = _endpoint_of(other.get_submodule(path))
+            yield from ((w0, twin.get_parameter(leaf)) for leaf, w0 in endpoint.named_parameters())
 
 
 def follow(pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:

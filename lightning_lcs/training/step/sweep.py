@@ -80,9 +80,12 @@ class Sweep:
         loop = self.trainer.fit_loop
         # Completed batches are counted: a batch that failed and is repeated after a resume draws the same levels.
         done = loop.epoch_loop.batch_progress.total.completed
-        visited = self.options.alphas(self.seed, done, self._steps())
+        if loop._skip_backward:  # the last epoch of StochasticWeightAveraging, for batch norm
+            visited, runs = [1.0], [(args, 1.0)]
+        else:
+            visited = self.options.alphas(self.seed, done, self._steps())
+            runs = self._runs(visited, args)
         last = visited[-1]
-        runs = self._runs(visited, args)
         strength = self._strength()
         self._gradients = GradientSum()
         layers = [part.prefix + layer_of(name) for part in self.model.parts for name in part.compressed]
