@@ -50,6 +50,8 @@ def widths() -> dict[str, Any]:
             for distance in ("mse", "cosine")
         },
         "3 levels, full plus mean": {"sampling": three, "loss": {"reduction": "full_plus_mean"}},
+        "3 levels, sum": {"sampling": three, "loss": {"reduction": "sum"}},
+        **{f"3 levels, full half, average of {decay}": {"ema_decay": decay} for decay in (0.9, 0.99)},
         "3 levels, weighted draws, full half": {"sampling": {"sampler": "weighted", **three}, "loss": HALF},
         "3 levels, uniform draws, full half": {"sampling": {"sampler": "uniform", **three}, "loss": HALF},
         "4 levels, full half": {"sampling": {"alphas_per_step": 4}, "loss": HALF},

@@ -23,7 +23,6 @@ from lightning_lcs.training.checks import (
     agreed,
     check_features,
     check_monitors,
-    check_optimizers,
     check_setup,
     check_teacher,
     only_callback,
@@ -266,9 +265,8 @@ class LCSCallback(pl.Callback):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the optimizers, and start endpoint 0 from the weights that training starts from."""
+        """Check the optimizer, and start endpoint 0 from the weights that training starts from."""
         model = self.adopted(pl_module)
-        check_optimizers(trainer.optimizers)
         check_groups(model.endpoint_pairs(), trainer.optimizers)
         if self.options.distillation is not None:
             check_teacher(self.options.distillation.teacher, model)

@@ -85,6 +85,7 @@ class Adoption:
             stepping = functools.partial(self._step, trainer, self._sweep)
             self._patches.set(module, "training_step", StandIn(module.training_step, stepping))
             self._patches.set(module, "backward", StandIn(module.backward, self._sweep.backward))
+            self._patches.set(module, "optimizer_step", StandIn(module.optimizer_step, self._sweep.optimize))
 
     def end(self) -> None:
         """Take every replacement away."""

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -111,19 +111,6 @@ def warn_of_old_namespace() -> None:
         warn(
             f"pytorch_lightning {old} is imported, whose Trainer can't run callbacks of lightning-lcs (below 2.0 it "
             'stops with "Expected a parent"): use lightning.pytorch.Trainer'
-        )
-
-
-def check_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Refuse optimizers that run the training step more than once (Lightning itself refuses several optimizers).
-
-    Raises:
-        ValueError: An optimizer runs the step more than once.
-    """
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
-        raise ValueError(
-            "LBFGS runs the training step several times per batch, and each run would sweep over other gradients: use "
-            "another optimizer with LCSCallback"
         )
 
 

@@ -1,10 +1,14 @@
 """Both endpoints are trained alike, however the user builds the optimizer."""
 
+import copy
+
 import pytest
 import timm.optim
 import torch
 
-from tests.integration.support import Data, Module, Net, group_norm, lcs, trainer
+from lightning_lcs import SubspaceModel
+from lightning_lcs.functional.sampling import SAMPLERS, step_generator
+from tests.integration.support import Data, Module, Net, digits, group_norm, lcs, loader, trainer
 
 
 def all_parameters(module):
@@ -145,3 +149,68 @@ def test_frozen_parameters_stay(tmp_path):
         frozen = name.startswith(("conv1", "norm1"))
         assert torch.equal(net.get_parameter(name), before[name]) == frozen
         assert torch.equal(endpoint, before[name]) == frozen
+
+
+class Sharpness(torch.optim.SGD):
+    """Sharpness-aware minimization: it steps uphill, takes the gradient there, and goes back and downhill with it."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        with torch.enable_grad():
+            loss = closure()
+        weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.stack([p.grad.norm() for p in weights]).norm()
+        up = [0.05 * p.grad / norm for p in weights]
+        for p, away in zip(weights, up, strict=True):
+            p.add_(away)
+        with torch.enable_grad():
+            closure()
+        for p, away in zip(weights, up, strict=True):
+            p.sub_(away)
+        super().step()
+        return loss
+
+
+CLOSURES = {
+    "LBFGS": lambda parameters: torch.optim.LBFGS(parameters, 0.1, max_iter=3),
+    "LBFGS with a line search": lambda parameters: torch.optim.LBFGS(
+        parameters, 1.0, max_iter=4, line_search_fn="strong_wolfe"
+    ),
+    "sharpness-aware": lambda parameters: Sharpness(parameters, 0.1),
+}
+
+
+class InDoubles(Optimized):
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch[0].double(), batch[1]), batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:no validation data. the accuracy-efficiency curve:UserWarning")
+@pytest.mark.parametrize("subspace", ["point", "line"])
+@pytest.mark.parametrize("name", CLOSURES)
+def test_optimizers_that_run_the_step_several_times(tmp_path, name, subspace):
+    """Every run is at the same levels; the value and the gradients are those of the weighted sum of their losses."""
+    torch.manual_seed(0)
+    net = Net(group_norm).double()
+    batches = loader(digits(0, 48))
+    options = {"subspace": subspace, "line": {"parameters": "all"}}
+    model = SubspaceModel(copy.deepcopy(net), **options, seed=5).train()
+    optimizer = CLOSURES[name](model.parameters())
+    for index, (images, labels) in enumerate(batches):
+
+        def closure(images=images, labels=labels, index=index):
+            optimizer.zero_grad()
+            total = torch.zeros((), dtype=torch.float64)
+            for alpha, weight in zip(SAMPLERS["sandwich"](step_generator(5, index), 3), (0.25, 0.25, 0.5), strict=True):
+                with model.at_alpha(alpha):
+                    total = total + weight * torch.nn.functional.cross_entropy(model(images.double()), labels)
+            total.backward()
+            return total
+
+        optimizer.step(closure)
+    module = InDoubles(lambda module: CLOSURES[name](module.parameters()), copy.deepcopy(net))
+    callback = lcs(**options, sampling={"sampler": "sandwich"}, seed=5)
+    trainer(tmp_path, callback, max_epochs=1, limit_val_batches=0).fit(module, batches)
+    for (path, value), expected in zip(module.net.named_parameters(), model.module.parameters(), strict=True):
+        # In float64, the same operations in another order.
+        assert (value - expected).abs().max() <= 1e-9 * expected.abs().max(), path

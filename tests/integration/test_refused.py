@@ -18,11 +18,6 @@ class Manual(Module):
         self.automatic_optimization = False
 
 
-class SecondOrder(Module):
-    def configure_optimizers(self):
-        return torch.optim.LBFGS(self.parameters())
-
-
 def check_refused(folder, module, train, val, match, *others, before=(), **options):
     weights = {name: value.clone() for name, value in module.state_dict().items()}
     with pytest.raises(ValueError, match=match):
@@ -60,7 +55,6 @@ class Draws(Module):
     [
         (Draws, "takes dataloader_iter, and each level would take other batches"),
         (Manual, "manual optimization"),
-        (SecondOrder, "LBFGS runs the training step several"),
     ],
 )
 def test_optimizers(tmp_path, train, val, kind, match):

@@ -74,6 +74,7 @@ class Sweep:
         self._lessons_with_gradients = False
         self._distillation: Distillation | None = None  # of the present step
         self._rehearses = False
+        self._objective: list[Tensor] | None = None  # the terms of the present step's loss, where they are asked for
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one micro-batch at every level that was drawn for it."""
@@ -259,6 +260,7 @@ class Sweep:
             trained = self._taught(alpha, loss, calls, lesson)
             if loss is None or trained is None:
                 return None
+            self._note(weight * trained)
             scaled = self._scaled(weight * trained)
             # What the step left is of a backward of its own, which Lightning clears before that of the loss. Hooks see
             # the whole gradient once, in the backward that Lightning runs.
@@ -322,12 +324,40 @@ class Sweep:
         loss = loss_of(output)
         terms = [] if loss is None else [*self._diversity(), *self._penalty()]
         if loss is None or trained is None or (trained is loss and weight == 1.0 and not terms):
+            self._note(trained)
             return output
         part = weight * trained + (torch.stack(terms).sum() if terms else 0.0)
+        self._note(part)
         nothing = part - part.detach()
         # An infinite loss minus itself is not a number; the shown loss stays infinite.
         loss = loss.detach() + torch.where(nothing.isnan(), part, nothing)
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+    def _note(self, term: Tensor | None) -> None:
+        if self._objective is not None and term is not None:
+            self._objective.append(term.detach())
+
+    def optimize(
+        self,
+        original: Callable[..., None],
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Run the module's ``optimizer_step``; an optimizer that searches along a line compares the whole losses."""
+
+        def whole() -> Any:
+            self._objective = []
+            try:
+                shown = None if closure is None else closure()
+                terms = self._objective
+            finally:
+                self._objective = None
+            return torch.stack(terms).sum() / self.trainer.accumulate_grad_batches if terms else shown
+
+        searches = optimizer.defaults.get("line_search_fn") is not None
+        original(epoch, batch_idx, optimizer, whole if searches else closure)
 
     def _diversity(self) -> list[Tensor]:
         pairs = self.model.endpoint_pairs()
