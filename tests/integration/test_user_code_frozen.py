@@ -224,8 +224,16 @@ FREEZING = {
 
 @pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist:UserWarning")
 @MODES
-@pytest.mark.parametrize("freezing", FREEZING)
-@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("freezing", "first"),
+    [
+        ("BackboneFinetuning", False),
+        ("BackboneFinetuning", True),
+        ("setup", False),
+        ("on_fit_start", True),
+        ("on_train_start", False),
+    ],
+)
 def test_a_backbone_that_is_released_later_is_compressed_from_then_on(tmp_path, mode, freezing, first):
     options = {"mode": mode, "subspace": "point", "every_n_epochs": 1}
     callback, other = lcs(**options), FREEZING[freezing]()

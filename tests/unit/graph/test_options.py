@@ -131,7 +131,6 @@ def test_sorting_needs_structured_mode() -> None:
     ("options", "match"),
     [
         ({"round_to": 0}, "round_to=0"),
-        ({"round_to": 2.5}, "round_to=2.5"),
         ({"min_channels": -1}, "min_channels=-1"),
         ({"order": "random"}, "order='random'"),
         ({"select": "last"}, "select='last'"),

@@ -209,7 +209,7 @@ def quick_turns():
 
 
 @pytest.mark.usefixtures("quick_turns")
-def test_eight_threads_run_while_a_ninth_switches_a_thousand_times(pair):
+def test_eight_threads_run_while_a_ninth_switches_hundreds_of_times(pair):
     _, loaded = pair
     levels = (0.0, 0.25, 0.5, 1.0)
     images = [torch.randn(1 + number % 2, 3, 8, 8) for number in range(8)]
@@ -240,7 +240,7 @@ def test_eight_threads_run_while_a_ninth_switches_a_thousand_times(pair):
     before = loaded.runtime.statistics()
     for thread in threads:
         thread.start()
-    for step in range(1000):
+    for step in range(300):
         loaded.set_alpha(levels[step % 4])
     finished.set()
     for thread in threads:
@@ -249,7 +249,7 @@ def test_eight_threads_run_while_a_ninth_switches_a_thousand_times(pair):
     assert errors == []
     assert wrong == []
     assert len(set().union(*seen)) > 1
-    assert after.switches - before.switches == 1000
+    assert after.switches - before.switches == 300
     assert after.forwards - before.forwards >= 8
     assert 0.0 <= after.mean_reader_wait_ms <= after.longest_reader_wait_ms
     assert loaded.runtime._current.readers == 0

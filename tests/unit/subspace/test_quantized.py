@@ -249,7 +249,7 @@ def test_timm_models(name):
         ({"edge_bits": 16}, "edge_bits=16"),
         ({"layer_bits": {"stem": 9}}, r"layer_bits\['stem'\]=9"),
         ({"weight_range": "max"}, "weight_range='max' is not known; choose one of 'minmax', 'mse'"),
-        ({"input_range": None}, "input_range=None is not known"),
+        ({"input_range": "max"}, "input_range='max' is not known"),
     ],
 )
 def test_options_out_of_range(options, match):
