@@ -24,8 +24,6 @@ def _last_apart(last: float, others: float) -> Callable[[Sequence[float]], list[
     return weights
 
 
-# What a step on a split batch visits by default.
-SPLIT_SAMPLER = "weighted"
 # Name -> weights of the losses of the levels that a step visits, in ascending order, as a function of the shares of the
 # samples on which they run.
 LOSS_REDUCTIONS: Mapping[str, Callable[[Sequence[float]], list[float]]] = {
@@ -60,8 +58,9 @@ class Sampling:
         split: Whether the batch of a step is divided over its levels, instead of running whole at each of them: a step
             then costs about as much as a plain step. ``True`` gives 0.6 of the samples to the largest level and the
             rest to the others in equal parts; a list gives the share of each level, in ascending order of the levels.
-            The default sampler is then "weighted", in every mode. A batch that gives a
-            level fewer than two samples runs whole at each level, with a warning. The default is ``False``.
+            The default sampler is then "weighted" for two levels and "weighted_sandwich" for more, in every mode. A
+            batch that gives a level fewer than two samples runs whole at each level, with a warning. The default is
+            ``False``.
         warmup: The share of all training steps, in [0, 1], over which sparsity grows to its level, or in which the
             inputs of layers are not quantized yet. The default is 0.5 in unstructured and in quantized mode.
             Structured mode has no warm-up.
@@ -128,6 +127,12 @@ class Sampling:
             )
         object.__setattr__(self, "sampler", levels)
 
+    @property
+    def split_sampler(self) -> str:
+        """The default sampler of a split batch: both ends of the range belong to every step of three or more levels."""
+        levels = self.alphas_per_step if isinstance(self.split, bool) else len(self.split)
+        return "weighted" if levels in (None, 1, 2) else "weighted_sandwich"
+
     def levels_per_step(self, sampler: str | Sequence[float]) -> int:
         """The number of levels that a step visits with a sampler: what was given, or the sampler's default."""
         if not isinstance(sampler, str):
@@ -159,7 +164,7 @@ class Sampling:
                 f"Sampling(split={self.split!r}) is neither true nor false nor a list of the shares of the levels, "
                 "such as [0.4, 0.6]"
             )
-        count = self.levels_per_step(SPLIT_SAMPLER if self.sampler is None else self.sampler)
+        count = self.levels_per_step(self.split_sampler if self.sampler is None else self.sampler)
         if count < 2:
             raise ValueError(
                 f"Sampling(split={self.split!r}) divides a batch over the levels of a step, and the sampler visits "

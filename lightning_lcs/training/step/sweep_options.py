@@ -23,7 +23,7 @@ from lightning_lcs.functional.sampling import (
 from lightning_lcs.functional.schedules import SCHEDULES
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.weights.line import Line
-from lightning_lcs.training.options import LOSS_REDUCTIONS, SPLIT_SAMPLER, Distillation, Loss, Sampling
+from lightning_lcs.training.options import LOSS_REDUCTIONS, Distillation, Loss, Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def sweep_options(mode: Mode, subspace: str, sampling: Sampling, loss: Loss, lin
         ValueError: An option does not fit the mode or the subspace.
     """
     defaults = mode.sampling(subspace)
-    default = defaults.sampler if sampling.split is False else SPLIT_SAMPLER
+    default = defaults.sampler if sampling.split is False else sampling.split_sampler
     given = default if sampling.sampler is None else sampling.sampler
     sampler = given if isinstance(given, str) else tuple(given)
     if sampler == PER_LAYER and not (mode.draws_per_layer and subspace == "point"):

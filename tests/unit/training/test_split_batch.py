@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._pytree import tree_structure
 
+from lightning_lcs import LCSCallback
 from lightning_lcs.training.step.split_batch import UndividedError, divide, spread
 
 COUNT = 8
@@ -145,3 +146,19 @@ def test_several_loaders_have_batches_of_their_own_sizes():
 def test_a_batch_that_is_no_longer_that_of_its_loaders_is_one_batch():
     found = divide((IMAGES, LABELS), SHARES, tree_structure({"a": 0, "b": 0}))
     assert [part[1].tolist() for part in found.parts] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("sampling", "sampler", "count"),
+    [
+        ({"split": True}, "weighted", 2),
+        ({"split": [0.4, 0.6]}, "weighted", 2),
+        ({"split": True, "alphas_per_step": 3}, "weighted_sandwich", 3),
+        ({"split": [0.25, 0.25, 0.5]}, "weighted_sandwich", 3),
+        ({"split": [0.25, 0.25, 0.5], "sampler": "uniform"}, "uniform", 3),
+    ],
+)
+@pytest.mark.parametrize("mode", ["structured", "unstructured", "quantized"])
+def test_the_default_sampler(mode, sampling, sampler, count):
+    options = LCSCallback(mode, sampling=sampling).options
+    assert (options.sampler, options.alphas_per_step) == (sampler, count)
