@@ -214,3 +214,31 @@ def test_optimizers_that_run_the_step_several_times(tmp_path, name, subspace):
     for (path, value), expected in zip(module.net.named_parameters(), model.module.parameters(), strict=True):
         # In float64, the same operations in another order.
         assert (value - expected).abs().max() <= 1e-9 * expected.abs().max(), path
+
+
+@pytest.mark.filterwarnings("ignore")  # of the optimizers
+def test_every_optimizer_of_timm_that_trains_without_the_callback_trains_with_it(tmp_path):
+    """At full width, to the same weights."""
+    trained, of_its_own = [], {}
+    for name in timm.optim.list_optimizers():
+        weights = []
+        for callbacks in ([], [lcs(subspace="point", sampling={"sampler": [1.0]})]):
+            torch.manual_seed(0)
+
+            def made(module, name=name):
+                return timm.optim.create_optimizer_v2(module.net, name, lr=0.01)
+
+            module = Optimized(made, Net(group_norm))
+            run = trainer(tmp_path, *callbacks, max_steps=2, limit_val_batches=0)
+            try:
+                run.fit(module, loader(digits(0, 32)))
+            except (RuntimeError, AssertionError) as error:  # a package for GPUs, or gradients of gradients
+                assert not callbacks, name
+                of_its_own[name] = str(error)
+                break
+            weights.append(list(module.net.parameters()))
+        if len(weights) == 2:
+            trained.append(name)
+            assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True)), name
+    assert len(trained) >= 50
+    assert all("CUDA" in why or "grad" in why for why in of_its_own.values())
