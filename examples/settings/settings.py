@@ -50,6 +50,7 @@ def widths() -> dict[str, Any]:
             for distance in ("mse", "cosine")
         },
         "3 levels, full plus mean": {"sampling": three, "loss": {"reduction": "full_plus_mean"}},
+        **{f"trained on {count} widths": {"sampling": {"levels": count}, "alphas": 13} for count in (4, 7, 13, 25)},
         "3 levels, sum": {"sampling": three, "loss": {"reduction": "sum"}},
         **{f"3 levels, full half, average of {decay}": {"ema_decay": decay} for decay in (0.9, 0.99)},
         "3 levels, weighted draws, full half": {"sampling": {"sampler": "weighted", **three}, "loss": HALF},
