@@ -12,6 +12,7 @@ from lightning_lcs.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lightning_lcs.callbacks.lcs import LCSCallback as LCSCallback
+    from lightning_lcs.callbacks.levels import levels as levels
     from lightning_lcs.callbacks.recalibration import BatchNormRecalibration as BatchNormRecalibration
     from lightning_lcs.callbacks.tradeoff import TradeoffMonitor as TradeoffMonitor
     from lightning_lcs.control.controller import RuntimeController as RuntimeController
@@ -43,6 +44,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "BatchNormRecalibration": "lightning_lcs.callbacks.recalibration",
         "TradeoffMonitor": "lightning_lcs.callbacks.tradeoff",
         "RuntimeController": "lightning_lcs.control.controller",
+        "levels": "lightning_lcs.callbacks.levels",
     },
 )
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,6 +22,7 @@ from lightning_lcs.training.averages import made_average
 from lightning_lcs.training.checks import (
     agreed,
     check_features,
+    check_manual,
     check_monitors,
     check_setup,
     check_teacher,
@@ -36,6 +37,7 @@ from lightning_lcs.training.options import Loss, Recalibration, Sampling, places
 from lightning_lcs.training.recipes import filled, recipe_for
 from lightning_lcs.training.saving import Saving
 from lightning_lcs.training.step.bare_step import sort_untrained
+from lightning_lcs.training.step.manual import TrainedLevel
 from lightning_lcs.training.step.sweep_options import SweepOptions
 from lightning_lcs.training.target import Target
 from lightning_lcs.training.upkeep import Upkeep
@@ -198,6 +200,11 @@ class LCSCallback(pl.Callback):
         """The last accuracy-efficiency curve, by ascending alpha; empty before the first."""
         return self._upkeep.measurement.curve
 
+    def levels(self) -> Iterator[TrainedLevel]:
+        """The levels of a training step with manual optimization; see :func:`lightning_lcs.levels`."""
+        manual = self._adoption.manual
+        return iter([TrainedLevel(1.0, 1.0)]) if manual is None else manual.levels()
+
     def adopted(self, module: LightningModule) -> SubspaceModel:
         """The subspace model of a module whose network is built by now.
 
@@ -215,6 +222,7 @@ class LCSCallback(pl.Callback):
         added = []
         if stage == "fit":
             check_setup(trainer, pl_module)
+            check_manual(pl_module, self.sampling, self.loss, self.line)
             if self.ema_decay is not None:
                 average = made_average(trainer, self.ema_decay, self._average)
                 added = [] if average is None else [average]

@@ -19,6 +19,7 @@ from lightning_lcs.training.averages import AveragedEndpoints
 from lightning_lcs.training.checks import check_model
 from lightning_lcs.training.endpoint_groups import HiddenEndpoints, Pairs, train_alike
 from lightning_lcs.training.options import Loss, Sampling
+from lightning_lcs.training.step.manual import ManualSteps
 from lightning_lcs.training.step.sweep import Sweep
 from lightning_lcs.training.step.sweep_options import SweepOptions, sweep_options
 from lightning_lcs.training.target import Target, find_targets
@@ -34,6 +35,7 @@ class Adoption:
         model: The subspace model; ``None`` until the network is known.
         targets: The paths of its networks in the module.
         options: The options of the sweep: until the network is known, those of the mode's default subspace.
+        manual: Runs the steps of a module with manual optimization while it is fitted; else ``None``.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Adoption:
         self._hidden: HiddenEndpoints | None = None
         self._averages: AveragedEndpoints | None = None
         self._sweep: Sweep | None = None
+        self.manual: ManualSteps | None = None
         self._loaded: Mapping[str, Any] | None = None
 
     def begin(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -82,7 +85,9 @@ class Adoption:
             self._sweep = Sweep(model, trainer, module, options=self.options, seed=self.seed)
             joining = functools.partial(self._join_after, trainer)
             self._patches.set(module, "on_fit_start", StandIn(module.on_fit_start, joining))
-            stepping = functools.partial(self._step, trainer, self._sweep)
+            self.manual = ManualSteps(self._sweep)
+            run = self._sweep.step if module.automatic_optimization else self.manual.step
+            stepping = functools.partial(self._step, trainer, run)
             self._patches.set(module, "training_step", StandIn(module.training_step, stepping))
             self._patches.set(module, "backward", StandIn(module.backward, self._sweep.backward))
             self._patches.set(module, "optimizer_step", StandIn(module.optimizer_step, self._sweep.optimize))
@@ -90,7 +95,7 @@ class Adoption:
     def end(self) -> None:
         """Take every replacement away."""
         self._patches.undo()
-        self._sweep = None
+        self._sweep = self.manual = None
         if self._hidden is not None:
             self._hidden.show()
             self._hidden = self._averages = None
@@ -193,10 +198,12 @@ class Adoption:
         on_fit_start()
         train_alike(self._pairs(), trainer.optimizers)
 
-    def _step(self, trainer: Trainer, sweep: Sweep, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _step(
+        self, trainer: Trainer, run: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """The step at several levels, on the parameters that hooks have frozen, released or added by now."""
         train_alike(self._pairs(), trainer.optimizers)
-        return sweep.step(original, *args, **kwargs)
+        return run(original, *args, **kwargs)
 
     def _pairs(self) -> Pairs:
         return [] if self.model is None else self.model.endpoint_pairs()

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.subspace.mode import Mode
 from lightning_lcs.subspace.weights.line import Line
-from lightning_lcs.training.options import Distillation
+from lightning_lcs.training.options import Distillation, Loss, Sampling
 from lightning_lcs.utils.options import did_you_mean
 from lightning_lcs.utils.warning import warn
 
@@ -36,11 +36,6 @@ def check_setup(trainer: Trainer, module: LightningModule) -> None:
     Raises:
         ValueError: With the reason, and what to do.
     """
-    if not module.automatic_optimization:
-        raise ValueError(
-            f"{type(module).__name__} uses manual optimization, and LCSCallback sums the gradients of several "
-            "levels inside Lightning's own step: use automatic optimization"
-        )
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise ValueError(
             f"{type(module).__name__}.training_step takes dataloader_iter, and each level would take other batches "
@@ -62,6 +57,26 @@ def check_setup(trainer: Trainer, module: LightningModule) -> None:
         for name in _names(other) & set(_CALLBACKS):
             kind = type(other).__name__
             raise ValueError(f"{kind} {_CALLBACKS[name]}: take it out of the trainer, or train without LCSCallback")
+
+
+def check_manual(module: LightningModule, sampling: Sampling, loss: Loss, line: Line) -> None:
+    """Refuse options of a training step where the step itself combines its losses.
+
+    Raises:
+        ValueError: The module uses manual optimization, and an option can't be applied to its steps.
+    """
+    options = {
+        "sampling=Sampling(split=...)": sampling.split is not False,
+        "loss=Loss(distillation=...)": loss.distillation is not None,
+        "loss=Loss(scale_penalty=...)": loss.scale_penalty != 0.0,
+        "line=Line(diversity_weight=...)": line.diversity_weight != 0.0,
+    }
+    given = [option for option, is_given in options.items() if is_given]
+    if given and not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} uses manual optimization, whose training_step adds up the losses of its levels "
+            f"itself: leave {' and '.join(given)} out, and do the same in the step"
+        )
 
 
 def check_teacher(teacher: torch.nn.Module | None, model: SubspaceModel) -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_lcs.model import SubspaceModel
 from lightning_lcs.training.data.loaders import training_batches
+from lightning_lcs.training.step.manual import without_optimization
 from lightning_lcs.training.user_code.isolation import apart
 from lightning_lcs.training.user_code.patches import StandIn
 
@@ -22,7 +23,12 @@ def bare_training_step(module: LightningModule) -> Callable[[Any, int], Any]:
     step: Callable[..., Any] = module.training_step
     step = step.__wrapped__ if isinstance(step, StandIn) else step
     takes_index = len(inspect.signature(step).parameters) > 1
-    return lambda batch, index: step(batch, index) if takes_index else step(batch)
+
+    def run(batch: Any, index: int) -> Any:
+        with without_optimization(module):
+            return step(batch, index) if takes_index else step(batch)
+
+    return run
 
 
 class TrainingFlags:

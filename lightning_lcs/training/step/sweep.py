@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,10 +18,10 @@ from lightning_lcs.subspace.running.level_runner import Call
 from lightning_lcs.subspace.running.own_backward import OwnBackwardError, own_backward_refused
 from lightning_lcs.subspace.running.training_level import TrainingLevel
 from lightning_lcs.subspace.weights.endpoints import is_norm
-from lightning_lcs.subspace.weights.layers import layer_of
 from lightning_lcs.training.endpoint_groups import all_parameters
 from lightning_lcs.training.options import Distillation
 from lightning_lcs.training.step.distillation import detached, distillation_loss, taught_by
+from lightning_lcs.training.step.draws import Draws
 from lightning_lcs.training.step.runs import Run, Runs
 from lightning_lcs.training.step.sweep_options import SweepOptions
 from lightning_lcs.training.target import guarded
@@ -65,7 +64,7 @@ class Sweep:
         self.trainer = trainer
         self.module = module
         self.options = options
-        self.seed = seed
+        self.draws = Draws(trainer, module, seed)
         self._runs = Runs(options, trainer)
         self._gradients = GradientSum()
         self._snapshot: Snapshot | None = None
@@ -79,19 +78,16 @@ class Sweep:
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one micro-batch at every level that was drawn for it."""
         loop = self.trainer.fit_loop
-        # Completed batches are counted: a batch that failed and is repeated after a resume draws the same levels.
-        done = loop.epoch_loop.batch_progress.total.completed
+        visited: Sequence[float]
         if loop._skip_backward:  # the last epoch of StochasticWeightAveraging, for batch norm
-            visited, runs = [1.0], [(args, 1.0)]
+            visited, runs = (1.0,), [(args, 1.0)]
         else:
-            visited = self.options.alphas(self.seed, done, self._steps())
+            visited = self.draws.visited(self.options)
             runs = self._runs(visited, args)
         last = visited[-1]
-        strength = self._strength()
+        strength, drawn = self.draws.strength(self.options), self.draws.of_layers(self.options, self.model.parts)
         self._gradients = GradientSum()
-        layers = [part.prefix + layer_of(name) for part in self.model.parts for name in part.compressed]
-        drawn = functools.partial(self.options.layer_values, self.seed, done, layers=layers)
-        self._distillation, self._rehearses = self._distillation_now(done)
+        self._distillation, self._rehearses = self._distillation_now()
         lessons, losses = self._others(original, kwargs, visited, runs, strength, drawn)
         with (
             guarded(self.model, last, "training_step") as guard,
@@ -164,7 +160,7 @@ class Sweep:
                 self._snapshot.restore()
         return lessons, losses
 
-    def _distillation_now(self, done: int) -> tuple[Distillation | None, bool]:
+    def _distillation_now(self) -> tuple[Distillation | None, bool]:
         """The options of distillation once it has begun, and whether it is only tried.
 
         The first step tries it, so that outputs that can't be compared are refused before hours of training.
@@ -173,8 +169,8 @@ class Sweep:
         if options is None or options.start == 0.0:
             return options, False
         off = "loss=Loss(distillation=Distillation(start=0))"
-        begun = self._progress(f"start={options.start:g}", off) >= options.start
-        return (options, not begun) if begun or done == 0 else (None, False)
+        begun = self.draws.progress(f"start={options.start:g}", off) >= options.start
+        return (options, not begun) if begun or self.draws.done == 0 else (None, False)
 
     def _pupils(self, visited: Sequence[float], runs: Sequence[Run]) -> list[tuple[Any, ...]]:
         """The different arguments of a step for which the full network is a teacher."""
@@ -220,7 +216,9 @@ class Sweep:
 
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the module's ``backward`` of the last level, and add the gradients of the others."""
-        level, self._level = self._level, None
+        level = self._level
+        if self.module.automatic_optimization:
+            self._level = None
         if is_overridden(self.module, "backward"):
             # A method of the user's own may do anything with the loss and with the gradients.
             loss = self._gradients.carried(loss)
@@ -284,33 +282,14 @@ class Sweep:
         if error.named and self.model.endpoint_pairs():
             raise RuntimeError(OWN_ON_A_LINE) from error
 
-    def _steps(self) -> float:
-        """The number of batches of the whole training; infinite if it has no end in sight."""
-        trainer = self.trainer
-        epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
-        batches = math.inf if trainer.max_steps == -1 else trainer.max_steps * trainer.accumulate_grad_batches
-        return float(min(batches, epochs * trainer.num_training_batches if epochs else 0.0))
-
-    def _strength(self) -> float:
-        """The share of a level's sparsity that applies at this step."""
-        if self.options.warmup == 0.0:
-            return 1.0
-        return self.options.strength(self._progress(f"warmup={self.options.warmup:g}", "sampling=Sampling(warmup=0)"))
-
-    def _progress(self, given: str, off: str) -> float:
-        """The share of all training steps that is done.
-
-        Args:
-            given: The option that is such a share, with its value.
-            off: The argument that turns it off.
-        """
-        total = self.trainer.estimated_stepping_batches
-        if not 0 < total < math.inf:
-            raise ValueError(
-                f"{given} is a share of all training steps, and the training data has no length: set "
-                f"Trainer(max_steps=...), or LCSCallback({off})"
-            )
-        return float(self.trainer.global_step / total)
+    @contextlib.contextmanager
+    def again(self, level: TrainingLevel) -> Iterator[None]:
+        """Inside the block, what runs again in a backward that :meth:`backward` runs does so at a level."""
+        self._level = level
+        try:
+            yield
+        finally:
+            self._level = None
 
     def _scaled(self, loss: Tensor) -> Tensor:
         """A loss as Lightning hands it to a backward."""
