@@ -25,6 +25,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Subset
 
+from lightning_lcs import levels
 from tests.integration.support import Module, Net, digits, group_norm, lcs, loader, trainer
 
 GLOBAL_BATCH = 32
@@ -65,6 +66,21 @@ class Counter(Callback):
         return default_hooks.allreduce_hook(None, bucket)
 
 
+class ByHand(Headed):
+    """The same step with manual optimization."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__(norm)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        for level in levels(self):
+            self.manual_backward(level.weight * super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
 def _shard(dataset: Any, rank: int, ranks: int) -> Any:
     share = GLOBAL_BATCH // ranks
     own = [i for i in range(len(dataset)) if i % GLOBAL_BATCH // share == rank]
@@ -75,7 +91,8 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     folder.mkdir(exist_ok=True)
     norm = nn.BatchNorm2d if options.pop("batch_norm", False) else group_norm
-    module = Headed(norm, options.pop("own_backward", False))
+    by_hand = options.pop("manual", False)
+    module = ByHand(norm) if by_hand else Headed(norm, options.pop("own_backward", False))
     counter = Counter()
     ranks, rank = options.pop("ranks"), int(os.environ.get("RANK", 0))
     strategy = DDPStrategy(process_group_backend="gloo", **options.pop("ddp", {})) if ranks > 1 else "auto"

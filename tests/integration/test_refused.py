@@ -12,12 +12,6 @@ from lightning_lcs.training.checks import check_setup
 from tests.integration.support import Module, lcs, trainer
 
 
-class Manual(Module):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-
 def check_refused(folder, module, train, val, match, *others, before=(), **options):
     weights = {name: value.clone() for name, value in module.state_dict().items()}
     with pytest.raises(ValueError, match=match):
@@ -50,15 +44,8 @@ class Draws(Module):
 
 
 @pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
-@pytest.mark.parametrize(
-    ("kind", "match"),
-    [
-        (Draws, "takes dataloader_iter, and each level would take other batches"),
-        (Manual, "manual optimization"),
-    ],
-)
-def test_optimizers(tmp_path, train, val, kind, match):
-    check_refused(tmp_path, kind(), train, val, match)
+def test_a_step_that_draws_its_batches_itself(tmp_path, train, val):
+    check_refused(tmp_path, Draws(), train, val, "takes dataloader_iter, and each level would take other batches")
 
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
