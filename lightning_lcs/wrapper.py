@@ -210,8 +210,9 @@ class CompressibleSubspaceWrapper(pl.LightningModule):
         return [LCSCallback(model.mode, model.subspace)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the subspace to a checkpoint."""
-        checkpoint[CHECKPOINT_KEY] = {**self.subspace_model.subspace_state(), "targets": ["subspace_model.module"]}
+        """Add the subspace to a checkpoint that has none yet: ``LCSCallback`` adds it with more."""
+        if CHECKPOINT_KEY not in checkpoint:
+            checkpoint[CHECKPOINT_KEY] = {**self.subspace_model.subspace_state(), "targets": ["subspace_model.module"]}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the subspace out of a checkpoint."""

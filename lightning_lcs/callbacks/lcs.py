@@ -18,7 +18,7 @@ from lightning_lcs.subspace.modes.registry import check_subspace, name_of, parse
 from lightning_lcs.subspace.weights.line import Line
 from lightning_lcs.subspace.weights.norms import check_norm
 from lightning_lcs.training.adoption import Adoption
-from lightning_lcs.training.averages import made_average
+from lightning_lcs.training.averages import copy_again, made_average
 from lightning_lcs.training.checks import (
     agreed,
     check_features,
@@ -41,7 +41,7 @@ from lightning_lcs.training.step.manual import TrainedLevel
 from lightning_lcs.training.step.sweep_options import SweepOptions
 from lightning_lcs.training.target import Target
 from lightning_lcs.training.upkeep import Upkeep
-from lightning_lcs.utils.options import checked_keywords, parse_options
+from lightning_lcs.utils.options import checked_keywords, misfit, parse_options
 
 
 class LCSCallback(pl.Callback):
@@ -88,7 +88,8 @@ class LCSCallback(pl.Callback):
         subspace_model: The subspace model; ``None`` until the network is known.
 
     Raises:
-        TypeError: A keyword is not an option. The message names the place of an option that lies elsewhere.
+        TypeError: A keyword is not an option, or a number is of another type. The message names the place of an option
+            that lies elsewhere.
         ValueError: An option is outside its range.
 
     Example:
@@ -118,6 +119,11 @@ class LCSCallback(pl.Callback):
         ema_decay: float | None = None,
         seed: int = 0,
     ) -> None:
+        numbers = {"every_n_epochs": (every_n_epochs, "int | None"), "ema_decay": (ema_decay, "float | None")}
+        for name, (value, kind) in {**numbers, "seed": (seed, "int")}.items():
+            allowed = misfit(value, kind)
+            if allowed:
+                raise TypeError(f"LCSCallback({name}={value!r}) is not {allowed}")
         self.mode = parse_mode(mode)
         self.subspace = None if subspace is None else check_subspace(subspace)
         self.target = target
@@ -235,6 +241,8 @@ class LCSCallback(pl.Callback):
         self._adoption.begin(trainer, pl_module, stage)
         for self._average in added:
             self._average.setup(trainer, pl_module, stage)
+        if stage == "fit" and self.norm != "keep":
+            copy_again(trainer, pl_module)
 
     def _take_work_of_others(self, trainer: Trainer) -> None:
         """Where the trainer has callbacks of its own for statistics or curves, their options hold."""

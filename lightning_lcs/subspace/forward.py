@@ -151,7 +151,11 @@ class Replaced:
         buffers = [prefix + leaf for prefix, _ in self._norms for leaf in _STATISTICS]
         self.names = (*parameters, *buffers)
         self.updated: frozenset[str] = frozenset()
-        self.statistics = {
+
+    @property
+    def statistics(self) -> dict[str, tuple[str, float]]:
+        """See :class:`Execution`; a training may change the momentum of its norms, as weight averaging does."""
+        return {
             f"{prefix}running_mean": (f"{prefix}running_var", 1.0 if child.momentum is None else float(child.momentum))
             for prefix, child in self._norms
         }

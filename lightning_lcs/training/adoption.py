@@ -218,7 +218,8 @@ class Adoption:
         """Take the subspace out of a checkpoint that holds one, before the module's own hook sees the checkpoint."""
         self._loaded = checkpoint.get(CHECKPOINT_KEY)
         if self._loaded is not None and self._averages is not None and trainer.state.fn == "fit":
-            self._loaded = self._averages.taken(self._loaded)
+            # A module with a subspace model of its own reads the checkpoint, too.
+            self._loaded = checkpoint[CHECKPOINT_KEY] = self._averages.taken(self._loaded)
         if self._loaded is None:
             subspace = self.subspace if self.model is None else self.model.subspace
             if trainer.state.fn == "fit" and subspace == "line" and checkpoint.get("optimizer_states"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import __version__ as lightning_version
-from lightning.pytorch import Trainer, callbacks
+from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor, nn
 
 from lightning_lcs.model import SubspaceModel
@@ -70,6 +70,13 @@ def made_average(trainer: Trainer, decay: float, own: Any) -> Any:
             f"{lightning_version}: leave it out, or update Lightning"
         )
     return kind(decay=decay)
+
+
+def copy_again(trainer: Trainer, module: LightningModule) -> None:
+    """Have averages that were set up before the norms of the module were replaced copy it once more."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if kind_of(callback) is not None and callback._average_model is not None:
+            callback.setup(trainer, module, "fit")
 
 
 class AveragedEndpoints:

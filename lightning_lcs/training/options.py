@@ -92,6 +92,10 @@ class Sampling:
                 f"Sampling(levels={self.levels}) is neither 0 (any alpha is drawn) nor at least 3; use, for example, "
                 f"{DEFAULT_LEVELS}"
             )
+        if self.alphas_per_step is not None and self.alphas_per_step < 1:
+            raise ValueError(
+                f"Sampling(alphas_per_step={self.alphas_per_step}) is below 1: a step needs at least one level"
+            )
         if self.warmup is not None and not 0.0 <= self.warmup <= 1.0:
             raise ValueError(
                 f"Sampling(warmup={self.warmup!r}) is not in [0, 1]: it is a share of all training steps; 0 turns it "
@@ -232,7 +236,8 @@ class Distillation:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if isinstance(self.loss, str) and self.loss not in ("logits", "features"):
+        known = self.loss in ("logits", "features") if isinstance(self.loss, str) else callable(self.loss)
+        if not known or isinstance(self.loss, type):
             raise ValueError(
                 f"Distillation(loss={self.loss!r}) is not known; give 'logits', 'features', or a function of the "
                 "outputs of the student and the teacher"
@@ -259,6 +264,8 @@ class Distillation:
             raise ValueError(f"Distillation(modules={self.modules!r}) is not a list of paths, such as ['layer3']")
         if isinstance(self.modules, str):
             raise ValueError(f"Distillation(modules={self.modules!r}) is one path; give a list, [{self.modules!r}]")
+        if not all(isinstance(path, str) for path in self.module_pairs):
+            raise ValueError(f"Distillation(modules={self.modules!r}) is not a list of paths, such as ['layer3']")
         if isinstance(self.modules, Mapping) and self.teacher is None:
             raise ValueError(
                 f"Distillation(modules={self.modules!r}) names modules of a teacher, and there is none; give teacher, "
@@ -320,7 +327,7 @@ class Loss:
                 f"{', '.join(map(repr, LOSS_REDUCTIONS))}"
             )
         if not self.scale_penalty >= 0:
-            raise ValueError(f"Loss(scale_penalty={self.scale_penalty!r}) is negative; 0 turns the term off")
+            raise ValueError(f"Loss(scale_penalty={self.scale_penalty!r}) is not 0 or above; 0 turns the term off")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -74,11 +74,29 @@ def check_types(group: Any) -> None:
         TypeError: Quantized(min_bits='3') is not a whole number
     """
     for field in dataclasses.fields(group):
-        kinds, value = [_KINDS.get(name) for name in str(field.type).split(" | ")], getattr(group, field.name)
-        known = [kind for kind in kinds if kind is not None]
-        if len(known) == len(kinds) and not any(fits(value) for _, fits in known):
-            allowed = " or ".join(words for words, _ in known if words != "None")
+        value = getattr(group, field.name)
+        allowed = misfit(value, str(field.type))
+        if allowed:
             raise TypeError(f"{type(group).__name__}({field.name}={value!r}) is not {allowed}")
+
+
+def misfit(value: Any, annotation: str) -> str:
+    """What a value should be that is of another type than an annotation; empty where it fits, or may.
+
+    Args:
+        value: The value.
+        annotation: The annotation; one that is not made of plain types fits everything.
+
+    Example:
+        >>> from lightning_lcs.utils.options import misfit
+        >>> misfit("3", "int | None"), misfit(3, "int | None")
+        ('a whole number', '')
+    """
+    kinds = [_KINDS.get(name) for name in annotation.split(" | ")]
+    known = [kind for kind in kinds if kind is not None]
+    if len(known) < len(kinds) or any(fits(value) for _, fits in known):
+        return ""
+    return " or ".join(words for words, _ in known if words != "None")
 
 
 def checked_keywords(

@@ -11,12 +11,16 @@ import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_lcs import LCSCallback, SubspaceModel
+from lightning_lcs import CompressibleSubspaceWrapper, LCSCallback, SubspaceModel
 from lightning_lcs.subspace.running import calibration
 from tests.integration.support import Module, Net, digits, group_norm, lcs, loader, older_lightning, trainer
 
 pytestmark = pytest.mark.skipif(older_lightning, reason="Lightning before 2.6 has no EMAWeightAveraging")
 VALIDATION = digits(48, 40)
+# timm's smallest networks need larger images.
+WIDE = torch.utils.data.TensorDataset(
+    torch.nn.functional.interpolate(digits(0, 32).tensors[0], 32), digits(0, 32).tensors[1]
+)
 MODES = ["structured", "unstructured", "quantized"]
 LINES = [{"subspace": "point"}, {"subspace": "line", "line": {"parameters": "all"}}]
 DECAY = 0.8
@@ -111,16 +115,17 @@ def swa(line):
     return callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1, annealing_epochs=2)
 
 
+class Stops(callbacks.Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            raise KeyError("stopped")
+
+
 @pytest.mark.parametrize("make", [lambda _: None, swa], ids=["ema", "swa"])
 @pytest.mark.parametrize("line", LINES, ids=ids)
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path, line, make):
     whole, _, path = fit(tmp_path / "whole", lcs(**line), epochs=4, averages=make(line))
     folder = tmp_path / "stopped"
-
-    class Stops(callbacks.Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            if trainer.current_epoch == 2:
-                raise KeyError("stopped")
 
     with pytest.raises(KeyError, match="stopped"):
         fit(folder, lcs(**line), Stops(), epochs=4, averages=make(line))
@@ -242,3 +247,72 @@ def test_one_average_is_enough(tmp_path):
 def test_a_decay_outside_its_range(decay):
     with pytest.raises(ValueError, match=rf"ema_decay={decay} is not in \(0, 1\)"):
         lcs(ema_decay=decay)
+
+
+class Momentum(callbacks.Callback):
+    """Changes the momentum of batch norms in the second epoch, as StochasticWeightAveraging does in its last."""
+
+    def __init__(self, momentum):
+        self.momentum = momentum
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            pl_module.net.norm1.momentum = pl_module.net.norm2.momentum = self.momentum
+
+
+@pytest.mark.parametrize("momentum", [0.01, None])
+@pytest.mark.parametrize("mode", MODES)
+def test_statistics_do_not_depend_on_a_momentum_that_changes(tmp_path, mode, momentum):
+    torch.manual_seed(0)
+    module, callback = Module(), lcs(mode=mode, subspace="point", recalibration={"images": 48})
+    run = trainer(tmp_path, callback, Momentum(momentum), max_epochs=2)
+    run.fit(module, loader(digits(0, 48)), loader(VALIDATION))
+    with torch.no_grad():
+        made = module.net.conv1(digits(0, 48).tensors[0])
+    names = [name for name in callback.subspace_model.statistics[0.5] if name.endswith("norm1.running_mean")]
+    if mode != "structured":  # all channels, of weights that are hardly sparse or quantized
+        found = module.net.norm1.running_mean
+        assert (found - made.mean((0, 2, 3))).abs().max() < 0.3 * made.std()
+    for name in names:
+        found = callback.subspace_model.statistics[0.5][name]
+        expected = made.mean((0, 2, 3))[: len(found)]
+        assert (found - expected).abs().max() < 0.3 * made.std()
+
+
+@pytest.mark.parametrize("subspace", ["point", "line"])
+def test_a_wrapper_saves_and_resumes_both_ends(tmp_path, subspace):
+    def make():
+        torch.manual_seed(0)
+        return CompressibleSubspaceWrapper("test_resnet", num_classes=10, in_chans=1, subspace=subspace)
+
+    def fit_wrapper(folder, *others, path=None):
+        module, callback = make(), lcs(subspace=subspace, ema_decay=DECAY)
+        saving = ModelCheckpoint(folder, save_last=True)
+        run = trainer(folder, callback, *others, saving, max_epochs=3, enable_checkpointing=True)
+        run.fit(module, loader(WIDE), loader(WIDE), ckpt_path=path)
+        return callback
+
+    whole = fit_wrapper(tmp_path / "whole")
+    opened = SubspaceModel.from_checkpoint(tmp_path / "whole" / "last.ckpt", make())
+    assert opened.runner.fingerprint() == whole.curve[0].weights
+    with pytest.raises(KeyError, match="stopped"):
+        fit_wrapper(tmp_path / "first", Stops())
+    resumed = fit_wrapper(tmp_path / "first", path=tmp_path / "first" / "last.ckpt")
+    for pair, expected in zip(
+        resumed.subspace_model.endpoint_pairs(), whole.subspace_model.endpoint_pairs(), strict=True
+    ):
+        for value, other in zip(pair, expected, strict=True):
+            assert torch.equal(value, other)
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+@pytest.mark.parametrize("first", [True, False])
+def test_averages_of_norms_that_were_replaced(tmp_path, norm, first):
+    torch.manual_seed(0)
+    callback, averages = lcs(norm=norm, subspace="point"), callbacks.EMAWeightAveraging(decay=DECAY)
+    order = [averages, callback] if first else [callback, averages]
+    saving = ModelCheckpoint(tmp_path, save_last=True)
+    run = trainer(tmp_path, *order, saving, max_epochs=1, enable_checkpointing=True)
+    run.fit(Module(), loader(digits(0, 48)), loader(VALIDATION))
+    opened = SubspaceModel.from_checkpoint(tmp_path / "last.ckpt", Module())
+    assert opened.runner.fingerprint() == callback.curve[0].weights

@@ -41,7 +41,7 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
             lambda: LCSCallback(sampling={"alphas_per_step": 1}),
             r"alphas_per_step=1 is below 2: the sandwich rule visits both ends",
         ),
-        (lambda: Sampling(alphas_per_step=0, sampler="uniform"), r"alphas_per_step=0 is below 1: a step needs"),
+        (lambda: Sampling(alphas_per_step=0, sampler="uniform"), r"alphas_per_step=0\) is below 1: a step needs"),
         (lambda: Line(diversity_weight=-1.0), r"Line\(diversity_weight=-1.0\) is negative; 0 turns the term off"),
         (lambda: LCSCallback(every_n_epochs=0), r"every_n_epochs=0 is below 1; leave it out to measure once"),
         (lambda: LCSCallback(alphas=1), r"alphas=1 is below 2: a grid holds both ends"),
@@ -71,6 +71,11 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
             lambda: LCSCallback("quantized", sampling={"sampler": [0.0, 1.0]}, recalibration={"images": 0}),
             r"Recalibration\(images=0\) does not go with quantized mode, which compresses alpha = 1",
         ),
+        (
+            lambda: Distillation(loss=3),
+            r"Distillation\(loss=3\) is not known; give 'logits', 'features', or",
+        ),
+        (lambda: Distillation(loss="features", modules=[1]), r"modules=\[1\]\) is not a list of paths"),
         (lambda: Sampling(split=0.5), r"Sampling\(split=0.5\) is neither true nor false nor a list of the shares"),
         (lambda: Sampling(split=["a"]), r"Sampling\(split=\['a'\]\) is neither true nor false nor a list"),
         (lambda: Sampling(split=[1.0]), r"Sampling\(split=\[1.0\]\) divides a batch over .* the sampler visits one"),
@@ -83,7 +88,7 @@ from tests.integration.support import Data, Module, Net, lcs, trainer
         ),
         (lambda: LCSCallback(sampling={"warm": 1}), r"sampling has no option 'warm' \(did you mean 'warmup'\?\)"),
         (lambda: SubspaceModel(Net(), line={"ends": 2}), r"line has no option 'ends'; its options are 'parameters'"),
-        (lambda: Loss(scale_penalty=-1.0), r"Loss\(scale_penalty=-1.0\) is negative; 0 turns the term off"),
+        (lambda: Loss(scale_penalty=-1.0), r"Loss\(scale_penalty=-1.0\) is not 0 or above; 0 turns the term off"),
         (lambda: LCSCallback.method("vs"), r"method 'vs' is not known; choose from"),
         (lambda: LCSCallback.method("bits-9"), r"method 'bits-9' is not known"),
         (lambda: LCSCallback.method("sparsity-1"), r"method 'sparsity-1' is not known"),
@@ -118,6 +123,10 @@ def test_numbers_as_text_and_as_numpy_has_them():
         Quantized(per_channel="yes")
     with pytest.raises(TypeError, match=r"Sampling\(warmup=True\) is not a number"):
         Sampling(warmup=True)
+    for options in ({"ema_decay": "0.9"}, {"every_n_epochs": "1"}, {"seed": None}):
+        ((name, value),) = options.items()
+        with pytest.raises(TypeError, match=rf"LCSCallback\({name}={value!r}\) is not a (whole )?number"):
+            LCSCallback(**options)
     assert Quantized(min_bits=np.int64(4)).bit_width(0.0) == 4
 
 
@@ -250,17 +259,6 @@ def test_two_callbacks(tmp_path):
 def test_settings_in_two_places_that_disagree(tmp_path, options, helper):
     with pytest.raises(ValueError, match=next(iter(options))):
         trainer(tmp_path, LCSCallback(**options), helper).fit(Module(), datamodule=Data())
-
-
-def test_manual_optimization(tmp_path):
-    class Manual(Module):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
-
-    match = "Manual uses manual optimization, and LCSCallback sums the gradients of several levels.*automatic optimiz"
-    with pytest.raises(ValueError, match=match):
-        trainer(tmp_path, lcs()).fit(Manual(), datamodule=Data())
 
 
 def test_two_optimizers(tmp_path):

@@ -157,10 +157,30 @@ def test_a_batch_that_is_too_small_to_split_runs_whole_at_each_level(tmp_path, t
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             run.fit(modules[-1], DataLoader(few, batch_size=None))
-        told = [each for each in found if "not divided over 3 levels: 5 samples leave" in str(each.message)]
+        told = [
+            each for each in found if "not divided over 3 levels: its first tensor gives 5 samples" in str(each.message)
+        ]
         assert len(told) == bool(sampling.get("split"))
     for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@no_curve
+def test_once_it_is_not_known_what_samples_are_no_batch_is_divided(tmp_path):
+    """One batch holds as many boxes as images by chance."""
+    seen = []
+
+    class Boxes(Module):
+        def training_step(self, batch, batch_idx):
+            seen.append((len(batch["image"]), len(batch["box"])))
+            return self.net(batch["image"]).square().mean()
+
+    batches = [{"image": torch.randn(8, 1, 8, 8), "box": torch.zeros(count, 4)} for count in (11, 8)]
+    sampling = {"split": [0.5, 0.5], "sampler": "weighted"}
+    run = trainer(tmp_path, lcs(subspace="point", sampling=sampling), limit_val_batches=0)
+    with pytest.warns(UserWarning, match="it is not known which of them are samples"):
+        run.fit(Boxes(), DataLoader(batches, batch_size=None))
+    assert seen[:4] == [(8, 11)] * 2 + [(8, 8)] * 2
 
 
 @no_curve

@@ -38,6 +38,7 @@ class Runs:
         self._options = options
         self._trainer = trainer
         self._told = False
+        self._divides = True
 
     def __call__(self, visited: Sequence[float], args: tuple[Any, ...]) -> list[Run]:
         """The run of each level of a step, in the same order.
@@ -47,10 +48,11 @@ class Runs:
             args: The arguments of the step, of which the first is the batch.
         """
         shares = self._options.shares
-        if shares is not None:
+        if shares is not None and self._divides:
             try:
                 divided = divide(args[0], shares, self._loaders())
             except UndividedError as error:
+                self._divides = not error.unknown
                 self._tell(UNDIVIDED.format(reason=error, levels=len(visited)))
             else:
                 if divided.whole:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from lightning_lcs.graph.tracing.example_inputs import lists_samples
+from lightning_lcs.graph.tracing.example_inputs import MOST_SETTINGS, lists_samples
 from lightning_lcs.training.data.loaders import batch_size, lists_images
 
 # Batch norms refuse to train on maps of a single pixel of a single sample.
@@ -22,7 +22,13 @@ Leaf = Callable[[str, Any], Any]
 
 
 class UndividedError(ValueError):
-    """A batch can't be divided; the message says why."""
+    """A batch can't be divided; the message says why.
+
+    Attributes:
+        unknown: Whether it is not known what its samples are, so that batches like it should not be divided either.
+    """
+
+    unknown = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,7 @@ def divide(batch: Any, shares: Sequence[float], loaders: TreeSpec | None = None)
     count = batch_size(batch)
     rows = spread(count, shares)
     if min(map(len, rows)) < FEWEST:
-        raise UndividedError(f"{count} samples leave a level fewer than {FEWEST}")
+        raise UndividedError(f"its first tensor gives {count} samples, which leave a level fewer than {FEWEST}")
     if lists_images(batch):
         return Divided([[batch[row] for row in own] for own in rows], [])
     whole = _others(batch, count)
@@ -130,7 +136,9 @@ def _others(batch: Any, count: int) -> list[str]:
     others = [path for path, rows in found.items() if rows not in (1, count)]
     if 2 * len(others) >= len(found):
         sizes = ", ".join(map(str, collections.Counter(found.values())))
-        raise UndividedError(f"its tensors have {sizes} rows, so that it is not known which of them are samples")
+        error = UndividedError(f"its tensors have {sizes} rows, so that it is not known which of them are samples")
+        error.unknown = True
+        raise error
     return others
 
 
@@ -138,7 +146,7 @@ def _mapped(value: Any, leaf: Leaf, count: int, path: str) -> Any:
     """A copy of a batch in which tensors, arrays and lists of samples are what a function makes of path and value."""
     if isinstance(value, (Tensor, np.ndarray)):
         return leaf(path, value) if value.ndim else value
-    if path != "batch" and lists_samples(value, count):
+    if path != "batch" and (lists_samples(value, count) or _lists_labels(value, count)):
         return leaf(path, value)
     if isinstance(value, Mapping):
         parts = {key: _mapped(inner, leaf, count, f"{path}[{key!r}]") for key, inner in value.items()}
@@ -153,6 +161,13 @@ def _mapped(value: Any, leaf: Leaf, count: int, path: str) -> Any:
             object.__setattr__(made, field.name, _mapped(inner, leaf, count, f"{path}.{field.name}"))
         return made
     return value
+
+
+def _lists_labels(value: Any, count: int) -> bool:
+    """Whether a value has a number for each sample; a short tuple of numbers may also be a size."""
+    if type(value) not in (list, tuple) or len(value) != count or not all(isinstance(e, (int, float)) for e in value):
+        return False
+    return type(value) is list or count > MOST_SETTINGS
 
 
 def _like(value: MutableMapping[Any, Any], parts: dict[Any, Any]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -72,7 +73,7 @@ class Sweep:
         self._direct = False
         self._lessons_with_gradients = False
         self._distillation: Distillation | None = None  # of the present step
-        self._rehearses = False
+        self._rehearses = self._tried = False
         self._objective: list[Tensor] | None = None  # the terms of the present step's loss, where they are asked for
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -163,14 +164,15 @@ class Sweep:
     def _distillation_now(self) -> tuple[Distillation | None, bool]:
         """The options of distillation once it has begun, and whether it is only tried.
 
-        The first step tries it, so that outputs that can't be compared are refused before hours of training.
+        The first step with a compressed level tries it, so that outputs that can't be compared are refused before hours
+        of training.
         """
         options = self.options.distillation
         if options is None or options.start == 0.0:
             return options, False
         off = "loss=Loss(distillation=Distillation(start=0))"
         begun = self.draws.progress(f"start={options.start:g}", off) >= options.start
-        return (options, not begun) if begun or self.draws.done == 0 else (None, False)
+        return (options, not begun) if begun or not self._tried else (None, False)
 
     def _pupils(self, visited: Sequence[float], runs: Sequence[Run]) -> list[tuple[Any, ...]]:
         """The different arguments of a step for which the full network is a teacher."""
@@ -212,6 +214,7 @@ class Sweep:
         elif lesson is None or alpha == 1.0:
             return loss
         distance = distillation_loss(options, calls, lesson)
+        self._tried = True
         return loss if self._rehearses else (1.0 - options.weight) * loss + options.weight * distance
 
     def backward(self, original: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -335,7 +338,9 @@ class Sweep:
                 self._objective = None
             return torch.stack(terms).sum() / self.trainer.accumulate_grad_batches if terms else shown
 
-        searches = optimizer.defaults.get("line_search_fn") is not None
+        # Those of torch but one do not look at the value; others may.
+        kind = type(optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer)
+        searches = optimizer.defaults.get("line_search_fn") is not None or not kind.__module__.startswith("torch.optim")
         original(epoch, batch_idx, optimizer, whole if searches else closure)
 
     def _diversity(self) -> list[Tensor]:

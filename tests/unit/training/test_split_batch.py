@@ -106,13 +106,13 @@ def test_samples_as_pairs_or_mappings():
 def test_a_batch_of_two_tensors_with_two_samples_is_no_list_of_samples():
     found = divide([torch.zeros(4, 1), torch.arange(4)], [0.5, 0.5]).parts
     assert [part[1].tolist() for part in found] == [[0, 2], [1, 3]]
-    with pytest.raises(UndividedError, match="2 samples leave a level fewer than 2"):
+    with pytest.raises(UndividedError, match="2 samples, which leave a level fewer than 2"):
         divide([torch.zeros(2, 1), torch.arange(2)], [0.5, 0.5])
 
 
 @pytest.mark.parametrize("batch", [torch.zeros(5, 2), [torch.zeros(3, 2), torch.zeros(3)], {"scale": 0.5}, np.zeros(2)])
 def test_too_few_samples(batch):
-    with pytest.raises(UndividedError, match="samples leave a level fewer than 2"):
+    with pytest.raises(UndividedError, match="samples, which leave a level fewer than 2"):
         divide(batch, SHARES)
 
 
@@ -162,3 +162,12 @@ def test_a_batch_that_is_no_longer_that_of_its_loaders_is_one_batch():
 def test_the_default_sampler(mode, sampling, sampler, count):
     options = LCSCallback(mode, sampling=sampling).options
     assert (options.sampler, options.alphas_per_step) == (sampler, count)
+
+
+def test_labels_as_numbers_in_lists_and_tuples():
+    for count in (4, 8):
+        images, numbers = torch.arange(float(count)), list(range(count))
+        for labels in (numbers, tuple(numbers)):
+            for part in divide({"image": images, "label": labels}, [0.5, 0.5]).parts:
+                whole = count == 4 and isinstance(labels, tuple)  # it may be a size
+                assert list(part["label"]) == (numbers if whole else part["image"].tolist())
