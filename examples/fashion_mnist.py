@@ -1,4 +1,4 @@
-"""Fashion-MNIST: a plain network, and the same recipe as a compressible subspace (point and line).
+"""Fashion-MNIST: a plain network, and the same recipe as a compressible subspace (point, line, and the fast recipe).
 
     python examples/fashion_mnist.py                   # all runs that are missing, then the table
     python examples/fashion_mnist.py --methods point   # one of them
@@ -20,15 +20,13 @@ from rich.table import Table
 from lightning_lcs import LCSCallback
 from lightning_lcs.data import FashionMNISTDataModule
 
-METHODS = ("plain", "point", "line")
+METHODS = {"plain": {}, "point": {"subspace": "point"}, "line": {"subspace": "line"}, "fast": {"recipe": "fast"}}
 
 
 def train(method: str, folder: Path, epochs: int, data: FashionMNISTDataModule) -> None:
     L.seed_everything(0)
     module = Classifier("resnet10t", in_chans=1)
-    lcs = LCSCallback(
-        mode="structured", subspace="point" if method == "plain" else method, recalibration={"images": 2048}
-    )
+    lcs = LCSCallback(mode="structured", recalibration={"images": 2048}, **METHODS[method])
     checkpoint = ModelCheckpoint(folder, filename="model", save_last=False, enable_version_counter=False)
     options = {"logger": CSVLogger(folder, name="", version=""), "max_epochs": epochs, "enable_model_summary": False}
     # The plain network is trained without the callback, then cut to the same widths and recalibrated.

@@ -8,7 +8,7 @@ from lightning_lcs.io.inspect import inspect_file
 from lightning_lcs.reporting.terminal import print_levels
 
 
-def levels(file: Path) -> None:
+def show_levels(file: Path) -> None:
     """Print the level table of a model.lcs: names, costs, and what was measured when it was saved.
 
     Args:

@@ -36,7 +36,7 @@ COMMANDS = {
     "predict": Command("fit.training", "run a checkpoint on a data module's images", parses=True),
     "coverage": Command("coverage.coverage", "say how far networks of timm and torchvision can be narrowed"),
     "inspect": Command("inspect.inspect", "verify a model.lcs, and say what is in it"),
-    "levels": Command("levels.levels", "print the level table of a model.lcs"),
+    "levels": Command("levels.show_levels", "print the level table of a model.lcs"),
     "materialize": Command("materialize.materialize", "cut one level out of a model.lcs"),
     "bench": Command("bench.bench", "time the levels of a model.lcs on this machine"),
     "export": Command("export.export", "write levels of a model.lcs for ONNX and other runtimes", parses=True),
