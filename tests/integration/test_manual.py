@@ -1,6 +1,7 @@
 """Manual optimization: a step that goes through the levels trains as the same losses do, written out in torch."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -189,7 +190,7 @@ class Unaware(Plain):
 def test_a_module_that_never_goes_through_the_levels_is_told_how(tmp_path, monkeypatch):
     monkeypatch.setattr(manual, "PATIENCE", 2)
     run = trainer(tmp_path, lcs(), limit_val_batches=0)
-    with pytest.raises(RuntimeError, match=r"Unaware uses manual optimization.*2 training steps.*for level in levels"):
+    with pytest.warns(UserWarning, match=r"Unaware uses manual optimization.*2 training steps.*for level in levels"):
         run.fit(Unaware(), loader(digits(0, 48)))
 
 
@@ -220,3 +221,28 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     resumed = fit(tmp_path / "then", 3, tmp_path / "first" / "end.ckpt")
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_step_that_fails_at_a_level_leaves_no_level_behind(tmp_path):
+    class Fails(Plain):
+        def training_step(self, batch, batch_idx):
+            loop = levels(self)  # the traceback keeps it
+            for level in loop:
+                self.net(batch[0])
+                if level.alpha == 0.0:
+                    raise KeyError("in the loop")
+
+    module, callback = Fails(Net(group_norm)), lcs()
+    with pytest.raises(KeyError, match="in the loop") as held:
+        trainer(tmp_path, callback, limit_val_batches=0).fit(module, loader(digits(0, 48)))
+    del held  # and with it the traceback
+    gc.collect()
+    model, images = callback.subspace_model.eval(), digits(0, 4).tensors[0]
+    with torch.no_grad():
+        narrow, full = [model.materialize(alpha)(images) for alpha in (0.0, 1.0)]
+        found = []
+        for alpha in (0.0, 1.0):
+            model.set_alpha(alpha)
+            found.append(model(images))
+    torch.testing.assert_close(found, [narrow, full])
+    assert not torch.equal(narrow, full)

@@ -240,5 +240,6 @@ def test_every_optimizer_of_timm_that_trains_without_the_callback_trains_with_it
         if len(weights) == 2:
             trained.append(name)
             assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True)), name
+    print(f"\n{len(trained)} of {len(timm.optim.list_optimizers())} optimizers of timm")
     assert len(trained) >= 50
     assert all("CUDA" in why or "grad" in why for why in of_its_own.values())

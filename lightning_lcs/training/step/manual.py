@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -12,14 +12,15 @@ from lightning.pytorch import LightningModule
 from lightning_lcs.training.step.sweep import Sweep
 from lightning_lcs.training.target import guarded
 from lightning_lcs.training.user_code.patches import Patches
+from lightning_lcs.utils.warning import warn
 
 # Steps may train something else than the network for a while, such as the critic of a GAN.
 PATIENCE = 25
 
 NEVER = (
-    "{module} uses manual optimization, and {steps} training steps have gone by without levels(), so that the network "
-    "was trained at full size alone: go through the levels in training_step, with `for level in levels(self): ... "
-    "self.manual_backward(level.weight * loss)` (from lightning_lcs import levels)"
+    "{module} uses manual optimization, and {steps} training steps have gone by without levels(), so that so far the "
+    "network is trained at full size alone: go through the levels in training_step, with `for level in levels(self): "
+    "... self.manual_backward(level.weight * loss)` (from lightning_lcs import levels)"
 )
 
 
@@ -50,32 +51,37 @@ class ManualSteps:
         self._runs = False
         self._used = False
         self._steps = 0
+        self._open: list[Generator[TrainedLevel, None, None]] = []  # in the present step
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run one step.
-
-        Raises:
-            RuntimeError: No step of many has gone through the levels.
-        """
+        """Run one step; a warning says where no step of many has gone through the levels."""
         sweep = self._sweep
         self._runs = True
         try:
             with sweep.model.runner.training_level(1.0, strength=sweep.draws.strength(sweep.options), direct=True):
-                output = original(*args, **kwargs)
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    # A loop in a variable that is left by an error would end, and set back the level, only when the
+                    # traceback is gone: after the step.
+                    while self._open:
+                        self._open.pop().close()
         finally:
             self._runs = False
-        self._steps += 1
-        if not self._used and self._steps >= PATIENCE:
-            raise RuntimeError(NEVER.format(module=type(sweep.module).__name__, steps=self._steps))
-        return output
+            self._steps += 1
+            if not self._used and self._steps == PATIENCE:
+                warn(NEVER.format(module=type(sweep.module).__name__, steps=self._steps))
 
     def levels(self) -> Iterator[TrainedLevel]:
         """The levels of the present step, ascending; the networks run at each inside of the loop over them."""
-        sweep = self._sweep
         if not self._runs:  # statistics are collected, or a validation runs: at the level that is set
-            yield TrainedLevel(sweep.model.alpha, 1.0)
-            return
+            return iter([TrainedLevel(self._sweep.model.alpha, 1.0)])
         self._used = True
+        self._open.append(self._levels())
+        return self._open[-1]
+
+    def _levels(self) -> Generator[TrainedLevel, None, None]:
+        sweep = self._sweep
         draws, options = sweep.draws, sweep.options
         visited = draws.visited(options)
         weights = options.weights([1.0 / len(visited)] * len(visited))

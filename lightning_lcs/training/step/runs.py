@@ -30,24 +30,23 @@ class Runs:
     """Gives the runs of a step; it warns once of batches that are not divided.
 
     Args:
-        options: What steps visit.
         trainer: The trainer, whose loaders say how a batch is made.
     """
 
-    def __init__(self, options: SweepOptions, trainer: Trainer) -> None:
-        self._options = options
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._told = False
         self._divides = True
 
-    def __call__(self, visited: Sequence[float], args: tuple[Any, ...]) -> list[Run]:
+    def __call__(self, options: SweepOptions, visited: Sequence[float], args: tuple[Any, ...]) -> list[Run]:
         """The run of each level of a step, in the same order.
 
         Args:
+            options: What steps visit.
             visited: The levels.
             args: The arguments of the step, of which the first is the batch.
         """
-        shares = self._options.shares
+        shares = options.shares
         if shares is not None and self._divides:
             try:
                 divided = divide(args[0], shares, self._loaders())
@@ -58,9 +57,9 @@ class Runs:
                 if divided.whole:
                     self._tell(WHOLE.format(names=", ".join(divided.whole)))
                 sizes = [batch_size(part) for part in divided.parts]
-                weights = self._options.weights([size / sum(sizes) for size in sizes])
+                weights = options.weights([size / sum(sizes) for size in sizes])
                 return [((part, *args[1:]), weight) for part, weight in zip(divided.parts, weights, strict=True)]
-        return [(args, weight) for weight in self._options.weights([1.0 / len(visited)] * len(visited))]
+        return [(args, weight) for weight in options.weights([1.0 / len(visited)] * len(visited))]
 
     def _loaders(self) -> TreeSpec | None:
         """The structure of a batch to which several loaders contribute."""

@@ -66,7 +66,7 @@ class Sweep:
         self.module = module
         self.options = options
         self.draws = Draws(trainer, module, seed)
-        self._runs = Runs(options, trainer)
+        self._runs = Runs(trainer)
         self._gradients = GradientSum()
         self._snapshot: Snapshot | None = None
         self._level: TrainingLevel | None = None  # of the forward whose backward comes next
@@ -84,7 +84,7 @@ class Sweep:
             visited, runs = (1.0,), [(args, 1.0)]
         else:
             visited = self.draws.visited(self.options)
-            runs = self._runs(visited, args)
+            runs = self._runs(self.options, visited, args)
         last = visited[-1]
         strength, drawn = self.draws.strength(self.options), self.draws.of_layers(self.options, self.model.parts)
         self._gradients = GradientSum()
